@@ -26,7 +26,11 @@ void vq_error_clear(void);
 const char *vq_status_name(vq_status code);
 
 /* Fails with code and a message. */
-#define VQ_FAIL(code, ...) return vq_error_set(code, __FILE__, __LINE__, __VA_ARGS__)
+#define VQ_FAIL(code, ...)                                                                         \
+    do {                                                                                           \
+        vq_error_set((code), __FILE__, __LINE__, __VA_ARGS__);                                     \
+        return (code);                                                                             \
+    } while (0)
 
 /* Passes a failure on. */
 #define VQ_TRY(call)                                                                               \

@@ -64,6 +64,16 @@ vq_tensor vq_tensor_4d(void *data, vq_dtype dtype, int64_t n0, int64_t n1, int64
     return make(data, dtype, 4, (int64_t[]){n0, n1, n2, n3});
 }
 
+vq_status vq_tensor_new(vq_arena *arena, vq_place place, vq_dtype dtype, int ndim,
+                        const int64_t *dim, vq_tensor *out)
+{
+    int64_t count = 1;
+    for (int i = 0; i < ndim; i++) count *= dim[i];
+    *out = make(NULL, dtype, ndim, dim);
+    out->place = place;
+    return vq_arena_array(arena, count, vq_dtype_bytes(dtype), &out->data);
+}
+
 int64_t vq_tensor_count(const vq_tensor *t)
 {
     int64_t n = 1;

@@ -1,6 +1,6 @@
 /* tensor.h - a descriptor of an array: where, what type, what shape. It never owns the data. */
 #pragma once
-#include "base.h"
+#include "arena.h"
 
 typedef enum vq_dtype {
     VQ_F32,
@@ -41,6 +41,14 @@ vq_tensor vq_tensor_1d(void *data, vq_dtype dtype, int64_t n0);
 vq_tensor vq_tensor_2d(void *data, vq_dtype dtype, int64_t n0, int64_t n1);
 vq_tensor vq_tensor_3d(void *data, vq_dtype dtype, int64_t n0, int64_t n1, int64_t n2);
 vq_tensor vq_tensor_4d(void *data, vq_dtype dtype, int64_t n0, int64_t n1, int64_t n2, int64_t n3);
+
+/* The dims of a shape where a function takes `int ndim, const int64_t *dim`. */
+#define VQ_DIMS(...) VQ_COUNT(((int64_t[]){__VA_ARGS__})), (int64_t[]){__VA_ARGS__}
+
+/* A contiguous tensor in memory of an arena that lies at place; not cleared.
+ * VQ_TRY(vq_tensor_new(arena, be->place, be->act, VQ_DIMS(n, E), &t)). Fails: VQ_EMEM. */
+vq_status vq_tensor_new(vq_arena *arena, vq_place place, vq_dtype dtype, int ndim,
+                        const int64_t *dim, vq_tensor *out);
 
 int64_t vq_tensor_count(const vq_tensor *t); /* elements */
 size_t vq_tensor_bytes(const vq_tensor *t);  /* of the elements, without gaps */

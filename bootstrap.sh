@@ -1,0 +1,214 @@
+#!/usr/bin/env bash
+# bootstrap.sh - from a bare machine to a built, tried and tested vqround.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+usage() {
+    cat <<'END'
+usage: ./bootstrap.sh COMMAND [OPTIONS]
+
+  deps              install the packages that are missing (apt-get), or name them
+  build [CMAKE...]  deps, then build/vqround; CMAKE are options such as -DVQ_ARCH=x86-64-v3
+  demo [VQROUND...] build, then quantize the bundled model to 2 bits into runs/demo
+                    (made anew; with --resume true as it was left)
+  check             formatting, layers, sanitizers, fuzzing and all tests
+  bench             build and run what bench/ holds
+  clean             remove all that was built (runs/ stays)
+
+Exit codes: 0 done, 2 packages are missing or the command is wrong, others from what failed.
+END
+}
+
+# What we need, by its name in Debian, in Spack and in conda-forge, and how to see that it is
+# there: a command, a pkg-config module or a C++ header. `check` needs the last ones only.
+packages() {
+    cat <<'END'
+build gcc                   gcc           gcc              command gcc
+build g++                   gcc           gxx              command g++
+build make                  gmake         make             command make
+build cmake                 cmake         cmake            command cmake
+build pkg-config            pkgconf       pkg-config       command pkg-config
+build libopenblas-dev       openblas      openblas         module  openblas
+build libhdf5-dev           hdf5          hdf5             command h5cc
+build libjansson-dev        jansson       jansson          module  jansson
+build libyaml-dev           libyaml       yaml             module  yaml-0.1
+build libpcre2-dev          pcre2         pcre2            module  libpcre2-8
+build libutf8proc-dev       utf8proc      libutf8proc      module  libutf8proc
+build libzip-dev            libzip        libzip           module  libzip
+build zlib1g-dev            zlib          zlib             module  zlib
+build libzstd-dev           zstd          zstd             module  libzstd
+build libsentencepiece-dev  sentencepiece libsentencepiece module  sentencepiece
+build libfaiss-dev          faiss         libfaiss         header  faiss/c_api/faiss_c.h
+build dpkg-dev              -             -                command dpkg-source
+build gnuplot-nox           gnuplot       gnuplot          command gnuplot
+build libcmocka-dev         cmocka        cmocka           module  cmocka
+check clang-format          llvm          clang-format=14  command clang-format
+END
+}
+
+say() {
+    printf '\n== %s\n' "$*"
+}
+
+fail() {
+    echo "bootstrap.sh: $1" >&2
+    exit "${2:-1}"
+}
+
+present() { # KIND NAME
+    case $1 in
+    command) command -v "$2" ;;
+    module) pkg-config --exists "$2" ;;
+    header) echo "#include <$2>" | "${CC:-gcc}" -E - ;;
+    esac &>/dev/null
+}
+
+# The rows of the table that are not there, for `build` or for `check`.
+missing() {
+    local use debian spack conda kind name
+    packages | while read -r use debian spack conda kind name; do
+        [ "$use" = check ] && [ "$1" = build ] && continue
+        # Only Debian needs its source packages' tools (FAISS's C API is made from one).
+        [ "$debian" = dpkg-dev ] && [ ! -e /etc/debian_version ] && continue
+        present "$kind" "$name" || echo "$debian $spack $conda"
+    done
+}
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then
+        "$@"
+    else
+        sudo "$@"
+    fi
+}
+
+may_install() {
+    command -v apt-get >/dev/null || return 1
+    [ "$(id -u)" = 0 ] && return 0
+    command -v sudo >/dev/null || return 1
+    sudo -n true 2>/dev/null || { [ -t 0 ] && sudo -v; }
+}
+
+apt() {
+    as_root env DEBIAN_FRONTEND=noninteractive timeout 1200 apt-get -q -y \
+        -o Acquire::Retries=3 -o Acquire::http::Timeout=30 -o Acquire::https::Timeout=30 \
+        -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 "$@"
+}
+
+install_packages() {
+    local try
+    for try in 1 2 3; do
+        if apt update && apt install --no-install-recommends "$@"; then return 0; fi
+        echo "bootstrap.sh: apt-get failed (try $try of 3)" >&2
+        sleep $((try * 3))
+    done
+    fail "apt-get could not install: $*. Look at its messages above; run again when the network or the mirror is back" 2
+}
+
+deps() { # build | check
+    local rows
+    rows=$(missing "$1")
+    [ -n "$rows" ] || return 0
+    if may_install; then
+        say "installing $(wc -l <<<"$rows") packages"
+        # shellcheck disable=SC2046 # one word per package
+        install_packages $(cut -d ' ' -f 1 <<<"$rows")
+        rows=$(missing "$1")
+        [ -n "$rows" ] || return 0
+    fi
+    {
+        echo "bootstrap.sh: these packages are missing, and cannot be installed from here:"
+        echo
+        {
+            echo "Debian Spack conda-forge"
+            echo "$rows"
+        } | awk '{ printf "  %-22s %-15s %s\n", $1, $2, $3 }'
+        echo
+        echo "Install them with one of:"
+        echo "  sudo apt-get install $(awk '{ print $1 }' <<<"$rows" | xargs)"
+        echo "  spack install $(awk '$2 != "-" { print $2 }' <<<"$rows" | sort -u | xargs)"
+        echo "  conda install -c conda-forge $(awk '$3 != "-" { print $3 }' <<<"$rows" | sort -u | xargs)"
+        echo "and run ./bootstrap.sh again (docs/install.md says more)."
+    } >&2
+    exit 2
+}
+
+# Configures and builds a tree: FOLDER TARGET [CMAKE...]
+tree() {
+    local folder=$1 target=$2
+    shift 2
+    mkdir -p "$folder"
+    cmake -S . -B "$folder" "$@" >"$folder/configure.log" 2>&1 || {
+        cat "$folder/configure.log" >&2
+        fail "cmake could not configure $folder (see above; what it said is in $folder/configure.log)"
+    }
+    cmake --build "$folder" --target "$target" --parallel "$(nproc)"
+}
+
+build() { # [CMAKE...]
+    deps build
+    say "building build/vqround"
+    tree build vqround "$@"
+}
+
+demo() {
+    build
+    [[ " $* " == *" --resume"* ]] || rm -rf runs/demo
+    say "quantizing configs/demo-model to 2 bits (configs/demo.yaml)"
+    build/vqround quantize --config configs/demo.yaml "$@"
+}
+
+formatting() {
+    local version
+    version=$(clang-format --version | grep -o 'version [0-9]*')
+    [ "$version" = "version 14" ] ||
+        fail "clang-format is $version, expected version 14: others format differently. Install clang-format 14, or set PATH so that it comes first"
+    find src kernels mpi tests bench docs \( -name '*.[ch]' -o -name '*.cpp' \) -print0 |
+        xargs -0 clang-format --dry-run -Werror ||
+        fail "the files above are not formatted. Run: cmake --build build --target format"
+}
+
+run_tests() { # FOLDER LABELS
+    ctest --test-dir "$1" --output-on-failure --no-tests=error --parallel "$(nproc)" -L "$2"
+}
+
+check() {
+    deps check
+    say "formatting"
+    formatting
+    say "layers"
+    tests/check_layers.sh
+    say "building with sanitizers"
+    tree build-asan all -DCMAKE_BUILD_TYPE=Debug -DVQ_SANITIZE=ON
+    say "unit and op tests with sanitizers"
+    run_tests build-asan '^(unit|op)$'
+    say "fuzzing with sanitizers"
+    run_tests build-asan '^fuzz$'
+    say "building"
+    tree build all
+    say "all tests"
+    run_tests build '^(unit|op|golden|cli|mpi)$'
+}
+
+bench() {
+    deps build
+    say "building the benchmarks"
+    tree build all
+    bench/run.sh "$@"
+}
+
+clean() {
+    rm -rf build build-asan build-deps
+}
+
+command=${1:-help}
+[ $# -eq 0 ] || shift
+case $command in
+deps) deps check ;;
+build | demo | check | bench | clean) "$command" "$@" ;;
+help | -h | --help) usage ;;
+*)
+    usage >&2
+    fail "unknown command '$command', expected one of the above" 2
+    ;;
+esac

@@ -1,0 +1,163 @@
+/* cpu_backend - the table of the CPU's slots, its memory slots, opening and closing. */
+#include "cpu_real.h"
+
+#include "cpu_backend.h"
+
+#include <cblas.h>
+#include <omp.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "cpu_ops.h"
+#include "error.h"
+
+/* Addresses, not memory: pages are taken as ops need them. */
+#define SCRATCH_BYTES ((size_t)64 << 30)
+
+static vq_status cpu_mem_info(void *ctx, size_t *free_bytes, size_t *total_bytes)
+{
+    (void)ctx;
+    FILE *f = fopen("/proc/meminfo", "r");
+    VQ_CHECK(f, VQ_EMEM,
+             "/proc/meminfo: cannot be opened, expected the system's memory counts. Mount /proc");
+    unsigned long long total_kib = 0, available_kib = 0;
+    char line[128];
+    while (fgets(line, sizeof line, f)) {
+        (void)sscanf(line, "MemTotal: %llu", &total_kib);
+        (void)sscanf(line, "MemAvailable: %llu", &available_kib);
+    }
+    fclose(f);
+    VQ_CHECK(total_kib > 0, VQ_EMEM,
+             "/proc/meminfo: no line MemTotal, expected one. Mount the kernel's own /proc");
+    *total_bytes = (size_t)total_kib << 10;
+    *free_bytes = (size_t)available_kib << 10;
+    return VQ_OK;
+}
+
+/* Each block is an arena of its own, whose descriptor is kept in front of it. */
+static vq_status cpu_alloc(void *ctx, size_t bytes, void **out)
+{
+    (void)ctx;
+    VQ_CHECK(bytes <= SIZE_MAX / 2, VQ_EMEM,
+             "cpu: %zu bytes asked for, more than any memory. A size in the input is wrong", bytes);
+    vq_arena arena, *kept = NULL;
+    VQ_TRY(vq_arena_init(&arena, "cpu", bytes + sizeof arena + 4 * VQ_ALIGN));
+    vq_status status = VQ_NEW(&arena, 1, &kept);
+    if (status == VQ_OK) status = vq_arena_alloc(&arena, bytes, out);
+    if (status == VQ_OK)
+        *kept = arena;
+    else
+        vq_arena_close(&arena);
+    return status;
+}
+
+static void cpu_free(void *ctx, void *ptr)
+{
+    (void)ctx;
+    if (!ptr) return;
+    /* The block begins in the first page of its mapping, the descriptor is that page's start. */
+    vq_arena arena;
+    memcpy(&arena, (const void *)((uintptr_t)ptr & ~(uintptr_t)4095), sizeof arena);
+    vq_arena_close(&arena);
+}
+
+static vq_status cpu_copy(void *ctx, void *dst, const void *src, size_t bytes)
+{
+    (void)ctx;
+    if (bytes > 0) memmove(dst, src, bytes);
+    return VQ_OK;
+}
+
+static vq_status cpu_zero(void *ctx, void *dst, size_t bytes)
+{
+    (void)ctx;
+    if (bytes > 0) memset(dst, 0, bytes);
+    return VQ_OK;
+}
+
+static vq_status cpu_sync(void *ctx)
+{
+    (void)ctx;
+    return VQ_OK;
+}
+
+static const vq_ops cpu_ops = {
+    .name = "cpu",
+    .mem_info = cpu_mem_info,
+    .alloc = cpu_alloc,
+    .free = cpu_free,
+    .upload = cpu_copy,
+    .download = cpu_copy,
+    .copy = cpu_copy,
+    .zero = cpu_zero,
+    .sync = cpu_sync,
+    .gemm = vq_cpu_gemm,
+    .embed = vq_cpu_embed,
+    .bias_add = vq_cpu_bias_add,
+    .add = vq_cpu_add,
+    .rmsnorm_fwd = vq_cpu_rmsnorm_fwd,
+    .rmsnorm_bwd = vq_cpu_rmsnorm_bwd,
+    .layernorm_fwd = vq_cpu_layernorm_fwd,
+    .layernorm_bwd = vq_cpu_layernorm_bwd,
+    .rope = vq_cpu_rope,
+    .attention_fwd = vq_cpu_attention_fwd,
+    .attention_bwd = vq_cpu_attention_bwd,
+    .silu_gate_fwd = vq_cpu_silu_gate_fwd,
+    .silu_gate_bwd = vq_cpu_silu_gate_bwd,
+    .relu_fwd = vq_cpu_relu_fwd,
+    .relu_bwd = vq_cpu_relu_bwd,
+    .round_fwd = vq_cpu_round_fwd,
+    .round_bwd = vq_cpu_round_bwd,
+    .round_reg = vq_cpu_round_reg,
+    .grid_minmax = vq_cpu_grid_minmax,
+    .grid_split = vq_cpu_grid_split,
+    .kmeans_assign = vq_cpu_kmeans_assign,
+    .kmeans_update = vq_cpu_kmeans_update,
+    .head_kd = vq_cpu_head_kd,
+    .head_nll = vq_cpu_head_nll,
+    .adam_step = vq_cpu_adam_step,
+    .norm2 = vq_cpu_norm2,
+};
+
+vq_status vq_cpu_open(vq_backend *be, int n_threads)
+{
+    int threads = n_threads > 0 ? n_threads : omp_get_num_procs();
+    vq_arena arena;
+    vq_cpu *cpu = NULL;
+    VQ_TRY(vq_arena_init(&arena, "cpu scratch", SCRATCH_BYTES));
+    vq_status status = VQ_NEW(&arena, 1, &cpu);
+    real *slabs = NULL;
+    if (status == VQ_OK) status = VQ_NEW(&arena, threads * VQ_CPU_SLAB, &slabs);
+    if (status != VQ_OK) {
+        vq_arena_close(&arena);
+        return status;
+    }
+    *cpu = (vq_cpu){.scratch = arena, .slabs = slabs, .n_threads = threads};
+    openblas_set_num_threads(1);
+    *be = (vq_backend){
+        .ops = &cpu_ops, .ctx = cpu, .place = VQ_HOST, .act = VQ_REAL, .real = VQ_REAL};
+    return VQ_OK;
+}
+
+void vq_cpu_close(vq_backend *be)
+{
+    if (!be->ctx) return;
+    vq_arena arena = ((vq_cpu *)be->ctx)->scratch;
+    vq_arena_close(&arena);
+    *be = (vq_backend){0};
+}
+
+size_t vq_cpu_scratch_peak(const vq_backend *be)
+{
+    return ((const vq_cpu *)be->ctx)->scratch.peak_bytes;
+}
+
+real *vq_cpu_slab(const vq_cpu *cpu)
+{
+    return cpu->slabs + omp_get_thread_num() * VQ_CPU_SLAB;
+}
+
+int vq_cpu_thread_count(const vq_backend *be)
+{
+    return ((const vq_cpu *)be->ctx)->n_threads;
+}

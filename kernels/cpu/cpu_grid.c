@@ -1,0 +1,114 @@
+/* cpu_grid - scale and zero from the range of a group, and where each weight lies between integers.
+ *
+ * Rows are independent, so any thread may take any row. All arithmetic is in real, in the order of
+ * the formulas: a division stays a division, because floor and round see its last bit. */
+#include <math.h>
+
+#include "cpu_ops.h"
+
+#define PIECE 1024 /* weights converted at a time, into the first-level cache */
+
+/* The number nearest to s that scale_dtype holds; never 0, since weights are divided by it. */
+static real round_scale(real s, vq_dtype scale_dtype)
+{
+    switch (scale_dtype) {
+    case VQ_F16: return (real)VQ_MAX(vq_f16_to_f32(vq_f32_to_f16((float)s)), 0x1p-24f);
+    case VQ_BF16: return (real)VQ_MAX(vq_bf16_to_f32(vq_f32_to_bf16((float)s)), 0x1p-133f);
+    case VQ_F32: return (real)VQ_MAX((float)s, 0x1p-149f);
+    default: return s;
+    }
+}
+
+/* Least and greatest of n weights, widened from *low and *high. */
+static void widen(real *low, real *high, const uint8_t *w, vq_dtype dtype, int64_t n)
+{
+    real piece[PIECE], least = *low, greatest = *high;
+    size_t bytes = vq_dtype_bytes(dtype);
+    for (int64_t i = 0; i < n; i += PIECE) {
+        int64_t m = VQ_MIN(n - i, PIECE);
+        vq_cpu_to_real(piece, w + (size_t)i * bytes, dtype, m);
+#pragma omp simd reduction(min : least) reduction(max : greatest)
+        for (int64_t j = 0; j < m; j++) {
+            least = piece[j] < least ? piece[j] : least;
+            greatest = piece[j] > greatest ? piece[j] : greatest;
+        }
+    }
+    *low = least, *high = greatest;
+}
+
+vq_status vq_cpu_grid_minmax(void *ctx, vq_tensor *scale, vq_tensor *zero, const vq_tensor *w,
+                             int bits, int64_t group_size, bool symmetric, bool include_zero,
+                             vq_dtype scale_dtype)
+{
+    const vq_cpu *cpu = ctx;
+    int64_t out = w->dim[0], in = w->dim[1], groups = scale->dim[1];
+    real qmax = (real)((1 << bits) - 1);
+    real *s = scale->data, *z = zero->data;
+    const uint8_t *weights = w->data;
+    size_t bytes = vq_dtype_bytes(w->dtype);
+    bool with_zero = include_zero || symmetric;
+
+#pragma omp parallel for num_threads(cpu->n_threads) if (out * in > VQ_CPU_GRAIN)
+    for (int64_t o = 0; o < out; o++) {
+        for (int64_t g = 0; g < groups; g++) {
+            int64_t first = g * group_size, at = o * groups + g;
+            real low = with_zero ? 0 : (real)INFINITY, high = with_zero ? 0 : -(real)INFINITY;
+            widen(&low, &high, weights + (size_t)(o * in + first) * bytes, w->dtype,
+                  VQ_MIN(group_size, in - first));
+            if (symmetric) {
+                high = VQ_MAX(-low, high);
+                low = low < 0 ? -high : 0;
+            }
+            if (low == high && with_zero) low = -1, high = 1;
+            s[at] = low == high ? 1 : round_scale((high - low) / qmax, scale_dtype);
+            if (symmetric)
+                z[at] = (qmax + 1) / 2;
+            else
+                z[at] = (real)rint(-low / s[at]);
+            /* A scale far off its exact value (a subnormal f16) must not push z off the grid. */
+            if (with_zero) z[at] = VQ_MAX(0, VQ_MIN(z[at], qmax));
+        }
+    }
+    return VQ_OK;
+}
+
+/* One group of one row. A weight that is NaN gives base -1 and rest NaN. */
+#define SPLIT(type)                                                                                \
+    do {                                                                                           \
+        type *b = (type *)base->data + at;                                                         \
+        for (int64_t j = 0; j < m; j++) {                                                          \
+            real u = piece[j] / s, below = (real)floor(u), q = below + z;                          \
+            r[j] = u - below;                                                                      \
+            b[j] = (type)(q > -1 ? (q < qmax ? q : qmax) : -1);                                    \
+        }                                                                                          \
+    } while (0)
+
+vq_status vq_cpu_grid_split(void *ctx, vq_tensor *base, vq_tensor *rest, const vq_tensor *w,
+                            const vq_tensor *scale, const vq_tensor *zero, int bits,
+                            int64_t group_size)
+{
+    const vq_cpu *cpu = ctx;
+    int64_t out = w->dim[0], in = w->dim[1], groups = scale->dim[1];
+    real qmax = (real)((1 << bits) - 1);
+    size_t bytes = vq_dtype_bytes(w->dtype);
+
+#pragma omp parallel for num_threads(cpu->n_threads) if (out * in > VQ_CPU_GRAIN)
+    for (int64_t o = 0; o < out; o++) {
+        real piece[PIECE];
+        for (int64_t g = 0; g < groups; g++) {
+            real s = ((const real *)scale->data)[o * groups + g];
+            real z = ((const real *)zero->data)[o * groups + g];
+            int64_t end = VQ_MIN((g + 1) * group_size, in);
+            for (int64_t i = g * group_size; i < end; i += PIECE) {
+                int64_t at = o * in + i, m = VQ_MIN(end - i, PIECE);
+                real *r = (real *)rest->data + at;
+                vq_cpu_to_real(piece, (const uint8_t *)w->data + (size_t)at * bytes, w->dtype, m);
+                if (base->dtype == VQ_I8)
+                    SPLIT(int8_t);
+                else
+                    SPLIT(int16_t);
+            }
+        }
+    }
+    return VQ_OK;
+}

@@ -1,0 +1,105 @@
+/* cpu_ops.h - the CPU's slots of vq_ops (contracts: backend.h) and what they share.
+ *
+ * A slot gets arguments that the wrapper has checked. Work is cut by shape alone; which thread
+ * takes which piece may vary, the pieces and the order in which partial sums are added may not. */
+#pragma once
+#include "arena.h"
+#include "backend.h"
+#include "cpu_real.h"
+
+/* Scratch that each thread has for itself, for tiles of matrices: elements. */
+#define VQ_CPU_SLAB ((int64_t)2 << 20)
+
+/* A loop over less work than this (elements) is not worth waking the threads for. */
+#define VQ_CPU_GRAIN 16384
+
+/* The backend's ctx. It lives at the start of its own arena. */
+typedef struct vq_cpu {
+    vq_arena scratch; /* mark and reset inside one op; allocated outside parallel regions */
+    real *slabs;      /* n_threads of VQ_CPU_SLAB; pages are taken when first used */
+    int n_threads;    /* for num_threads() of every parallel region */
+} vq_cpu;
+
+/* Threads for a loop over `elements`. */
+static inline int vq_cpu_threads(const vq_cpu *cpu, int64_t elements)
+{
+    return elements < VQ_CPU_GRAIN ? 1 : cpu->n_threads;
+}
+
+/* The calling thread's slab, inside a parallel region. */
+real *vq_cpu_slab(const vq_cpu *cpu);
+
+/* n floats of any type to real. Local, pure. */
+void vq_cpu_to_real(real *dst, const void *src, vq_dtype dtype, int64_t n);
+
+/* One BLAS call on the calling thread, row-major: c[m, n] = alpha op(a) op(b) + beta c; ld is the
+ * distance of rows. m, n and k fit an int (tiles do). */
+void vq_cpu_blas_gemm(bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, real alpha,
+                      const real *a, int64_t lda, const real *b, int64_t ldb, real beta, real *c,
+                      int64_t ldc);
+
+/* dense: cpu_gemm.c */
+vq_status vq_cpu_gemm(void *ctx, vq_tensor *c, const vq_tensor *a, bool trans_a, const vq_tensor *b,
+                      bool trans_b, double alpha, double beta);
+
+/* layer: cpu_layer.c, cpu_attention.c */
+vq_status vq_cpu_embed(void *ctx, vq_tensor *out, const vq_tensor *table, const vq_tensor *ids,
+                       bool add);
+vq_status vq_cpu_bias_add(void *ctx, vq_tensor *y, const vq_tensor *bias);
+vq_status vq_cpu_add(void *ctx, vq_tensor *y, const vq_tensor *x);
+vq_status vq_cpu_rmsnorm_fwd(void *ctx, vq_tensor *y, vq_tensor *rstd, const vq_tensor *x,
+                             const vq_tensor *weight, double eps);
+vq_status vq_cpu_rmsnorm_bwd(void *ctx, vq_tensor *dx, const vq_tensor *dy, const vq_tensor *x,
+                             const vq_tensor *weight, const vq_tensor *rstd, bool add);
+vq_status vq_cpu_layernorm_fwd(void *ctx, vq_tensor *y, vq_tensor *mean, vq_tensor *rstd,
+                               const vq_tensor *x, const vq_tensor *weight, const vq_tensor *bias,
+                               double eps);
+vq_status vq_cpu_layernorm_bwd(void *ctx, vq_tensor *dx, const vq_tensor *dy, const vq_tensor *x,
+                               const vq_tensor *weight, const vq_tensor *mean,
+                               const vq_tensor *rstd, bool add);
+vq_status vq_cpu_rope(void *ctx, vq_tensor *x, const vq_tensor *cos, const vq_tensor *sin,
+                      int64_t first, bool inverse);
+vq_status vq_cpu_attention_fwd(void *ctx, vq_tensor *out, vq_tensor *lse, const vq_tensor *q,
+                               const vq_tensor *k, const vq_tensor *v, double scale);
+vq_status vq_cpu_attention_bwd(void *ctx, vq_tensor *dq, vq_tensor *dk, vq_tensor *dv,
+                               const vq_tensor *dout, const vq_tensor *q, const vq_tensor *k,
+                               const vq_tensor *v, const vq_tensor *out, const vq_tensor *lse,
+                               double scale);
+vq_status vq_cpu_silu_gate_fwd(void *ctx, vq_tensor *y, const vq_tensor *gate, const vq_tensor *up);
+vq_status vq_cpu_silu_gate_bwd(void *ctx, vq_tensor *dgate, vq_tensor *dup, const vq_tensor *dy,
+                               const vq_tensor *gate, const vq_tensor *up);
+vq_status vq_cpu_relu_fwd(void *ctx, vq_tensor *y, const vq_tensor *x);
+vq_status vq_cpu_relu_bwd(void *ctx, vq_tensor *dx, const vq_tensor *dy, const vq_tensor *x);
+
+/* round: cpu_round.c */
+vq_status vq_cpu_round_fwd(void *ctx, vq_tensor *w, const vq_quant *q, const vq_tensor *codes,
+                           vq_round_mode mode);
+vq_status vq_cpu_round_bwd(void *ctx, vq_tensor *dcodes, const vq_tensor *dw, const vq_quant *q,
+                           const vq_tensor *codes);
+vq_status vq_cpu_round_reg(void *ctx, double *loss, vq_tensor *dcodes, const vq_tensor *codes,
+                           const vq_tensor *counts, double weight, double beta);
+
+/* init: cpu_grid.c, cpu_kmeans.c */
+vq_status vq_cpu_grid_minmax(void *ctx, vq_tensor *scale, vq_tensor *zero, const vq_tensor *w,
+                             int bits, int64_t group_size, bool symmetric, bool include_zero,
+                             vq_dtype scale_dtype);
+vq_status vq_cpu_grid_split(void *ctx, vq_tensor *base, vq_tensor *rest, const vq_tensor *w,
+                            const vq_tensor *scale, const vq_tensor *zero, int bits,
+                            int64_t group_size);
+vq_status vq_cpu_kmeans_assign(void *ctx, vq_tensor *idx, double *objective, const vq_tensor *x,
+                               const vq_tensor *codes);
+vq_status vq_cpu_kmeans_update(void *ctx, vq_tensor *codes, vq_tensor *counts, const vq_tensor *x,
+                               const vq_tensor *idx);
+
+/* loss: cpu_loss.c */
+vq_status vq_cpu_head_kd(void *ctx, double *loss, vq_tensor *dx, const vq_tensor *x,
+                         const vq_tensor *x_teacher, const vq_tensor *head,
+                         const vq_tensor *head_teacher, double tau, double scale);
+vq_status vq_cpu_head_nll(void *ctx, double *loss, vq_tensor *dx, const vq_tensor *x,
+                          const vq_tensor *head, const vq_tensor *targets, double scale);
+
+/* update: cpu_adam.c */
+vq_status vq_cpu_adam_step(void *ctx, vq_tensor *param, vq_tensor *m, vq_tensor *v,
+                           const vq_tensor *grad, double lr, double beta1, double beta2, double eps,
+                           int64_t step);
+vq_status vq_cpu_norm2(void *ctx, double *out, const vq_tensor *x);

@@ -1,0 +1,265 @@
+/* cpu_round - a quantized linear's weight from its integers and its code table, the table's
+ * gradient, and the regularizer.
+ *
+ * The weight is walked in blocks of a row's columns, small enough for the first-level cache: codes
+ * are copied vector by vector into a block of rounding values, and the rest is plain arithmetic on
+ * blocks. A vector may begin in one row and end in the next; sums over its elements may be cut
+ * anywhere. */
+#include "cpu_real.h"
+
+#include "../element.h"
+#include "cpu_ops.h"
+#include "error.h"
+
+#define INLINE static inline __attribute__((always_inline))
+
+#define BLOCK 2048    /* columns */
+#define MAX_CHUNKS 64 /* of round_bwd */
+#define VECTORS_PER_CODE                                                                           \
+    2 /* a chunk's at least, so that adding the chunks' tables costs little                        \
+       */
+#define REG_BLOCK ((int64_t)4096)
+
+/* Constant arguments make variants of these inlined functions: D = 8 and the type of idx. */
+INLINE int64_t code_of(const vq_tensor *idx, int64_t v, bool wide)
+{
+    return wide ? (int64_t)((const uint32_t *)idx->data)[v]
+                : (int64_t)((const uint16_t *)idx->data)[v];
+}
+
+/* r[0, n) = table[idx[p / D]][p % D] from the flat position p on. */
+INLINE void gather(real *r, const real *table, const vq_tensor *idx, int64_t p, int64_t n,
+                   int64_t D, bool wide)
+{
+    int64_t v = p / D, d = p % D;
+    for (int64_t i = 0; i < n; v++) {
+        const real *code = table + code_of(idx, v, wide) * D;
+        if (d == 0 && n - i >= D) {
+            memcpy(r + i, code, (size_t)D * sizeof *r);
+            i += D;
+        } else {
+            for (; d < D && i < n; d++, i++) r[i] = code[d];
+            d = 0;
+        }
+    }
+}
+
+/* table[idx[p / D]][p % D] += g[0, n) */
+INLINE void scatter(real *table, const real *g, const vq_tensor *idx, int64_t p, int64_t n,
+                    int64_t D, bool wide)
+{
+    int64_t v = p / D, d = p % D;
+    for (int64_t i = 0; i < n; v++) {
+        real *code = table + code_of(idx, v, wide) * D;
+        if (d == 0 && n - i >= D) {
+            for (int64_t j = 0; j < D; j++) code[j] += g[i + j];
+            i += D;
+        } else {
+            for (; d < D && i < n; d++, i++) code[d] += g[i];
+            d = 0;
+        }
+    }
+}
+
+static void gather_any(real *r, const real *table, const vq_tensor *idx, int64_t p, int64_t n,
+                       int64_t D)
+{
+    bool wide = idx->dtype == VQ_U32;
+    if (D == 8 && wide)
+        gather(r, table, idx, p, n, 8, true);
+    else if (D == 8)
+        gather(r, table, idx, p, n, 8, false);
+    else
+        gather(r, table, idx, p, n, D, wide);
+}
+
+static void scatter_any(real *table, const real *g, const vq_tensor *idx, int64_t p, int64_t n,
+                        int64_t D)
+{
+    bool wide = idx->dtype == VQ_U32;
+    if (D == 8 && wide)
+        scatter(table, g, idx, p, n, 8, true);
+    else if (D == 8)
+        scatter(table, g, idx, p, n, 8, false);
+    else
+        scatter(table, g, idx, p, n, D, wide);
+}
+
+static void rounding(real *r, const real *codes, int64_t n, vq_round_mode mode)
+{
+    if (mode == VQ_HARD)
+        for (int64_t i = 0; i < n; i++) r[i] = codes[i] >= 0 ? 1 : 0;
+    else
+        for (int64_t i = 0; i < n; i++) r[i] = vq_soft_round(codes[i]);
+}
+
+/* The rounding values of all codes. */
+static vq_status make_table(vq_cpu *cpu, const vq_tensor *codes, vq_round_mode mode, real **out)
+{
+    int64_t n = vq_tensor_count(codes);
+    VQ_TRY(VQ_NEW(&cpu->scratch, n, out));
+    real *table = *out;
+#pragma omp parallel for num_threads(vq_cpu_threads(cpu, n)) schedule(static)
+    for (int64_t i = 0; i < n; i += BLOCK)
+        rounding(table + i, (const real *)codes->data + i, VQ_MIN(n - i, BLOCK), mode);
+    return VQ_OK;
+}
+
+/* The block's rounding values: from the table, or from each weight's own code. */
+static void block_rounding(real *r, const real *table, const vq_tensor *codes, const vq_tensor *idx,
+                           int64_t p, int64_t n, vq_round_mode mode)
+{
+    if (table)
+        gather_any(r, table, idx, p, n, codes->dim[1]);
+    else
+        rounding(r, (const real *)codes->data + p, n, mode);
+}
+
+/* w = s (clamp(base + r, 0, qmax) - z) */
+INLINE void dequantize(real *w, const real *r, const void *base, bool wide, real s, real z,
+                       real qmax, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        real q = (real)(wide ? ((const int16_t *)base)[i] : ((const int8_t *)base)[i]) + r[i];
+        q = q < 0 ? 0 : q;
+        q = q > qmax ? qmax : q;
+        w[i] = s * (q - z);
+    }
+}
+
+/* g = s [0 <= base + r <= qmax] dw, into r's place. */
+INLINE void weight_grad(real *r, const real *dw, const void *base, bool wide, real s, real qmax,
+                        int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        real q = (real)(wide ? ((const int16_t *)base)[i] : ((const int8_t *)base)[i]) + r[i];
+        r[i] = q >= 0 && q <= qmax ? s * dw[i] : 0;
+    }
+}
+
+vq_status vq_cpu_round_fwd(void *ctx, vq_tensor *w, const vq_quant *q, const vq_tensor *codes,
+                           vq_round_mode mode)
+{
+    vq_cpu *cpu = ctx;
+    int64_t out = w->dim[0], in = w->dim[1], groups = q->scale.dim[1];
+    bool wide = q->base.dtype == VQ_I16;
+    real qmax = (real)((1 << q->bits) - 1), *table = NULL;
+    size_t mark = vq_arena_mark(&cpu->scratch);
+    if (q->idx.data) VQ_TRY(make_table(cpu, codes, mode, &table));
+
+#pragma omp parallel for num_threads(vq_cpu_threads(cpu, out *in)) schedule(static)
+    for (int64_t o = 0; o < out; o++) {
+        real r[BLOCK];
+        for (int64_t col = 0; col < in;) {
+            int64_t group = col / q->group_size;
+            int64_t n = VQ_MIN(VQ_MIN(in, (group + 1) * q->group_size) - col, BLOCK);
+            int64_t p = o * in + col;
+            real s = ((const real *)q->scale.data)[o * groups + group];
+            real z = ((const real *)q->zero.data)[o * groups + group];
+            block_rounding(r, table, codes, &q->idx, p, n, mode);
+            if (wide)
+                dequantize((real *)w->data + p, r, (const int16_t *)q->base.data + p, true, s, z,
+                           qmax, n);
+            else
+                dequantize((real *)w->data + p, r, (const int8_t *)q->base.data + p, false, s, z,
+                           qmax, n);
+            col += n;
+        }
+    }
+    vq_arena_reset(&cpu->scratch, mark);
+    return VQ_OK;
+}
+
+vq_status vq_cpu_round_bwd(void *ctx, vq_tensor *dcodes, const vq_tensor *dw, const vq_quant *q,
+                           const vq_tensor *codes)
+{
+    vq_cpu *cpu = ctx;
+    int64_t out = dw->dim[0], in = dw->dim[1], groups = q->scale.dim[1];
+    int64_t K = codes->dim[0], D = codes->dim[1];
+    bool wide = q->base.dtype == VQ_I16, own = !q->idx.data;
+    real qmax = (real)((1 << q->bits) - 1), *table = NULL, *partial = NULL;
+    int64_t rows = 1; /* of a chunk */
+    if (!own) {
+        int64_t vectors = VQ_MAX(q->idx.dim[0] / MAX_CHUNKS, VECTORS_PER_CODE * K);
+        rows = VQ_MAX(VQ_CEIL_DIV(vectors * D, in), 1);
+    }
+    int64_t n_chunks = VQ_CEIL_DIV(out, rows);
+    size_t mark = vq_arena_mark(&cpu->scratch);
+    if (!own) {
+        VQ_TRY(make_table(cpu, codes, VQ_SOFT, &table));
+        VQ_TRY(VQ_NEW(&cpu->scratch, n_chunks * K * D, &partial));
+    }
+
+#pragma omp parallel for num_threads(vq_cpu_threads(cpu, out *in)) schedule(static, 1)
+    for (int64_t chunk = 0; chunk < n_chunks; chunk++) {
+        real r[BLOCK], *sums = own ? NULL : partial + chunk * K * D;
+        if (sums) memset(sums, 0, (size_t)(K * D) * sizeof *sums);
+        for (int64_t o = chunk * rows; o < VQ_MIN((chunk + 1) * rows, out); o++) {
+            for (int64_t col = 0; col < in;) {
+                int64_t group = col / q->group_size;
+                int64_t n = VQ_MIN(VQ_MIN(in, (group + 1) * q->group_size) - col, BLOCK);
+                int64_t p = o * in + col;
+                real s = ((const real *)q->scale.data)[o * groups + group];
+                block_rounding(r, table, codes, &q->idx, p, n, VQ_SOFT);
+                if (wide)
+                    weight_grad(r, (const real *)dw->data + p, (const int16_t *)q->base.data + p,
+                                true, s, qmax, n);
+                else
+                    weight_grad(r, (const real *)dw->data + p, (const int8_t *)q->base.data + p,
+                                false, s, qmax, n);
+                if (sums) {
+                    scatter_any(sums, r, &q->idx, p, n, D);
+                } else {
+                    real *d = (real *)dcodes->data + p;
+                    const real *a = (const real *)codes->data + p;
+                    for (int64_t i = 0; i < n; i++) d[i] += vq_soft_round_grad(a[i]) * r[i];
+                }
+                col += n;
+            }
+        }
+    }
+    if (!own) {
+#pragma omp parallel for num_threads(vq_cpu_threads(cpu, K *D)) schedule(static)
+        for (int64_t i = 0; i < K * D; i += BLOCK) {
+            int64_t n = VQ_MIN(K * D - i, BLOCK);
+            real *sum = partial + i, *d = (real *)dcodes->data + i;
+            const real *a = (const real *)codes->data + i;
+            for (int64_t chunk = 1; chunk < n_chunks; chunk++) {
+                const real *more = sum + chunk * K * D;
+                for (int64_t j = 0; j < n; j++) sum[j] += more[j];
+            }
+            for (int64_t j = 0; j < n; j++) d[j] += vq_soft_round_grad(a[j]) * sum[j];
+        }
+    }
+    vq_arena_reset(&cpu->scratch, mark);
+    return VQ_OK;
+}
+
+vq_status vq_cpu_round_reg(void *ctx, double *loss, vq_tensor *dcodes, const vq_tensor *codes,
+                           const vq_tensor *counts, double weight, double beta)
+{
+    vq_cpu *cpu = ctx;
+    int64_t n = vq_tensor_count(codes), n_blocks = VQ_CEIL_DIV(n, REG_BLOCK);
+    size_t mark = vq_arena_mark(&cpu->scratch);
+    double *partial = NULL;
+    VQ_TRY(VQ_NEW(&cpu->scratch, n_blocks, &partial));
+#pragma omp parallel for num_threads(vq_cpu_threads(cpu, 16 * n)) schedule(static)
+    for (int64_t block = 0; block < n_blocks; block++) {
+        double sum = 0;
+        for (int64_t i = block * REG_BLOCK; i < VQ_MIN((block + 1) * REG_BLOCK, n); i++) {
+            real a = ((const real *)codes->data)[i];
+            double count = (double)((const uint32_t *)counts->data)[i];
+            double t = 2 * (double)vq_soft_round(a) - 1, size = fabs(t);
+            double power = pow(size, beta - 1); /* |t|^(beta - 1) */
+            sum += count * (1 - power * size);
+            if (!dcodes) continue;
+            double slope = -beta * power * (t > 0 ? 2 : t < 0 ? -2 : 0);
+            ((real *)dcodes->data)[i] +=
+                (real)(weight * count * slope * (double)vq_soft_round_grad(a));
+        }
+        partial[block] = sum;
+    }
+    for (int64_t block = 0; block < n_blocks; block++) *loss += weight * partial[block];
+    vq_arena_reset(&cpu->scratch, mark);
+    return VQ_OK;
+}

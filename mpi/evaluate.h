@@ -1,0 +1,22 @@
+/* evaluate.h - perplexity of the model in one of its modes.
+ *
+ * exp of the mean next-token loss over whole windows; each window's first token is not predicted.
+ */
+#pragma once
+#include "feed.h"
+
+typedef struct vq_eval_result {
+    double perplexity;
+    int64_t windows, tokens; /* tokens: of the windows, predicted or not */
+    double seconds;
+} vq_eval_result;
+
+/* Runs the windows through the stage. label names the pass in the progress line.
+ * Fails: VQ_ENOTFINITE (a window whose loss is not finite), VQ_EINTERNAL, VQ_EMEM. */
+vq_status vq_evaluate(vq_job *job, const vq_stage *stage, vq_mode mode, const vq_windows *windows,
+                      const char *label, vq_eval_result *result);
+
+/* The same, kept in RUN/eval.json under label: a result that is there with the same key is not
+ * computed again. key: of the weights that the mode uses. */
+vq_status vq_evaluate_once(vq_job *job, const vq_stage *stage, vq_mode mode, const vq_data *data,
+                           const char *label, uint64_t key, vq_eval_result *result);

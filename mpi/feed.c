@@ -1,0 +1,196 @@
+/* feed - texts to token windows, and windows to steps. */
+#include "feed.h"
+
+#include <string.h>
+
+#include "error.h"
+#include "log.h"
+
+#define HOLD_OUT 0.1
+#define KIND "tokens"
+#define LAYOUT 1
+
+void vq_feed_step(const vq_config *config, int64_t step, int64_t *first, int64_t *count)
+{
+    const int64_t batch = config->train.batch, n = config->nsamples;
+    *first = step % VQ_CEIL_DIV(n, batch) * batch;
+    *count = VQ_MIN(batch, n - *first);
+}
+
+vq_tensor vq_feed_ids(const vq_windows *w, int64_t first, int64_t count)
+{
+    return vq_tensor_2d(w->ids + first * w->T, VQ_I32, count, w->T);
+}
+
+static int64_t eval_seqlen(const vq_config *c)
+{
+    return c->eval.seqlen ? c->eval.seqlen : c->seqlen;
+}
+
+static vq_status read_text(vq_job *job, const vq_list *paths, vq_text *text)
+{
+    return vq_text_read(&job->step, &job->scratch, paths->item, paths->n, text);
+}
+
+static vq_status eval_windows(vq_job *job, const vq_tokenizer *tokenizer, const vq_text *text,
+                              vq_data *data)
+{
+    const vq_config *c = job->config;
+    VQ_TRY(vq_eval_windows(&job->run, &job->scratch, tokenizer, text, c->eval.dataset,
+                           eval_seqlen(c), c->eval.max_windows, &data->eval));
+    data->eval_hash = vq_windows_hash(&data->eval);
+    return VQ_OK;
+}
+
+/* Whether an evaluation text is cut from the calibration text. */
+static bool holds_out(const vq_config *c)
+{
+    return c->eval.run && c->eval.text.n == 0;
+}
+
+/* What tokens.h5 depends on: settings, model (its tokenizer), and the texts' names and sizes. */
+static vq_status tokens_key(vq_job *job, uint64_t *key)
+{
+    const vq_config *c = job->config;
+    uint64_t h = vq_config_phase_hash(c, VQ_PHASE_TOKENS);
+    h = vq_hash_u64(h, job->model.fingerprint);
+    h = vq_hash_u64(h, holds_out(c));
+    for (int i = 0; i < c->text.n; i++) VQ_TRY(vq_hash_path(h, &job->scratch, c->text.item[i], &h));
+    *key = h;
+    return VQ_OK;
+}
+
+static vq_status write_windows(vq_job *job, const char *path, uint64_t key, const vq_windows *w)
+{
+    vq_h5 h;
+    VQ_TRY(vq_h5_create(&job->run, path, KIND, LAYOUT, &h));
+    const vq_tensor ids = vq_tensor_2d(w->ids, VQ_I32, w->n, w->T);
+    const vq_tensor document = vq_tensor_1d(w->document, VQ_I64, w->n);
+    const vq_tensor offset = vq_tensor_1d(w->offset, VQ_I64, w->n);
+    vq_status status = vq_h5_set_u64(&h, NULL, "key", key);
+    if (!status) status = vq_h5_set_text(&h, NULL, "model", job->model.dir);
+    if (!status) status = vq_h5_write(&h, "ids", &ids);
+    if (!status) status = vq_h5_write(&h, "document", &document);
+    if (!status) status = vq_h5_write(&h, "offset", &offset);
+    if (!status) return vq_h5_finish(&h);
+    vq_h5_close(&h);
+    return status;
+}
+
+static vq_status load(const vq_h5 *h, vq_job *job, uint64_t key, vq_windows *w)
+{
+    vq_tensor ids, document, offset;
+    VQ_TRY(vq_h5_check_u64(h, "key", key, "the text, the tokenizer and its settings"));
+    VQ_TRY(vq_h5_load(h, &job->run, "ids", &ids));
+    VQ_TRY(vq_h5_load(h, &job->run, "document", &document));
+    VQ_TRY(vq_h5_load(h, &job->run, "offset", &offset));
+    VQ_CHECK(ids.dtype == VQ_I32 && ids.ndim == 2, VQ_EFILE,
+             "%s: \"ids\" is not i32 [n, T]. Delete the file and run again", h->path);
+    *w = (vq_windows){ids.dim[0], ids.dim[1], ids.data, document.data, offset.data};
+    return VQ_OK;
+}
+
+static vq_status read_windows(vq_job *job, const char *path, uint64_t key, vq_windows *w)
+{
+    vq_h5 h;
+    VQ_TRY(vq_h5_open(&job->run, path, KIND, LAYOUT, &h));
+    vq_status status = load(&h, job, key, w);
+    vq_h5_close(&h);
+    return status;
+}
+
+static vq_status make_windows(vq_job *job, const vq_tokenizer *tokenizer, const vq_text *text,
+                              vq_windows *w)
+{
+    const vq_config *c = job->config;
+    return vq_calib_windows(&job->run, &job->scratch, tokenizer, text, c->calib.mode, c->nsamples,
+                            c->seqlen, (uint64_t)c->seed, w);
+}
+
+static vq_status prepare(vq_job *job, const vq_tokenizer *tokenizer, vq_data *data)
+{
+    const vq_config *c = job->config;
+    char *path;
+    uint64_t key;
+    vq_text text = {0}, calib_text, eval_text;
+    VQ_TRY(vq_job_path(job, &path, "tokens.h5"));
+    VQ_TRY(tokens_key(job, &key));
+    const bool have = vq_file_exists(path);
+    if (!have || holds_out(c)) VQ_TRY(read_text(job, &c->text, &text));
+    calib_text = text;
+    if (holds_out(c)) {
+        VQ_TRY(vq_text_hold_out(&job->step, &text, HOLD_OUT, &calib_text, &eval_text));
+        vq_log(VQ_LOG_INFO,
+               "eval     no --eval-text: the last tenth of the text is held out for it");
+    } else if (c->eval.run) {
+        VQ_TRY(read_text(job, &c->eval.text, &eval_text));
+    }
+    if (have) {
+        VQ_TRY(read_windows(job, path, key, &data->calib));
+    } else {
+        VQ_TRY(make_windows(job, tokenizer, &calib_text, &data->calib));
+        VQ_TRY(write_windows(job, path, key, &data->calib));
+    }
+    vq_log(VQ_LOG_INFO, "tokens   %lld windows of %lld to calibrate on%s (%s)",
+           (long long)data->calib.n, (long long)data->calib.T, have ? ", from tokens.h5" : "",
+           vq_tokenizer_kind(tokenizer));
+    data->calib_hash = vq_windows_hash(&data->calib);
+    return c->eval.run ? eval_windows(job, tokenizer, &eval_text, data) : VQ_OK;
+}
+
+/* Runs f with the model's tokenizer; texts lie in the step arena meanwhile. */
+static vq_status with_tokenizer(vq_job *job, const vq_list *paths, vq_data *data,
+                                vq_status (*f)(vq_job *, const vq_tokenizer *, const vq_list *,
+                                               vq_data *))
+{
+    size_t mark = vq_arena_mark(&job->step);
+    vq_tokenizer *tokenizer;
+    VQ_TRY(vq_tokenizer_open(&job->step, job->model.dir, &tokenizer));
+    vq_status status = f(job, tokenizer, paths, data);
+    vq_tokenizer_close(tokenizer);
+    vq_arena_reset(&job->step, mark);
+    vq_arena_trim(&job->step);
+    return status;
+}
+
+static vq_status do_prepare(vq_job *job, const vq_tokenizer *t, const vq_list *paths, vq_data *data)
+{
+    (void)paths;
+    return prepare(job, t, data);
+}
+
+static vq_status do_eval(vq_job *job, const vq_tokenizer *t, const vq_list *paths, vq_data *data)
+{
+    vq_text text;
+    VQ_TRY(read_text(job, paths, &text));
+    return eval_windows(job, t, &text, data);
+}
+
+static vq_status do_windows(vq_job *job, const vq_tokenizer *t, const vq_list *paths, vq_data *data)
+{
+    vq_text text;
+    VQ_TRY(read_text(job, paths, &text));
+    return make_windows(job, t, &text, &data->calib);
+}
+
+vq_status vq_feed_prepare(vq_job *job, vq_data *data)
+{
+    *data = (vq_data){0};
+    return with_tokenizer(job, NULL, data, do_prepare);
+}
+
+vq_status vq_feed_eval(vq_job *job, const vq_list *paths, vq_data *data)
+{
+    *data = (vq_data){0};
+    return with_tokenizer(job, paths, data, do_eval);
+}
+
+vq_status vq_feed_write(vq_job *job, const char *path, vq_windows *windows)
+{
+    vq_data data = {0};
+    uint64_t key;
+    VQ_TRY(tokens_key(job, &key));
+    VQ_TRY(with_tokenizer(job, &job->config->text, &data, do_windows));
+    *windows = data.calib;
+    return write_windows(job, path, key, windows);
+}

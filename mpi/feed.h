@@ -1,0 +1,28 @@
+/* feed.h - the token windows of a job: made once on rank 0, kept in tokens.h5, streamed by step. */
+#pragma once
+#include "calib.h"
+#include "job.h"
+
+typedef struct vq_data {
+    vq_windows calib; /* [nsamples, seqlen] */
+    vq_windows eval;  /* n = 0 when evaluation is off */
+    uint64_t calib_hash, eval_hash;
+} vq_data;
+
+/* Makes the windows from config.text (and config.eval.text, or the last tenth of the text), or
+ * reads the calibration windows back from RUN/tokens.h5 when its key fits.
+ * Fails: VQ_EFILE (texts; a tokens.h5 of other settings), VQ_EUNSUPPORTED (tokenizer), VQ_EMEM. */
+vq_status vq_feed_prepare(vq_job *job, vq_data *data);
+
+/* The evaluation windows alone, for `vqround eval`. */
+vq_status vq_feed_eval(vq_job *job, const vq_list *paths, vq_data *data);
+
+/* Makes windows from a job's texts and writes them to `path`, for `vqround tokens`. */
+vq_status vq_feed_write(vq_job *job, const char *path, vq_windows *windows);
+
+/* The sequences [first, first + count) of a step: in fixed order, as a DataLoader without shuffling
+ * gives them, the last batch of an epoch shorter. */
+void vq_feed_step(const vq_config *config, int64_t step, int64_t *first, int64_t *count);
+
+/* Windows [first, first + count) as i32 [count, T]. */
+vq_tensor vq_feed_ids(const vq_windows *windows, int64_t first, int64_t count);

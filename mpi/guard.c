@@ -1,0 +1,39 @@
+/* guard - signals and the time limit. */
+#include "guard.h"
+
+#include <signal.h>
+#include <stdio.h>
+
+#include "log.h"
+
+static volatile sig_atomic_t caught;
+static double limit_s, start_s;
+
+static void on_signal(int number)
+{
+    if (caught && number == SIGINT) {
+        signal(SIGINT, SIG_DFL);
+        raise(SIGINT);
+    }
+    caught = number;
+}
+
+void vq_guard_init(double max_hours)
+{
+    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
+    static const int numbers[] = {SIGUSR1, SIGTERM, SIGINT};
+    for (int i = 0; i < VQ_COUNT(numbers); i++) sigaction(numbers[i], &action, NULL);
+    caught = 0;
+    limit_s = max_hours * 3600;
+    start_s = vq_seconds();
+}
+
+const char *vq_guard_stop(double next_s)
+{
+    static char text[32];
+    if (caught) {
+        snprintf(text, sizeof text, "signal %d", (int)caught);
+        return text;
+    }
+    return limit_s > 0 && vq_seconds() - start_s + next_s > limit_s ? "max_hours" : NULL;
+}

@@ -1,0 +1,14 @@
+/* guard.h - how a job ends early: on a signal or a time limit, after the step at hand.
+ *
+ * SIGUSR1 (Slurm: --signal=USR1@120), SIGTERM and the first Ctrl-C only set a flag; the training
+ * loop sees it at the end of a step, writes a checkpoint and leaves with VQ_ESTOPPED. A second
+ * Ctrl-C ends the process at once. */
+#pragma once
+#include "base.h"
+
+/* Installs the handlers and starts the clock; max_hours 0: no limit. Local. */
+void vq_guard_init(double max_hours);
+
+/* Why the job should stop now ("signal 10", "max_hours"), or NULL. next_s is what the next step
+ * will take: the limit is kept, not passed. */
+const char *vq_guard_stop(double next_s);

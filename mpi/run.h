@@ -1,0 +1,8 @@
+/* run.h - the whole job: the phases in order. */
+#pragma once
+#include "config.h"
+
+/* Quantizes config->model into the folder config->out and prints the closing table. Phases whose
+ * files are there and fit are not done again.
+ * Fails: every code; VQ_ESTOPPED means: run again. */
+vq_status vq_run(const vq_config *config, int argc, const char *const *argv);

@@ -1,0 +1,19 @@
+/* train.h - the codebooks trained end to end by distilling the teacher.
+ *
+ * Leaves checkpoints and RUN/metrics.jsonl, a line a step: step, loss, task, reg, beta, grad_norm,
+ * seconds, tokens_per_s, rss_bytes. */
+#pragma once
+#include "cache.h"
+
+typedef struct vq_train_stats {
+    int64_t steps;      /* done in all, over every resume */
+    double seconds;     /* of those steps */
+    double last_task;   /* the last step's task loss */
+    int64_t kept_bytes; /* activations of one micro-batch */
+} vq_train_stats;
+
+/* All steps from the newest checkpoint on. Sets job->train_key.
+ * Fails: VQ_ESTOPPED (a signal or the time limit, after a checkpoint); VQ_ENOTFINITE (with step,
+ * linear, and the file that holds the step's input); VQ_EFILE; VQ_EMEM. */
+vq_status vq_train(vq_job *job, const vq_data *data, const vq_teacher *teacher,
+                   vq_train_stats *stats);

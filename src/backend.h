@@ -1,0 +1,302 @@
+/* backend.h - the op table: all arithmetic on tensors goes through it.
+ *
+ * A backend (kernels/cpu, kernels/cuda) fills struct vq_ops. Callers use the vq_* functions below,
+ * which check shapes, dtypes and place once and then call the slot, so that a backend checks
+ * nothing again. There is no silent fallback from one backend to another.
+ *
+ * Types: "act" is the backend's type of activations and their gradients (be->act), "real" that of
+ * codebooks, scales, statistics and sums (be->real): f32 and f32 on the CPU; bf16 and f32 on CUDA;
+ * f64 and f64 in the build of the CPU's kernels that tests gradients. "weight" is any float type
+ * of a model file (f32, f16, bf16, f64), converted as it is read. Tensors are contiguous unless a
+ * function says that it takes row strides.
+ *
+ * All functions are local. They are queued on the backend's stream: vq_sync before the host reads
+ * a device result. Results do not depend on the number of threads: work is cut by shape alone and
+ * partial sums are added in a fixed order. All fail with VQ_EINTERNAL (shape, dtype, place) and
+ * VQ_EMEM (the backend's scratch memory); a backend may add VQ_EPEER (a lost device).
+ *
+ * Letters: B sequences, T tokens, E width, F feed-forward width, H heads, G key/value heads, S head
+ * width, V vocabulary, K codes, D code width. */
+#pragma once
+#include "tensor.h"
+
+/* How a quantized linear's rounding is read out of its logits. */
+typedef enum vq_round_mode {
+    VQ_SOFT, /* r = h(a) = clip(1.2 sigmoid(a) - 0.1, 0, 1) */
+    VQ_HARD  /* r = [a >= 0] */
+} vq_round_mode;
+
+/* The integers and scales of one quantized linear W[out, in]. Weight (o, i) has the flat position
+ * p = o * in + i and the logit codes[idx[p / D]][p % D]; it lies in group i / group_size of its
+ * row. groups = ceil(in / group_size). */
+typedef struct vq_quant {
+    vq_tensor base;  /* i8 (bits <= 7) or i16 [out, in]: floor(w / s) + z, clamped to [-1, qmax] */
+    vq_tensor scale; /* real [out, groups] */
+    vq_tensor zero;  /* real [out, groups]; whole numbers */
+    vq_tensor idx;   /* u16 or u32 [n_vec], n_vec = ceil(out * in / D); no data: every vector has
+                        its own code (K = n_vec), as AdaRound has */
+    int bits;        /* qmax = 2^bits - 1 */
+    int64_t group_size; /* columns that share a scale: in, or fewer */
+} vq_quant;
+
+typedef struct vq_ops {
+    const char *name; /* "cpu" */
+
+    /* memory */
+    vq_status (*mem_info)(void *ctx, size_t *free_bytes, size_t *total_bytes);
+    vq_status (*alloc)(void *ctx, size_t bytes, void **out);
+    void (*free)(void *ctx, void *ptr);
+    vq_status (*upload)(void *ctx, void *dst, const void *src_host, size_t bytes);
+    vq_status (*download)(void *ctx, void *dst_host, const void *src, size_t bytes);
+    vq_status (*copy)(void *ctx, void *dst, const void *src, size_t bytes);
+    vq_status (*zero)(void *ctx, void *dst, size_t bytes);
+    vq_status (*sync)(void *ctx);
+
+    /* dense */
+    vq_status (*gemm)(void *ctx, vq_tensor *c, const vq_tensor *a, bool trans_a, const vq_tensor *b,
+                      bool trans_b, double alpha, double beta);
+
+    /* layer */
+    vq_status (*embed)(void *ctx, vq_tensor *out, const vq_tensor *table, const vq_tensor *ids,
+                       bool add);
+    vq_status (*bias_add)(void *ctx, vq_tensor *y, const vq_tensor *bias);
+    vq_status (*add)(void *ctx, vq_tensor *y, const vq_tensor *x);
+    vq_status (*rmsnorm_fwd)(void *ctx, vq_tensor *y, vq_tensor *rstd, const vq_tensor *x,
+                             const vq_tensor *weight, double eps);
+    vq_status (*rmsnorm_bwd)(void *ctx, vq_tensor *dx, const vq_tensor *dy, const vq_tensor *x,
+                             const vq_tensor *weight, const vq_tensor *rstd, bool add);
+    vq_status (*layernorm_fwd)(void *ctx, vq_tensor *y, vq_tensor *mean, vq_tensor *rstd,
+                               const vq_tensor *x, const vq_tensor *weight, const vq_tensor *bias,
+                               double eps);
+    vq_status (*layernorm_bwd)(void *ctx, vq_tensor *dx, const vq_tensor *dy, const vq_tensor *x,
+                               const vq_tensor *weight, const vq_tensor *mean,
+                               const vq_tensor *rstd, bool add);
+    vq_status (*rope)(void *ctx, vq_tensor *x, const vq_tensor *cos, const vq_tensor *sin,
+                      int64_t first, bool inverse);
+    vq_status (*attention_fwd)(void *ctx, vq_tensor *out, vq_tensor *lse, const vq_tensor *q,
+                               const vq_tensor *k, const vq_tensor *v, double scale);
+    vq_status (*attention_bwd)(void *ctx, vq_tensor *dq, vq_tensor *dk, vq_tensor *dv,
+                               const vq_tensor *dout, const vq_tensor *q, const vq_tensor *k,
+                               const vq_tensor *v, const vq_tensor *out, const vq_tensor *lse,
+                               double scale);
+    vq_status (*silu_gate_fwd)(void *ctx, vq_tensor *y, const vq_tensor *gate, const vq_tensor *up);
+    vq_status (*silu_gate_bwd)(void *ctx, vq_tensor *dgate, vq_tensor *dup, const vq_tensor *dy,
+                               const vq_tensor *gate, const vq_tensor *up);
+    vq_status (*relu_fwd)(void *ctx, vq_tensor *y, const vq_tensor *x);
+    vq_status (*relu_bwd)(void *ctx, vq_tensor *dx, const vq_tensor *dy, const vq_tensor *x);
+
+    /* round */
+    vq_status (*round_fwd)(void *ctx, vq_tensor *w, const vq_quant *q, const vq_tensor *codes,
+                           vq_round_mode mode);
+    vq_status (*round_bwd)(void *ctx, vq_tensor *dcodes, const vq_tensor *dw, const vq_quant *q,
+                           const vq_tensor *codes);
+    vq_status (*round_reg)(void *ctx, double *loss, vq_tensor *dcodes, const vq_tensor *codes,
+                           const vq_tensor *counts, double weight, double beta);
+
+    /* init */
+    vq_status (*grid_minmax)(void *ctx, vq_tensor *scale, vq_tensor *zero, const vq_tensor *w,
+                             int bits, int64_t group_size, bool symmetric, bool include_zero,
+                             vq_dtype scale_dtype);
+    vq_status (*grid_split)(void *ctx, vq_tensor *base, vq_tensor *rest, const vq_tensor *w,
+                            const vq_tensor *scale, const vq_tensor *zero, int bits,
+                            int64_t group_size);
+    vq_status (*grid_round)(void *ctx, vq_tensor *out, const vq_tensor *w, const vq_quant *q);
+    vq_status (*kmeans_assign)(void *ctx, vq_tensor *idx, double *objective, const vq_tensor *x,
+                               const vq_tensor *codes);
+    vq_status (*kmeans_update)(void *ctx, vq_tensor *codes, vq_tensor *counts, const vq_tensor *x,
+                               const vq_tensor *idx);
+
+    /* loss */
+    vq_status (*head_kd)(void *ctx, double *loss, vq_tensor *dx, const vq_tensor *x,
+                         const vq_tensor *x_teacher, const vq_tensor *head,
+                         const vq_tensor *head_teacher, double tau, double scale);
+    vq_status (*head_nll)(void *ctx, double *loss, vq_tensor *dx, const vq_tensor *x,
+                          const vq_tensor *head, const vq_tensor *targets, double scale);
+
+    /* update */
+    vq_status (*adam_step)(void *ctx, vq_tensor *param, vq_tensor *m, vq_tensor *v,
+                           const vq_tensor *grad, double lr, double beta1, double beta2, double eps,
+                           int64_t step);
+    vq_status (*norm2)(void *ctx, double *out, const vq_tensor *x);
+} vq_ops;
+
+typedef struct vq_backend {
+    const vq_ops *ops;
+    void *ctx; /* the backend's own */
+    vq_place place;
+    vq_dtype act;
+    vq_dtype real;
+} vq_backend;
+
+/* --- memory ---------------------------------------------------------------------------------- */
+
+vq_status vq_mem_info(const vq_backend *be, size_t *free_bytes, size_t *total_bytes);
+vq_status vq_upload(const vq_backend *be, vq_tensor *dst, const void *src_host);
+vq_status vq_download(const vq_backend *be, void *dst_host, const vq_tensor *src);
+vq_status vq_copy(const vq_backend *be, vq_tensor *dst,
+                  const vq_tensor *src); /* same type, shape */
+vq_status vq_zero(const vq_backend *be, vq_tensor *dst);
+vq_status vq_sync(const vq_backend *be);
+
+/* --- dense ----------------------------------------------------------------------------------- */
+
+/* c = alpha op(a) op(b) + beta c,  op(x) = x or its transpose.
+ *
+ * c  act [m, n]                  in/out; beta = 0 does not read it
+ * a  act or weight [m, k] ([k, m] with trans_a)
+ * b  act or weight [k, n] ([n, k] with trans_b)
+ *
+ * The first dimension of each may have a stride. Order of the sums over k: a function of m, n and k
+ * alone. The usual three: y = x W^T (trans_b), dx = dy W, dW = dy^T x (trans_a). */
+vq_status vq_gemm(const vq_backend *be, vq_tensor *c, const vq_tensor *a, bool trans_a,
+                  const vq_tensor *b, bool trans_b, double alpha, double beta);
+
+/* --- layer ----------------------------------------------------------------------------------- */
+
+/* out[n] (+)= table[ids[n]].  out act [n, E]; table weight [V, E]; ids i32 [n], each in [0, V). */
+vq_status vq_embed(const vq_backend *be, vq_tensor *out, const vq_tensor *table,
+                   const vq_tensor *ids, bool add);
+
+/* y[n] += bias.  y act [n, E]; bias weight [E]. */
+vq_status vq_bias_add(const vq_backend *be, vq_tensor *y, const vq_tensor *bias);
+
+/* y += x.  act, same shape. */
+vq_status vq_add(const vq_backend *be, vq_tensor *y, const vq_tensor *x);
+
+/* y = x * rstd * weight,  rstd = 1 / sqrt(mean(x^2) + eps), by rows.
+ * x, y act [n, E] (y may be x when no backward follows); weight [E]; rstd real [n], out. */
+vq_status vq_rmsnorm_fwd(const vq_backend *be, vq_tensor *y, vq_tensor *rstd, const vq_tensor *x,
+                         const vq_tensor *weight, double eps);
+
+/* dx (+)= rstd (g - xhat mean(g xhat)),  g = dy * weight, xhat = x rstd.  dx may be dy. */
+vq_status vq_rmsnorm_bwd(const vq_backend *be, vq_tensor *dx, const vq_tensor *dy,
+                         const vq_tensor *x, const vq_tensor *weight, const vq_tensor *rstd,
+                         bool add);
+
+/* y = (x - mean) rstd * weight + bias,  rstd = 1 / sqrt(var(x) + eps), var biased.
+ * weight and bias may both be NULL (no affine part). */
+vq_status vq_layernorm_fwd(const vq_backend *be, vq_tensor *y, vq_tensor *mean, vq_tensor *rstd,
+                           const vq_tensor *x, const vq_tensor *weight, const vq_tensor *bias,
+                           double eps);
+
+/* dx (+)= rstd (g - mean(g) - xhat mean(g xhat)),  g = dy * weight.  dx may be dy. */
+vq_status vq_layernorm_bwd(const vq_backend *be, vq_tensor *dx, const vq_tensor *dy,
+                           const vq_tensor *x, const vq_tensor *weight, const vq_tensor *mean,
+                           const vq_tensor *rstd, bool add);
+
+/* Rotates each head's halves: (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin), x1 = x[.. S/2].
+ * inverse turns back (the backward).
+ * x act [B, T, H, S], in place; cos, sin real [T_max, S / 2]; token t uses row first + t. */
+vq_status vq_rope(const vq_backend *be, vq_tensor *x, const vq_tensor *cos, const vq_tensor *sin,
+                  int64_t first, bool inverse);
+
+/* Causal attention; head h reads key/value head h / (H / G).
+ * out[t] = sum_{u <= t + P} softmax_u(scale q[t].k[u]) v[u],  P = T_k - T: keys before the queries
+ * (0 without slices).
+ * q, out act [B, T, H, S]; k, v act [B, T_k, G, S]; lse real [B, H, T], out: the log of the sum of
+ * exponentials, for the backward. k and v may have a stride in the first dimension (a longer
+ * buffer). Never holds [T, T_k] for more than a block of queries. */
+vq_status vq_attention_fwd(const vq_backend *be, vq_tensor *out, vq_tensor *lse, const vq_tensor *q,
+                           const vq_tensor *k, const vq_tensor *v, double scale);
+
+/* dq = ..., dk += ..., dv += ...: a key's gradient is the sum over all slices' queries.
+ * dq act [B, T, H, S], out, may not be dout; dk, dv act [B, T_k, G, S], in/out, strides as k. */
+vq_status vq_attention_bwd(const vq_backend *be, vq_tensor *dq, vq_tensor *dk, vq_tensor *dv,
+                           const vq_tensor *dout, const vq_tensor *q, const vq_tensor *k,
+                           const vq_tensor *v, const vq_tensor *out, const vq_tensor *lse,
+                           double scale);
+
+/* y = silu(gate) * up,  silu(x) = x sigmoid(x).  act [n, F]; y may be gate when no backward
+ * follows. */
+vq_status vq_silu_gate_fwd(const vq_backend *be, vq_tensor *y, const vq_tensor *gate,
+                           const vq_tensor *up);
+vq_status vq_silu_gate_bwd(const vq_backend *be, vq_tensor *dgate, vq_tensor *dup,
+                           const vq_tensor *dy, const vq_tensor *gate, const vq_tensor *up);
+
+/* y = max(x, 0); y may be x.  dx = dy [x > 0]; dx may be dy; x may be the forward's y. */
+vq_status vq_relu_fwd(const vq_backend *be, vq_tensor *y, const vq_tensor *x);
+vq_status vq_relu_bwd(const vq_backend *be, vq_tensor *dx, const vq_tensor *dy, const vq_tensor *x);
+
+/* --- round: VQRound sections 3 and 4 --------------------------------------------------------- */
+
+/* w = s (clamp(base + r, 0, qmax) - z),  r = h(a) or [a >= 0], a = codes[idx].
+ * w act [out, in], out; codes real [K, D]. */
+vq_status vq_round_fwd(const vq_backend *be, vq_tensor *w, const vq_quant *q,
+                       const vq_tensor *codes, vq_round_mode mode);
+
+/* dcodes[k, d] += h'(codes[k, d]) sum_{v: idx[v] = k} s [0 <= base + r <= qmax] dw, at (v, d);
+ * h' is that of the sigmoid where its unclipped value is in [0, 1], else 0 (as torch's clamp).
+ * dcodes real [K, D], in/out; dw act [out, in]. The sum over vectors is taken in a fixed order. */
+vq_status vq_round_bwd(const vq_backend *be, vq_tensor *dcodes, const vq_tensor *dw,
+                       const vq_quant *q, const vq_tensor *codes);
+
+/* loss += weight R,  dcodes += weight dR/dcodes,
+ * R = sum_{k, d} counts[k, d] (1 - |2 h(codes[k, d]) - 1|^beta): the regularizer over all weights,
+ * each code once. counts u32 [K, D]: how many weights read this logit (padding is not counted).
+ * loss on the host; synchronous. dcodes may be NULL (the value alone). */
+vq_status vq_round_reg(const vq_backend *be, double *loss, vq_tensor *dcodes,
+                       const vq_tensor *codes, const vq_tensor *counts, double weight, double beta);
+
+/* --- init ------------------------------------------------------------------------------------ */
+
+/* Scale and zero of every row's groups from the least and greatest weight.
+ * asymmetric: s = (max - min) / qmax, z = round(-min / s); symmetric: max = |w|max, min = -max if
+ * the group has a negative weight, else 0; s = (max - min) / qmax, z = (qmax + 1) / 2.
+ * include_zero (always so for symmetric): min <= 0 <= max, and an all-zero group is [-1, 1];
+ * without it s = 0 becomes 1. s is rounded to scale_dtype before z is computed. Rounding is half to
+ * even; all arithmetic in real.
+ * scale, zero real [out, groups], out; w weight [out, in]. */
+vq_status vq_grid_minmax(const vq_backend *be, vq_tensor *scale, vq_tensor *zero,
+                         const vq_tensor *w, int bits, int64_t group_size, bool symmetric,
+                         bool include_zero, vq_dtype scale_dtype);
+
+/* base = clamp(floor(w / s) + z, -1, qmax),  rest = w / s - floor(w / s) in [0, 1].
+ * base i8 or i16 [out, in], rest real [out, in], both out. */
+vq_status vq_grid_split(const vq_backend *be, vq_tensor *base, vq_tensor *rest, const vq_tensor *w,
+                        const vq_tensor *scale, const vq_tensor *zero, int bits,
+                        int64_t group_size);
+
+/* out = s (clamp(round(w / s) + z, 0, qmax) - z): rounding to nearest, halves to even, on q's grid.
+ * out act [out, in]; w weight [out, in]; of q scale, zero, bits and group_size are read. */
+vq_status vq_grid_round(const vq_backend *be, vq_tensor *out, const vq_tensor *w,
+                        const vq_quant *q);
+
+/* idx[i] = argmin_k |x[i] - codes[k]|^2, the lowest k among equals;  objective = sum of the least
+ * distances (may be NULL).  idx u32 [n]; x real [n, D]; codes real [K, D]. Synchronous. */
+vq_status vq_kmeans_assign(const vq_backend *be, vq_tensor *idx, double *objective,
+                           const vq_tensor *x, const vq_tensor *codes);
+
+/* codes[k] = mean of the x assigned to k, counts[k] = their number; a code with none keeps its
+ * place. Sums in f64 in a fixed order.  codes real [K, D]; counts u32 [K], out. */
+vq_status vq_kmeans_update(const vq_backend *be, vq_tensor *codes, vq_tensor *counts,
+                           const vq_tensor *x, const vq_tensor *idx);
+
+/* --- loss ------------------------------------------------------------------------------------ */
+
+/* loss += sum_n tau^2 KL(p_n || q_n) * scale,  p = softmax(x_teacher head_teacher^T / tau),
+ * q = softmax(x head^T / tau);  dx = d loss / d x.
+ * x, dx act [n, E]; x_teacher any float [n, E_teacher]; head weight [V, E], head_teacher weight
+ * [V, E_teacher] (may be head). dx may be NULL. In chunks of tokens: the [n, V] logits never exist
+ * whole. Sums in f64. loss on the host; synchronous. */
+vq_status vq_head_kd(const vq_backend *be, double *loss, vq_tensor *dx, const vq_tensor *x,
+                     const vq_tensor *x_teacher, const vq_tensor *head,
+                     const vq_tensor *head_teacher, double tau, double scale);
+
+/* loss += sum_n -log softmax(x head^T)[targets[n]] * scale; a target of -1 is left out;
+ * dx = d loss / d x (may be NULL). targets i32 [n]. Otherwise as vq_head_kd. */
+vq_status vq_head_nll(const vq_backend *be, double *loss, vq_tensor *dx, const vq_tensor *x,
+                      const vq_tensor *head, const vq_tensor *targets, double scale);
+
+/* --- update ---------------------------------------------------------------------------------- */
+
+/* One step of Adam, to the bit as torch.optim.Adam's single-tensor path in f32:
+ * m += (g - m)(1 - beta1);  v = beta2 v + (1 - beta2) g g;
+ * param -= lr / (1 - beta1^step) * m / (sqrt(v) / sqrt(1 - beta2^step) + eps).
+ * real [n], all of one shape; step counts from 1. */
+vq_status vq_adam_step(const vq_backend *be, vq_tensor *param, vq_tensor *m, vq_tensor *v,
+                       const vq_tensor *grad, double lr, double beta1, double beta2, double eps,
+                       int64_t step);
+
+/* out = sum of squares, in f64, fixed order; NaN or infinite when an element is. x real or act of
+ * any shape. Synchronous. */
+vq_status vq_norm2(const vq_backend *be, double *out, const vq_tensor *x);

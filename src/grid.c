@@ -1,0 +1,128 @@
+/* grid - the integer grid of a linear layer. */
+#include "grid.h"
+
+#include <math.h>
+
+#include "error.h"
+
+#define PIECE 1024 /* weights rounded at a time */
+
+static int64_t width_of_group(const vq_grid_config *c, int64_t in)
+{
+    return c->group_size < 0 ? in : VQ_MIN(c->group_size, in);
+}
+
+int64_t vq_grid_groups(const vq_grid_config *c, int64_t in)
+{
+    return VQ_CEIL_DIV(in, width_of_group(c, in));
+}
+
+vq_dtype vq_grid_base_dtype(int bits)
+{
+    return bits <= 7 ? VQ_I8 : VQ_I16;
+}
+
+size_t vq_grid_bytes(const vq_grid_config *c, int64_t out, int64_t in)
+{
+    size_t base = (size_t)(out * in) * vq_dtype_bytes(vq_grid_base_dtype(c->bits));
+    size_t scale = (size_t)(out * vq_grid_groups(c, in)) * vq_dtype_bytes(VQ_F32);
+    return VQ_CEIL_DIV(base, VQ_ALIGN) * VQ_ALIGN + 2 * VQ_CEIL_DIV(scale, VQ_ALIGN) * VQ_ALIGN;
+}
+
+vq_status vq_grid_alloc(const vq_backend *be, vq_quant *q, vq_arena *arena, const vq_grid_config *c,
+                        int64_t out, int64_t in)
+{
+    VQ_ASSERT(c->bits >= 2 && c->bits <= 8);
+    VQ_ASSERT(c->group_size == -1 || c->group_size >= 1);
+    VQ_ASSERT(out >= 1 && in >= 1);
+    int64_t groups = vq_grid_groups(c, in);
+    *q = (vq_quant){.bits = c->bits, .group_size = width_of_group(c, in)};
+    VQ_TRY(
+        vq_tensor_new(arena, be->place, vq_grid_base_dtype(c->bits), VQ_DIMS(out, in), &q->base));
+    VQ_TRY(vq_tensor_new(arena, be->place, be->real, VQ_DIMS(out, groups), &q->scale));
+    return vq_tensor_new(arena, be->place, be->real, VQ_DIMS(out, groups), &q->zero);
+}
+
+/* Element i of a tensor of floats. */
+static double element(const vq_tensor *t, int64_t i)
+{
+    double value = NAN;
+    const uint8_t *at = (const uint8_t *)t->data + (size_t)i * vq_dtype_bytes(t->dtype);
+    (void)vq_convert(&value, VQ_F64, at, t->dtype, 1);
+    return value;
+}
+
+static int64_t first_not_finite(const vq_tensor *t)
+{
+    int64_t i = 0, n = vq_tensor_count(t);
+    while (i < n && isfinite(element(t, i))) i++;
+    return i;
+}
+
+/* The rest of a weight is finite unless the weight or its scale is not, and so is their sum of
+ * squares, which needs no second pass over weights of 16 bits. */
+static vq_status check_finite(const vq_backend *be, const vq_quant *q, const vq_tensor *rest,
+                              const vq_tensor *w, vq_dtype scale_dtype)
+{
+    const char *name = w->name ? w->name : "weight";
+    int64_t in = w->dim[1], groups = q->scale.dim[1];
+    double sum_rest, sum_scale;
+    VQ_TRY(vq_norm2(be, &sum_rest, rest));
+    VQ_TRY(vq_norm2(be, &sum_scale, &q->scale));
+    if (isfinite(sum_rest) && isfinite(sum_scale)) return VQ_OK;
+
+    int64_t i = first_not_finite(w);
+    VQ_CHECK(i == vq_tensor_count(w), VQ_ENOTFINITE,
+             "%s: row %lld, column %lld is %g, expected a finite number. The file is damaged, or "
+             "the model was saved after it diverged: get it again",
+             name, (long long)(i / in), (long long)(i % in), element(w, i));
+    i = first_not_finite(&q->scale);
+    VQ_FAIL(VQ_EUNSUPPORTED,
+            "%s: row %lld, group %lld: weights span more than %s can hold as a scale. Set "
+            "grid.scale_dtype to f32 or bf16",
+            name, (long long)(i / groups), (long long)(i % groups), vq_dtype_name(scale_dtype));
+}
+
+vq_status vq_grid_make(const vq_backend *be, vq_quant *q, vq_tensor *rest, const vq_tensor *w,
+                       const vq_grid_config *c)
+{
+    VQ_TRY(vq_grid_minmax(be, &q->scale, &q->zero, w, c->bits, q->group_size, c->symmetric,
+                          c->include_zero, c->scale_dtype));
+    VQ_TRY(vq_grid_split(be, &q->base, rest, w, &q->scale, &q->zero, c->bits, q->group_size));
+    return check_finite(be, q, rest, w, c->scale_dtype);
+}
+
+vq_status vq_grid_round(const vq_backend *be, vq_tensor *out, const vq_tensor *w, const vq_quant *q)
+{
+    int64_t rows = w->dim[0], in = w->dim[1], groups = q->scale.dim[1];
+    double qmax = (1 << q->bits) - 1;
+    size_t w_bytes = vq_dtype_bytes(w->dtype), out_bytes = vq_dtype_bytes(out->dtype);
+    bool f32 = be->real == VQ_F32;
+    VQ_ASSERT(be->place == VQ_HOST && vq_tensor_same_shape(out, w));
+    VQ_ASSERT(vq_dtype_is_float(w->dtype) && vq_dtype_is_float(out->dtype));
+
+#pragma omp parallel for
+    for (int64_t o = 0; o < rows; o++) {
+        double piece[PIECE];
+        for (int64_t g = 0; g < groups; g++) {
+            double s = element(&q->scale, o * groups + g), z = element(&q->zero, o * groups + g);
+            int64_t end = VQ_MIN((g + 1) * q->group_size, in);
+            for (int64_t i = g * q->group_size; i < end; i += PIECE) {
+                int64_t m = VQ_MIN(end - i, PIECE);
+                size_t at = (size_t)(o * in + i);
+                (void)vq_convert(piece, VQ_F64, (const uint8_t *)w->data + at * w_bytes, w->dtype,
+                                 m);
+                for (int64_t j = 0; j < m; j++) {
+                    /* As vq_grid_split divides: an f64 quotient of f32 numbers, rounded to f32, is
+                     * the f32 quotient. */
+                    double u = piece[j] / s;
+                    double n = rint(f32 ? (double)(float)u : u) + z;
+                    piece[j] = s * ((n > 0 ? (n < qmax ? n : qmax) : 0) - z);
+                }
+                (void)vq_convert((uint8_t *)out->data + at * out_bytes, out->dtype, piece, VQ_F64,
+                                 m);
+            }
+        }
+    }
+    return VQ_OK;
+}

@@ -1,0 +1,47 @@
+/* grid.h - the integer grid of a linear layer: scale, zero, base and the residual to round.
+ *
+ * w = s (base - z + rest): base says between which two integers a weight lies, rest in [0, 1] how
+ * far it is from the lower one. Rounding to nearest (RTN) rounds rest by itself; VQRound learns it.
+ * All tensors are on the host, be too, and all functions are local. */
+#pragma once
+#include "arena.h"
+#include "backend.h"
+
+typedef struct vq_grid_config {
+    int bits;             /* 2 to 8 */
+    int64_t group_size;   /* columns that share a scale; -1: the whole row */
+    bool symmetric;       /* zero in the middle, as GPTQ's sym */
+    bool include_zero;    /* widen the range to hold 0; false is the reference's RTN grid */
+    vq_dtype scale_dtype; /* f32, f16 or bf16: what the scale will be stored as */
+} vq_grid_config;
+
+/* Scales per row: ceil(in / group_size). Pure. */
+int64_t vq_grid_groups(const vq_grid_config *c, int64_t in);
+
+/* i8 up to 7 bits, i16 at 8. Pure. */
+vq_dtype vq_grid_base_dtype(int bits);
+
+/* What vq_grid_alloc takes from its arena where real is f32. Pure. */
+size_t vq_grid_bytes(const vq_grid_config *c, int64_t out, int64_t in);
+
+/* q's base, scale and zero for W[out, in], not set; q has no idx yet.
+ * Fails: VQ_EINTERNAL (a setting out of range), VQ_EMEM. */
+vq_status vq_grid_alloc(const vq_backend *be, vq_quant *q, vq_arena *arena, const vq_grid_config *c,
+                        int64_t out, int64_t in);
+
+/* The grid of w, and where w lies in it: vq_grid_minmax, then vq_grid_split.
+ *
+ * q     out; from vq_grid_alloc with the same c
+ * rest  real [out, in], out: in [0, 1]
+ * w     weight [out, in], in; its name is used in messages
+ *
+ * A scale that scale_dtype would round to 0 is its least positive number instead: such a group's
+ * weights are all but 0, and they stay so. With include_zero or symmetric, z is within [0, qmax].
+ * Fails: VQ_ENOTFINITE (a weight), VQ_EUNSUPPORTED (a scale above scale_dtype's range). */
+vq_status vq_grid_make(const vq_backend *be, vq_quant *q, vq_tensor *rest, const vq_tensor *w,
+                       const vq_grid_config *c);
+
+/* RTN's weight: out = s (clamp(round(w / s) + z, 0, qmax) - z), halves to even.
+ * out act [out, in], out; w weight [out, in]; q's scale and zero are read, its base is not. */
+vq_status vq_grid_round(const vq_backend *be, vq_tensor *out, const vq_tensor *w,
+                        const vq_quant *q);

@@ -1,0 +1,43 @@
+/* kmeans.h - k-means: K codes that stand for many vectors. Lloyd's iterations through the backend,
+ * or FAISS. */
+#pragma once
+#include "arena.h"
+#include "backend.h"
+
+/* A good end for our own engine: see min_gain. */
+#define VQ_KMEANS_MIN_GAIN 1e-3
+
+typedef struct vq_kmeans_config {
+    bool faiss;      /* the reference's engine; else ours, which is faster, takes start codes and
+                        gives the same bits everywhere */
+    int iters;       /* at most */
+    double min_gain; /* ours stops when an iteration lowers the objective by less than this part of
+                        it; 0: never */
+    uint64_t seed;
+    int64_t max_points_per_centroid; /* at most this times K vectors train the codes */
+} vq_kmeans_config;
+
+typedef struct vq_kmeans_result {
+    double objective; /* sum of squared distances of all vectors to their codes */
+    int64_t n_train;  /* vectors that trained the codes */
+    int iters;        /* iterations done */
+} vq_kmeans_result;
+
+/* Bytes that vq_kmeans takes from its scratch arena at the peak. Pure. */
+size_t vq_kmeans_scratch_bytes(const vq_kmeans_config *c, int64_t n, int64_t K, int64_t D);
+
+/* Fits codes to x, and assigns every vector its nearest.
+ *
+ * codes   f32 [K, D], out
+ * idx     u32 [n], out: the lowest k among equally near
+ * x       f32 [n, D], in; finite, n >= K
+ * start   f32 [K, D], in: codes to begin from; NULL: vectors drawn from x by the seed
+ * result  out; may be NULL
+ *
+ * be and all tensors are on the host. A code that no vector is nearest to moves onto a
+ * vector drawn by the seed, so that dense regions get it. Local. Same bits for any number of
+ * threads.
+ * Fails: VQ_EMEM; VQ_EUNSUPPORTED (FAISS with a start). */
+vq_status vq_kmeans(const vq_backend *be, vq_arena *scratch, vq_tensor *codes, vq_tensor *idx,
+                    const vq_tensor *x, const vq_tensor *start, const vq_kmeans_config *c,
+                    vq_kmeans_result *result);

@@ -1,0 +1,33 @@
+/* loss.h - what is minimised: the task loss of the last stage and the rounding regularizer.
+ *
+ *   kd:  alpha tau^2 sum over tokens of KL(softmax(teacher / tau) || softmax(student / tau)),
+ *        divided by the number of sequences in the step
+ *   lm:  the mean cross-entropy of the next token over the step's targets
+ *   reg: round_weight sum over all weights of 1 - |2 h(a) - 1|^beta, once a step */
+#pragma once
+#include "config.h"
+#include "pool.h"
+
+/* beta of a step (counted from 0) out of `steps`: beta_hi while step <= hold steps, then falling by
+ * (beta_hi - beta_lo) step / steps. */
+double vq_loss_beta(const vq_config *config, int64_t step);
+
+/* Whether the regularizer is on in this step: from a tenth of the steps, if it has a weight. */
+bool vq_loss_has_reg(const vq_config *config, int64_t step);
+
+/* The task loss of one micro-batch and its gradient, on the last stage.
+ *
+ * hidden   act [B*T, E_embed]: lm_head's input
+ * teacher  float [B*T, E_teacher]: the teacher's (kd; NULL for lm)
+ * head     the student's lm_head; head_teacher the teacher's
+ * ids      i32 [B, T] on the host (lm: the targets are the next ids)
+ * n_sequences  in the whole step, over all micro-batches and replicas
+ * loss     added to, f64
+ * dhidden  act as hidden, out; NULL: the value alone */
+vq_status vq_loss_task(const vq_stage *stage, const vq_config *config, const vq_tensor *hidden,
+                       const vq_tensor *teacher, const vq_tensor *head_teacher,
+                       const vq_tensor *ids, int64_t n_sequences, double *loss, vq_tensor *dhidden);
+
+/* The regularizer of the stage's linears: its value by slot into by_slot [n_slots] (others are left
+ * alone), its gradient added to theirs. */
+vq_status vq_loss_reg(vq_stage *stage, const vq_config *config, int64_t step, double *by_slot);

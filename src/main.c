@@ -1,0 +1,129 @@
+/* main - the subcommands. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "error.h"
+#include "evaluate.h"
+#include "guard.h"
+#include "inspect.h"
+#include "log.h"
+#include "run.h"
+
+static vq_status quantize(const vq_config *config, int argc, const char *const *argv)
+{
+    return vq_run(config, argc, argv);
+}
+
+static vq_status do_eval(vq_job *job)
+{
+    vq_data data;
+    vq_stage stage;
+    vq_eval_result r;
+    VQ_TRY(vq_feed_eval(job, &job->config->text, &data));
+    VQ_TRY(vq_job_stage(job, &job->model, data.eval.T, &stage));
+    VQ_TRY(vq_evaluate(job, &stage, VQ_MODE_FLOAT, &data.eval, job->model.dir, &r));
+    if (job->config->json)
+        printf("{\"perplexity\": %.9g, \"tokens\": %lld, \"windows\": %lld, \"seconds\": %.6g}\n",
+               r.perplexity, (long long)r.tokens, (long long)r.windows, r.seconds);
+    else
+        printf("perplexity %.6g  (%lld windows of %lld tokens)\n", r.perplexity,
+               (long long)r.windows, (long long)data.eval.T);
+    return VQ_OK;
+}
+
+static vq_status do_tokens(vq_job *job)
+{
+    vq_windows w;
+    VQ_TRY(vq_feed_write(job, job->config->out, &w));
+    if (job->config->json)
+        printf("{\"windows\": %lld, \"tokens\": %lld, \"file\": \"%s\"}\n", (long long)w.n,
+               (long long)(w.n * w.T), job->config->out);
+    else
+        printf("%s: %lld windows of %lld tokens\n", job->config->out, (long long)w.n,
+               (long long)w.T);
+    return VQ_OK;
+}
+
+static vq_status with_job(const vq_config *config, vq_status (*f)(vq_job *))
+{
+    vq_job job;
+    vq_status status = vq_job_open(config, &job);
+    if (!status) status = f(&job);
+    vq_job_close(&job);
+    return status;
+}
+
+static vq_status eval(const vq_config *config, int argc, const char *const *argv)
+{
+    (void)argc, (void)argv;
+    return with_job(config, do_eval);
+}
+
+static vq_status tokens(const vq_config *config, int argc, const char *const *argv)
+{
+    (void)argc, (void)argv;
+    return with_job(config, do_tokens);
+}
+
+static vq_status inspect(const vq_config *config, int argc, const char *const *argv)
+{
+    (void)argc, (void)argv;
+    return vq_inspect(config->args.item[0], config->json);
+}
+
+static const struct {
+    vq_command command;
+    vq_status (*run)(const vq_config *config, int argc, const char *const *argv);
+} commands[] = {
+    {VQ_QUANTIZE, quantize}, {VQ_EVAL, eval}, {VQ_TOKENS, tokens}, {VQ_INSPECT, inspect}};
+
+static vq_status run_command(vq_arena *arena, int argc, const char *const *argv)
+{
+    vq_command command;
+    vq_config config;
+    VQ_TRY(vq_command_find(argv[1], &command));
+    VQ_TRY(vq_config_load(arena, command, argc - 2, argv + 2, &config));
+    if (config.help) {
+        vq_config_print_help(stdout, command);
+        return VQ_OK;
+    }
+    vq_log_init(config.quiet ? VQ_LOG_WARN : config.verbose ? VQ_LOG_DEBUG : VQ_LOG_INFO, 0);
+    for (int i = 0; i < VQ_COUNT(commands); i++)
+        if (commands[i].command == command) return commands[i].run(&config, argc, argv);
+    return VQ_OK;
+}
+
+/* libgomp reads before main() how long a thread spins where it waits. Its default is long, which
+ * is ruinous when cores are shared (ranks or jobs side by side: 7 times slower was seen), so the
+ * program starts itself once more with a short spin, unless the user has chosen. */
+static void choose_waiting(char **argv)
+{
+    if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT")) return;
+    if (setenv("GOMP_SPINCOUNT", "3000", 1) == 0) execv("/proc/self/exe", argv);
+}
+
+int main(int argc, char **argv)
+{
+    choose_waiting(argv);
+    const char *first = argc > 1 ? argv[1] : "";
+    if (argc < 2 || !strcmp(first, "--help") || !strcmp(first, "-h") || !strcmp(first, "help")) {
+        vq_config_print_help(argc < 2 ? stderr : stdout, 0);
+        return argc < 2 ? VQ_EUSAGE : VQ_OK;
+    }
+    if (!strcmp(first, "--version")) {
+        puts("vqround " VQ_VERSION);
+        return VQ_OK;
+    }
+    vq_arena arena;
+    vq_status status = vq_arena_init(&arena, "config", (size_t)64 << 20);
+    if (!status) status = run_command(&arena, argc, (const char *const *)argv);
+    if (status == VQ_ESTOPPED)
+        vq_log(VQ_LOG_WARN, "%s", vq_error_message());
+    else if (status)
+        vq_log(VQ_LOG_ERROR, "%s", vq_error_message());
+    if (status) vq_log(VQ_LOG_DEBUG, "(%s, from %s)", vq_status_name(status), vq_error_origin());
+    vq_arena_close(&arena);
+    return (int)status;
+}

@@ -1,0 +1,281 @@
+/* stage - a run of layers, forward and backward. */
+#include "stage.h"
+
+#include <math.h>
+
+#include "error.h"
+
+#define OPT_POSITION_OFFSET 2
+
+bool vq_stage_is_first(const vq_stage *s)
+{
+    return s->first == 0;
+}
+
+bool vq_stage_is_last(const vq_stage *s)
+{
+    return s->last == s->model->config.N;
+}
+
+int64_t vq_stage_out_width(const vq_stage *s)
+{
+    return vq_stage_is_last(s) ? s->model->config.E_embed : s->model->config.E;
+}
+
+vq_vqlinear *vq_stage_linear(vq_stage *s, int64_t layer, vq_linear_kind kind)
+{
+    vq_vqlinear *linear = &s->block[layer - s->first].linear[kind];
+    return linear->source ? linear : NULL;
+}
+
+/* cos and sin of position times frequency, worked out in f64 and rounded once... but the angle
+ * itself is rounded to f32, as every model was trained with. */
+static vq_status rope_tables(vq_arena *arena, vq_stage *s, int64_t T_max)
+{
+    const vq_model_config *c = &s->model->config;
+    const vq_backend *be = s->be;
+    const int64_t half = c->S / 2;
+    VQ_TRY(vq_tensor_new(arena, be->place, be->real, VQ_DIMS(T_max, half), &s->cos));
+    VQ_TRY(vq_tensor_new(arena, be->place, be->real, VQ_DIMS(T_max, half), &s->sin));
+    size_t mark = vq_arena_mark(s->scratch);
+    double *frequency;
+    float *cosine, *sine;
+    void *real;
+    VQ_TRY(VQ_NEW(s->scratch, half, &frequency));
+    VQ_TRY(VQ_NEW(s->scratch, T_max * half, &cosine));
+    VQ_TRY(VQ_NEW(s->scratch, T_max * half, &sine));
+    VQ_TRY(vq_arena_alloc(s->scratch, vq_tensor_bytes(&s->cos), &real));
+    vq_rope_frequencies(c, frequency);
+    for (int64_t t = 0; t < T_max; t++)
+        for (int64_t i = 0; i < half; i++) {
+            const double angle = (double)((float)t * (float)frequency[i]);
+            cosine[t * half + i] = (float)cos(angle);
+            sine[t * half + i] = (float)sin(angle);
+        }
+    VQ_TRY(vq_convert(real, be->real, cosine, VQ_F32, T_max * half));
+    VQ_TRY(vq_upload(be, &s->cos, real));
+    VQ_TRY(vq_convert(real, be->real, sine, VQ_F32, T_max * half));
+    VQ_TRY(vq_upload(be, &s->sin, real));
+    vq_arena_reset(s->scratch, mark);
+    return VQ_OK;
+}
+
+vq_status vq_stage_init(vq_arena *arena, const vq_backend *be, const vq_model *model, int64_t first,
+                        int64_t last, int64_t T_max, vq_arena *scratch, vq_stage *s)
+{
+    const vq_model_config *c = &model->config;
+    VQ_ASSERT(first >= 0 && first < last && last <= c->N);
+    VQ_CHECK(T_max <= c->max_positions, VQ_EUSAGE,
+             "%s: seqlen = %lld: expected at most max_position_embeddings = %lld. Lower --seqlen",
+             model->dir, (long long)T_max, (long long)c->max_positions);
+    *s = (vq_stage){.be = be, .model = model, .first = first, .last = last, .scratch = scratch};
+    if (c->rope_theta > 0) VQ_TRY(rope_tables(arena, s, T_max));
+    VQ_TRY(VQ_NEW(arena, last - first, &s->block));
+    for (int64_t l = first; l < last; l++) {
+        vq_block *b = &s->block[l - first];
+        const vq_layer *layer = &model->layers[l];
+        *b = (vq_block){.be = be, .config = c, .layer = layer};
+        if (c->rope_theta > 0) b->cos = &s->cos, b->sin = &s->sin;
+        for (int k = 0; k < VQ_N_KINDS; k++)
+            if (layer->linear[k].exists) b->linear[k].source = &layer->linear[k];
+    }
+    return VQ_OK;
+}
+
+/* --- what a backward needs ------------------------------------------------------------------- */
+
+vq_status vq_kept_init(vq_arena *arena, const vq_stage *s, int64_t B, int64_t T, bool recompute,
+                       vq_kept *k)
+{
+    const vq_model_config *c = &s->model->config;
+    const vq_backend *be = s->be;
+    const int64_t n_layers = s->last - s->first, n = B * T;
+    *k = (vq_kept){.B = B, .T = T, .recompute = recompute};
+    VQ_TRY(VQ_NEW(arena, recompute ? 1 : n_layers, &k->layer));
+    VQ_TRY(VQ_NEW(arena, n_layers, &k->input));
+    for (int64_t l = 0; l < (recompute ? 1 : n_layers); l++)
+        VQ_TRY(vq_acts_init(arena, be, c, B, T, &k->layer[l]));
+    for (int64_t l = 0; l < n_layers; l++)
+        if (recompute)
+            VQ_TRY(vq_tensor_new(arena, be->place, be->act, VQ_DIMS(n, c->E), &k->input[l]));
+        else
+            k->input[l] = k->layer[l].x;
+    if (!vq_stage_is_last(s)) return VQ_OK;
+    if (c->final_norm || c->E_embed != c->E)
+        VQ_TRY(vq_tensor_new(arena, be->place, be->act, VQ_DIMS(n, c->E), &k->final_in));
+    if (c->final_norm) {
+        if (c->E_embed != c->E)
+            VQ_TRY(vq_tensor_new(arena, be->place, be->act, VQ_DIMS(n, c->E), &k->final_out));
+        VQ_TRY(vq_tensor_new(arena, be->place, be->real, VQ_DIMS(n), &k->final_mean));
+        VQ_TRY(vq_tensor_new(arena, be->place, be->real, VQ_DIMS(n), &k->final_rstd));
+    }
+    return VQ_OK;
+}
+
+size_t vq_kept_bytes(const vq_stage *s, int64_t B, int64_t T, bool recompute)
+{
+    const vq_model_config *c = &s->model->config;
+    const size_t n_layers = (size_t)(s->last - s->first);
+    const size_t row = (size_t)(B * T * c->E) * vq_dtype_bytes(s->be->act);
+    size_t acts = vq_acts_bytes(s->be, c, B, T);
+    size_t total = recompute ? acts + n_layers * row : n_layers * acts;
+    if (vq_stage_is_last(s)) total += 2 * row + 2 * (size_t)(B * T) * vq_dtype_bytes(s->be->real);
+    return total;
+}
+
+/* --- ends of the model ----------------------------------------------------------------------- */
+
+static vq_status upload_ids(const vq_stage *s, const int32_t *ids, int64_t n, vq_tensor *out)
+{
+    VQ_TRY(vq_tensor_new(s->scratch, s->be->place, VQ_I32, VQ_DIMS(n), out));
+    return vq_upload(s->be, out, ids);
+}
+
+/* x = embedding of the ids (through project_in), plus OPT's learned positions. */
+static vq_status embed(const vq_stage *s, const vq_tensor *ids, vq_tensor *x)
+{
+    const vq_model *m = s->model;
+    const int64_t T = ids->dim[1], n = ids->dim[0] * T;
+    const int32_t *id = ids->data;
+    for (int64_t i = 0; i < n; i++)
+        VQ_CHECK(id[i] >= 0 && id[i] < m->config.V, VQ_EFILE,
+                 "%s: token %lld has id %d, expected 0 to %lld. The tokenizer is not this model's: "
+                 "use the files that came with the weights",
+                 m->dir, (long long)i, id[i], (long long)m->config.V - 1);
+    size_t mark = vq_arena_mark(s->scratch);
+    vq_tensor ids_there, narrow;
+    VQ_TRY(upload_ids(s, id, n, &ids_there));
+    if (m->project_in.data) {
+        VQ_TRY(vq_tensor_new(s->scratch, s->be->place, s->be->act, VQ_DIMS(n, m->config.E_embed),
+                             &narrow));
+        VQ_TRY(vq_embed(s->be, &narrow, &m->embed, &ids_there, false));
+        VQ_TRY(vq_gemm(s->be, x, &narrow, false, &m->project_in, true, 1, 0));
+    } else {
+        VQ_TRY(vq_embed(s->be, x, &m->embed, &ids_there, false));
+    }
+    if (m->positions.data) {
+        int32_t *position;
+        VQ_TRY(VQ_NEW(s->scratch, n, &position));
+        for (int64_t i = 0; i < n; i++) position[i] = (int32_t)(i % T) + OPT_POSITION_OFFSET;
+        VQ_TRY(upload_ids(s, position, n, &ids_there));
+        VQ_TRY(vq_embed(s->be, x, &m->positions, &ids_there, true));
+    }
+    VQ_TRY(vq_sync(s->be));
+    vq_arena_reset(s->scratch, mark);
+    return VQ_OK;
+}
+
+static bool has_final(const vq_stage *s)
+{
+    return s->model->config.final_norm || s->model->project_out.data;
+}
+
+/* lm_head's input from the last layer's output in k->final_in. */
+static vq_status final_fwd(const vq_stage *s, vq_kept *k, vq_tensor *out)
+{
+    const vq_model *m = s->model;
+    const vq_model_config *c = &m->config;
+    const vq_tensor *x = &k->final_in;
+    if (c->final_norm) {
+        vq_tensor *y = m->project_out.data ? &k->final_out : out;
+        if (m->final_norm_bias.data)
+            VQ_TRY(vq_layernorm_fwd(s->be, y, &k->final_mean, &k->final_rstd, x,
+                                    &m->final_norm_weight, &m->final_norm_bias, c->norm_eps));
+        else
+            VQ_TRY(vq_rmsnorm_fwd(s->be, y, &k->final_rstd, x, &m->final_norm_weight, c->norm_eps));
+        x = y;
+    }
+    return m->project_out.data ? vq_gemm(s->be, out, x, false, &m->project_out, true, 1, 0) : VQ_OK;
+}
+
+/* dx of the last layer's output. */
+static vq_status final_bwd(const vq_stage *s, const vq_kept *k, const vq_tensor *dout,
+                           vq_tensor *dx)
+{
+    const vq_model *m = s->model;
+    const vq_tensor *dy = dout;
+    if (m->project_out.data) {
+        VQ_TRY(vq_gemm(s->be, dx, dout, false, &m->project_out, false, 1, 0));
+        dy = dx;
+    }
+    if (!m->config.final_norm) return VQ_OK;
+    if (m->final_norm_bias.data)
+        return vq_layernorm_bwd(s->be, dx, dy, &k->final_in, &m->final_norm_weight, &k->final_mean,
+                                &k->final_rstd, false);
+    return vq_rmsnorm_bwd(s->be, dx, dy, &k->final_in, &m->final_norm_weight, &k->final_rstd,
+                          false);
+}
+
+/* --- the run of layers ----------------------------------------------------------------------- */
+
+vq_status vq_stage_fwd(const vq_stage *s, vq_mode mode, const vq_tensor *in, vq_tensor *out,
+                       vq_kept *kept)
+{
+    const bool is_first = vq_stage_is_first(s);
+    VQ_ASSERT(in->dtype == (is_first ? VQ_I32 : s->be->act) && in->ndim == 2);
+    const int64_t B = is_first ? in->dim[0] : kept ? kept->B : 1;
+    const int64_t T = is_first ? in->dim[1] : in->dim[0] / B;
+    const int64_t n_layers = s->last - s->first;
+    VQ_ASSERT(!kept || (kept->B == B && kept->T == T));
+    size_t mark = vq_arena_mark(s->scratch);
+    vq_kept forward_only;
+    if (!kept) {
+        /* One layer's activations, used again by every layer. */
+        VQ_TRY(vq_kept_init(s->scratch, s, B, T, true, &forward_only));
+        kept = &forward_only;
+    }
+    vq_tensor *x = &kept->input[0];
+    if (is_first)
+        VQ_TRY(embed(s, in, x));
+    else
+        VQ_TRY(vq_copy(s->be, x, in));
+    for (int64_t l = 0; l < n_layers; l++) {
+        vq_acts *acts = &kept->layer[kept->recompute ? 0 : l];
+        bool is_end = l == n_layers - 1;
+        vq_tensor *y = !is_end                               ? &kept->input[l + 1]
+                       : vq_stage_is_last(s) && has_final(s) ? &kept->final_in
+                                                             : out;
+        acts->x = kept->input[l];
+        if (!s->model->config.norm_before) acts->attn_in = acts->x;
+        VQ_TRY(vq_block_fwd(&s->block[l], mode, s->scratch, acts, 0, T, y));
+    }
+    if (vq_stage_is_last(s) && has_final(s)) VQ_TRY(final_fwd(s, kept, out));
+    VQ_TRY(vq_sync(s->be));
+    vq_arena_reset(s->scratch, mark);
+    return VQ_OK;
+}
+
+vq_status vq_stage_bwd(const vq_stage *s, vq_kept *kept, const vq_tensor *dout, vq_tensor *din)
+{
+    const vq_model_config *c = &s->model->config;
+    const int64_t n = kept->B * kept->T;
+    size_t mark = vq_arena_mark(s->scratch);
+    vq_tensor dx, y;
+    VQ_TRY(vq_tensor_new(s->scratch, s->be->place, s->be->act, VQ_DIMS(n, c->E), &dx));
+    if (vq_stage_is_last(s) && has_final(s))
+        VQ_TRY(final_bwd(s, kept, dout, &dx));
+    else
+        VQ_TRY(vq_copy(s->be, &dx, dout));
+    if (kept->recompute)
+        VQ_TRY(vq_tensor_new(s->scratch, s->be->place, s->be->act, VQ_DIMS(n, c->E), &y));
+    for (int64_t l = s->last - s->first - 1; l >= 0; l--) {
+        size_t layer_mark = vq_arena_mark(s->scratch);
+        vq_acts *acts = &kept->layer[kept->recompute ? 0 : l];
+        if (kept->recompute) {
+            acts->x = kept->input[l];
+            if (!c->norm_before) acts->attn_in = acts->x;
+            VQ_TRY(vq_block_fwd(&s->block[l], VQ_MODE_SOFT, s->scratch, acts, 0, kept->T, &y));
+        }
+        vq_act_grads grads;
+        VQ_TRY(vq_act_grads_init(s->scratch, s->be, c, kept->B, kept->T, &grads));
+        bool wanted = l > 0 || !vq_stage_is_first(s);
+        VQ_TRY(vq_block_bwd(&s->block[l], VQ_MODE_SOFT, s->scratch, acts, &grads, 0, kept->T, &dx,
+                            wanted ? &dx : NULL));
+        VQ_TRY(vq_block_bwd_codes(&s->block[l], s->scratch, acts, &grads));
+        vq_arena_reset(s->scratch, layer_mark);
+    }
+    if (!vq_stage_is_first(s)) VQ_TRY(vq_copy(s->be, din, &dx));
+    VQ_TRY(vq_sync(s->be));
+    vq_arena_reset(s->scratch, mark);
+    return VQ_OK;
+}

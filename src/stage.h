@@ -1,0 +1,62 @@
+/* stage.h - a run of decoder layers [first, last), with the embedding when it begins with layer 0
+ * and the final norm when it ends with layer N - 1: what one rank of the pipeline holds.
+ *
+ * What passes between stages is act [B*T, E]. The last stage gives lm_head's input, act [B*T,
+ * E_embed]: after the final norm (OPT-350M has none) and OPT's project_out. */
+#pragma once
+#include "block.h"
+
+typedef struct vq_stage {
+    const vq_backend *be;  /* borrowed */
+    const vq_model *model; /* borrowed */
+    int64_t first, last;   /* layers [first, last) */
+    vq_block *block;       /* [last - first] */
+    vq_tensor cos, sin;    /* real [T_max, S / 2] */
+    vq_arena *scratch;     /* borrowed */
+} vq_stage;
+
+/* What a forward keeps of one micro-batch for its backward. */
+typedef struct vq_kept {
+    int64_t B, T;
+    bool recompute;      /* keep each layer's input alone, run it again in the backward */
+    vq_acts *layer;      /* [n_layers], or layer[0] alone, reused, with recompute */
+    vq_tensor *input;    /* [n_layers] act [B*T, E]: each layer's input */
+    vq_tensor final_in;  /* act [B*T, E]: the last layer's output, on the last stage */
+    vq_tensor final_out; /* act [B*T, E]: after the final norm, where project_out follows */
+    vq_tensor final_mean, final_rstd; /* real [B*T] */
+} vq_kept;
+
+/* Sets the stage up in arena, with rotary tables for T_max tokens. No linear is quantized yet:
+ * vq_stage_linear gives each to whoever loads its codes.
+ * Fails: VQ_EUSAGE (T_max above the model's positions), VQ_EMEM. Local. */
+vq_status vq_stage_init(vq_arena *arena, const vq_backend *be, const vq_model *model, int64_t first,
+                        int64_t last, int64_t T_max, vq_arena *scratch, vq_stage *stage);
+
+/* The linear of a kind in layer `layer` (counted in the model), or NULL if the family has none. */
+vq_vqlinear *vq_stage_linear(vq_stage *stage, int64_t layer, vq_linear_kind kind);
+
+bool vq_stage_is_first(const vq_stage *stage);
+bool vq_stage_is_last(const vq_stage *stage);
+
+/* Columns of what the stage gives: E, or E_embed on the last. */
+int64_t vq_stage_out_width(const vq_stage *stage);
+
+vq_status vq_kept_init(vq_arena *arena, const vq_stage *stage, int64_t B, int64_t T, bool recompute,
+                       vq_kept *kept);
+size_t vq_kept_bytes(const vq_stage *stage, int64_t B, int64_t T, bool recompute);
+
+/* Forward of B sequences of T tokens.
+ *
+ * in    i32 [B, T] token ids on the first stage (host), else act [B*T, E]
+ * out   act [B*T, E or E_embed], out
+ * kept  what a backward needs, out; NULL: nothing is kept (teacher, evaluation)
+ *
+ * Fails: VQ_EINTERNAL; VQ_EFILE (a token id outside the vocabulary). */
+vq_status vq_stage_fwd(const vq_stage *stage, vq_mode mode, const vq_tensor *in, vq_tensor *out,
+                       vq_kept *kept);
+
+/* Backward of the same micro-batch in VQ_MODE_SOFT: adds to the gradients of the stage's codebooks,
+ * layers from last to first.
+ * dout  act as out
+ * din   act [B*T, E], out; not written on the first stage (may be NULL there) */
+vq_status vq_stage_bwd(const vq_stage *stage, vq_kept *kept, const vq_tensor *dout, vq_tensor *din);

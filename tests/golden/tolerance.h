@@ -1,0 +1,18 @@
+/* tolerance.h - how close golden tests must come, and why. */
+#pragma once
+
+/* Logits of f32 arithmetic in another order of sums: 2 to 4 layers of dot products of some hundred
+ * terms give about 1e-6; the limit is the project's. */
+#define LOGITS_RELATIVE 1e-4
+
+/* Losses are f32 sums of the reference over tokens and vocabulary. */
+#define LOSS_RELATIVE 2e-5
+
+/* Codebook gradients: f32 sums over all vectors of a code, each through the whole backward. */
+#define GRADIENT_RELATIVE 1e-4
+
+/* After 20 steps of Adam, whose first steps are lr times the sign of the gradient: elements whose
+ * first gradient is below this part of the layer's largest are left out. */
+#define GRADIENT_NOISE 1e-5
+#define LOSS20_RELATIVE 1e-4
+#define CODES20_RELATIVE 1e-3

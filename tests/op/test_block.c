@@ -1,0 +1,263 @@
+/* test_block - the gradient of whole models' layers against central differences in f64, and the
+ * same loss and gradients in slices, with recomputation, and for several sequences at once. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include <cmocka.h>
+
+#include "cpu_backend.h"
+#include "expect.h"
+#include "grid.h"
+#include "pool.h"
+#include "rng.h"
+
+#define K 12
+#define D 8
+#define T 7
+#define BITS 3
+#define STEP 1e-6
+#define RELATIVE 1e-6 /* truncation is about STEP^2, cancellation 1e-16 / STEP of the loss */
+
+typedef struct bed {
+    vq_arena arena, scratch;
+    vq_backend be;
+    vq_model model;
+    vq_stage stage;
+    vq_pool pool;
+    vq_tensor ids, hidden, dhidden, teacher;
+} bed;
+
+static void fill(vq_tensor *t, uint64_t stream, double low, double high)
+{
+    for (int64_t i = 0; i < vq_tensor_count(t); i++)
+        ((double *)t->data)[i] = low + (high - low) * vq_rng_uniform(1, stream, (uint64_t)i);
+}
+
+static void quantize(bed *b, int64_t slot)
+{
+    vq_vqlinear *l =
+        vq_stage_linear(&b->stage, slot / VQ_N_KINDS, (vq_linear_kind)(slot % VQ_N_KINDS));
+    if (!l) return;
+    const vq_tensor *w = &l->source->weight;
+    const vq_grid_config grid = {
+        .bits = BITS, .group_size = 16, .include_zero = true, .scale_dtype = VQ_F32};
+    const int64_t n_vec = VQ_CEIL_DIV(vq_tensor_count(w), D);
+    vq_tensor rest;
+    EXPECT_OK(vq_grid_alloc(&b->be, &l->quant, &b->arena, &grid, w->dim[0], w->dim[1]));
+    EXPECT_OK(vq_tensor_new(&b->arena, VQ_HOST, VQ_F64, VQ_DIMS(w->dim[0], w->dim[1]), &rest));
+    EXPECT_OK(vq_grid_make(&b->be, &l->quant, &rest, w, &grid));
+    EXPECT_OK(vq_tensor_new(&b->arena, VQ_HOST, VQ_U16, VQ_DIMS(n_vec), &l->quant.idx));
+    l->codes = vq_pool_part(&b->pool, &b->pool.codes, slot);
+    l->dcodes = vq_pool_part(&b->pool, &b->pool.grad, slot);
+    for (int64_t i = 0; i < n_vec; i++)
+        ((uint16_t *)l->quant.idx.data)[i] =
+            (uint16_t)vq_rng_below(2, (uint64_t)slot, (uint64_t)i, l->codes.dim[0]);
+    l->quantized = true;
+}
+
+static void bed_open(bed *b, const char *name, int64_t B)
+{
+    char dir[512];
+    const vq_list skip = {0};
+    snprintf(dir, sizeof dir, TESTS_DIR "/models/%s", name);
+    *b = (bed){0};
+    EXPECT_OK(vq_arena_init(&b->arena, "test", (size_t)1 << 30));
+    EXPECT_OK(vq_arena_init(&b->scratch, "scratch", (size_t)1 << 30));
+    EXPECT_OK(vq_cpu_open_f64(&b->be, 2));
+    EXPECT_OK(vq_model_open(&b->arena, dir, &b->model));
+    const vq_model_config *c = &b->model.config;
+    EXPECT_OK(vq_stage_init(&b->arena, &b->be, &b->model, 0, c->N, T, &b->scratch, &b->stage));
+    EXPECT_OK(vq_pool_init(&b->arena, &b->be, &b->model, &skip, K, D, &b->pool));
+    fill(&b->pool.codes, 3, -2, 2);
+    for (int64_t slot = 0; slot < b->pool.n_slots; slot++) quantize(b, slot);
+    EXPECT_OK(vq_tensor_new(&b->arena, VQ_HOST, VQ_I32, VQ_DIMS(B, T), &b->ids));
+    for (int64_t i = 0; i < B * T; i++)
+        ((int32_t *)b->ids.data)[i] = (int32_t)vq_rng_below(4, 0, (uint64_t)i, c->V);
+    vq_tensor *const acts[] = {&b->hidden, &b->dhidden, &b->teacher};
+    for (int i = 0; i < 3; i++)
+        EXPECT_OK(vq_tensor_new(&b->arena, VQ_HOST, VQ_F64, VQ_DIMS(B * T, c->E_embed), acts[i]));
+    fill(&b->teacher, 5, -1, 1);
+}
+
+static void bed_close(bed *b)
+{
+    vq_model_close(&b->model);
+    vq_cpu_close_f64(&b->be);
+    vq_arena_close(&b->scratch);
+    vq_arena_close(&b->arena);
+}
+
+static double loss_of(bed *b, vq_kept *kept, vq_tensor *dhidden)
+{
+    double loss = 0;
+    EXPECT_OK(vq_stage_fwd(&b->stage, VQ_MODE_SOFT, &b->ids, &b->hidden, kept));
+    EXPECT_OK(vq_head_kd(&b->be, &loss, dhidden, &b->hidden, &b->teacher, &b->model.head,
+                         &b->model.head, 2, 1));
+    return loss;
+}
+
+static double backward(bed *b, bool recompute)
+{
+    vq_kept kept;
+    EXPECT_OK(vq_kept_init(&b->arena, &b->stage, b->ids.dim[0], T, recompute, &kept));
+    EXPECT_OK(vq_zero(&b->be, &b->pool.grad));
+    const double loss = loss_of(b, &kept, &b->dhidden);
+    EXPECT_OK(vq_stage_bwd(&b->stage, &kept, &b->dhidden, NULL));
+    return loss;
+}
+
+/* d loss / d code by central differences, for some codes of every linear. */
+static void test_gradient(void **state)
+{
+    bed b;
+    bed_open(&b, *state, 2);
+    backward(&b, false);
+    for (int64_t slot = 0; slot < b.pool.n_slots; slot++) {
+        const int64_t n = vq_pool_codes(&b.pool, slot) * D;
+        const double *grad = (const double *)b.pool.grad.data + b.pool.offset[slot];
+        double largest = 0;
+        for (int64_t i = 0; i < n; i++) largest = fmax(largest, fabs(grad[i]));
+        for (int64_t i = 1; i < n; i += 31) {
+            double *code = (double *)b.pool.codes.data + b.pool.offset[slot] + i;
+            const double at = *code;
+            *code = at + STEP;
+            const double above = loss_of(&b, NULL, NULL);
+            *code = at - STEP;
+            const double below = loss_of(&b, NULL, NULL);
+            *code = at;
+            const double expected = (above - below) / (2 * STEP);
+            if (!(fabs(grad[i] - expected) <= RELATIVE * largest + 1e-8))
+                fail_msg("%s[%lld]: gradient %.12g, by differences %.12g",
+                         vq_pool_name(&b.model, slot), (long long)i, grad[i], expected);
+        }
+    }
+    bed_close(&b);
+}
+
+static void check_same(const double *a, const double *b, int64_t n, double limit, const char *what)
+{
+    for (int64_t i = 0; i < n; i++)
+        if (!(fabs(a[i] - b[i]) <= limit * (1 + fabs(b[i]))))
+            fail_msg("%s: element %lld is %.17g, expected %.17g", what, (long long)i, a[i], b[i]);
+}
+
+/* Recomputed activations are the same bits. */
+static void test_recompute(void **state)
+{
+    bed b;
+    double *kept;
+    bed_open(&b, *state, 1);
+    const int64_t n = vq_tensor_count(&b.pool.grad);
+    EXPECT_OK(VQ_NEW(&b.arena, n, &kept));
+    const double loss = backward(&b, false);
+    memcpy(kept, b.pool.grad.data, (size_t)n * sizeof *kept);
+    assert_true(backward(&b, true) == loss);
+    assert_memory_equal(kept, b.pool.grad.data, (size_t)n * sizeof *kept);
+    bed_close(&b);
+}
+
+/* A layer in slices of 3, 2 and 2 tokens against the whole sequence. */
+static void test_slices(void **state)
+{
+    static const int64_t cut[] = {0, 3, 5, 7};
+    bed b;
+    vq_acts whole, sliced;
+    vq_act_grads whole_grads, sliced_grads;
+    vq_tensor y, dy, dx, ys, dxs;
+    bed_open(&b, *state, 1);
+    const vq_model_config *c = &b.model.config;
+    const vq_block *block = &b.stage.block[0];
+    vq_tensor *const acts[] = {&y, &dy, &dx, &ys, &dxs};
+    for (int i = 0; i < 5; i++)
+        EXPECT_OK(vq_tensor_new(&b.arena, VQ_HOST, VQ_F64, VQ_DIMS(T, c->E), acts[i]));
+    EXPECT_OK(vq_acts_init(&b.arena, &b.be, c, 1, T, &whole));
+    EXPECT_OK(vq_acts_init(&b.arena, &b.be, c, 1, T, &sliced));
+    EXPECT_OK(vq_act_grads_init(&b.arena, &b.be, c, 1, T, &whole_grads));
+    EXPECT_OK(vq_act_grads_init(&b.arena, &b.be, c, 1, T, &sliced_grads));
+    fill(&whole.x, 6, -1, 1);
+    fill(&sliced.x, 6, -1, 1);
+    fill(&dy, 7, -1, 1);
+    EXPECT_OK(vq_block_fwd(block, VQ_MODE_SOFT, &b.scratch, &whole, 0, T, &y));
+    EXPECT_OK(vq_block_bwd(block, VQ_MODE_SOFT, &b.scratch, &whole, &whole_grads, 0, T, &dy, &dx));
+    for (int i = 0; i < 3; i++) {
+        vq_tensor rows = vq_tensor_rows(&ys, cut[i], cut[i + 1] - cut[i]);
+        EXPECT_OK(
+            vq_block_fwd(block, VQ_MODE_SOFT, &b.scratch, &sliced, cut[i], rows.dim[0], &rows));
+    }
+    for (int i = 2; i >= 0; i--) {
+        const int64_t n = cut[i + 1] - cut[i];
+        const vq_tensor dy_rows = vq_tensor_rows(&dy, cut[i], n);
+        vq_tensor dx_rows = vq_tensor_rows(&dxs, cut[i], n);
+        EXPECT_OK(vq_block_bwd(block, VQ_MODE_SOFT, &b.scratch, &sliced, &sliced_grads, cut[i], n,
+                               &dy_rows, &dx_rows));
+    }
+    check_same(ys.data, y.data, T * c->E, 1e-12, "output");
+    check_same(dxs.data, dx.data, T * c->E, 1e-12, "gradient of the input");
+    const int64_t n = vq_tensor_count(&b.pool.grad);
+    double *expected;
+    EXPECT_OK(VQ_NEW(&b.arena, n, &expected));
+    EXPECT_OK(vq_zero(&b.be, &b.pool.grad));
+    EXPECT_OK(vq_block_bwd_codes(block, &b.scratch, &whole, &whole_grads));
+    memcpy(expected, b.pool.grad.data, (size_t)n * sizeof *expected);
+    EXPECT_OK(vq_zero(&b.be, &b.pool.grad));
+    EXPECT_OK(vq_block_bwd_codes(block, &b.scratch, &sliced, &sliced_grads));
+    check_same(b.pool.grad.data, expected, n, 1e-12, "gradient of the codes");
+    bed_close(&b);
+}
+
+/* A run of layers cut in two stages gives the bits of one. */
+static void test_stages(void **state)
+{
+    bed b;
+    vq_stage first, second;
+    vq_kept kept_first, kept_second;
+    vq_tensor between, dbetween, hidden;
+    double *expected;
+    bed_open(&b, *state, 1);
+    const vq_model_config *c = &b.model.config;
+    const int64_t n = vq_tensor_count(&b.pool.grad);
+    EXPECT_OK(VQ_NEW(&b.arena, n, &expected));
+    backward(&b, false);
+    memcpy(expected, b.pool.grad.data, (size_t)n * sizeof *expected);
+    EXPECT_OK(vq_zero(&b.be, &b.pool.grad));
+
+    EXPECT_OK(vq_stage_init(&b.arena, &b.be, &b.model, 0, 1, T, &b.scratch, &first));
+    EXPECT_OK(vq_stage_init(&b.arena, &b.be, &b.model, 1, c->N, T, &b.scratch, &second));
+    for (int64_t l = 0; l < c->N; l++)
+        for (int k = 0; k < VQ_N_KINDS; k++) {
+            const vq_vqlinear *whole = vq_stage_linear(&b.stage, l, (vq_linear_kind)k);
+            if (whole) *vq_stage_linear(l == 0 ? &first : &second, l, (vq_linear_kind)k) = *whole;
+        }
+    EXPECT_OK(vq_tensor_new(&b.arena, VQ_HOST, VQ_F64, VQ_DIMS(T, c->E), &between));
+    EXPECT_OK(vq_tensor_new(&b.arena, VQ_HOST, VQ_F64, VQ_DIMS(T, c->E), &dbetween));
+    EXPECT_OK(vq_tensor_new(&b.arena, VQ_HOST, VQ_F64, VQ_DIMS(T, c->E_embed), &hidden));
+    EXPECT_OK(vq_kept_init(&b.arena, &first, 1, T, false, &kept_first));
+    EXPECT_OK(vq_kept_init(&b.arena, &second, 1, T, false, &kept_second));
+    EXPECT_OK(vq_stage_fwd(&first, VQ_MODE_SOFT, &b.ids, &between, &kept_first));
+    EXPECT_OK(vq_stage_fwd(&second, VQ_MODE_SOFT, &between, &hidden, &kept_second));
+    assert_memory_equal(hidden.data, b.hidden.data, vq_tensor_bytes(&hidden));
+    EXPECT_OK(vq_stage_bwd(&second, &kept_second, &b.dhidden, &dbetween));
+    EXPECT_OK(vq_stage_bwd(&first, &kept_first, &dbetween, NULL));
+    assert_memory_equal(expected, b.pool.grad.data, (size_t)n * sizeof *expected);
+    bed_close(&b);
+}
+
+#define MODEL(name)                                                                                \
+    {"gradient, " name, test_gradient, NULL, NULL, name},                                          \
+        {"recompute, " name, test_recompute, NULL, NULL, name},                                    \
+        {"slices, " name, test_slices, NULL, NULL, name},                                          \
+    {                                                                                              \
+        "stages, " name, test_stages, NULL, NULL, name                                             \
+    }
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {MODEL("rand-llama-gqa-tied"), MODEL("rand-opt-f32"),
+                                       MODEL("rand-opt350"), MODEL("rand-qwen3-tied"),
+                                       MODEL("rand-llama3-rope")};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

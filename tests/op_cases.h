@@ -1,0 +1,739 @@
+/* op_cases.h - one list of op cases with three uses: values against plain loops in f64, equal bits
+ * for any number of threads (tests/op), and time (bench/bench_ops.c).
+ *
+ * A case is an op and its sizes. make() builds arguments from a seed: the same numbers for every
+ * backend, rounded to f32 so that each holds them exactly (weights in half precision, to that).
+ * run() calls the op. reference(), on arguments made for f64, is the formula written plainly; where
+ * it is NULL the f64 build of the CPU's kernels is the reference, whose backward functions
+ * test_gradients checks. */
+#pragma once
+#include <math.h>
+#include <string.h>
+
+#include "backend.h"
+#include "error.h"
+#include "rng.h"
+
+typedef struct op_args {
+    vq_tensor in[8], out[4];
+    int n_in, n_out;
+    vq_quant quant;
+    double loss;
+} op_args;
+
+typedef struct op_kind {
+    const char *name;
+    const char *sizes; /* what size[] holds */
+    vq_status (*make)(const vq_backend *be, vq_arena *arena, const int64_t *size, op_args *a);
+    vq_status (*run)(const vq_backend *be, const int64_t *size, op_args *a);
+    void (*reference)(const int64_t *size, op_args *a);
+    double (*flops)(const int64_t *size); /* NULL: the op is bound by memory, not arithmetic */
+} op_kind;
+
+typedef struct op_case {
+    const op_kind *kind;
+    int64_t size[8];
+} op_case;
+
+/* --- elements -------------------------------------------------------------------------------- */
+
+/* The place of element i in row-major order; only the first dimension may have gaps. */
+static inline int64_t op_place(const vq_tensor *t, int64_t i)
+{
+    int64_t row = vq_tensor_count(t) / t->dim[0];
+    return i / row * t->stride[0] + i % row;
+}
+
+static inline double op_get(const vq_tensor *t, int64_t i)
+{
+    int64_t at = op_place(t, i);
+    switch (t->dtype) {
+    case VQ_F32: return (double)((const float *)t->data)[at];
+    case VQ_F64: return ((const double *)t->data)[at];
+    case VQ_F16: return (double)vq_f16_to_f32(((const uint16_t *)t->data)[at]);
+    case VQ_BF16: return (double)vq_bf16_to_f32(((const uint16_t *)t->data)[at]);
+    case VQ_I8: return ((const int8_t *)t->data)[at];
+    case VQ_I16: return ((const int16_t *)t->data)[at];
+    case VQ_I32: return ((const int32_t *)t->data)[at];
+    case VQ_U16: return ((const uint16_t *)t->data)[at];
+    default: return ((const uint32_t *)t->data)[at];
+    }
+}
+
+static inline void op_set(vq_tensor *t, int64_t i, double x)
+{
+    int64_t at = op_place(t, i);
+    switch (t->dtype) {
+    case VQ_F32: ((float *)t->data)[at] = (float)x; break;
+    case VQ_F64: ((double *)t->data)[at] = x; break;
+    case VQ_F16: ((uint16_t *)t->data)[at] = vq_f32_to_f16((float)x); break;
+    case VQ_BF16: ((uint16_t *)t->data)[at] = vq_f32_to_bf16((float)x); break;
+    case VQ_I8: ((int8_t *)t->data)[at] = (int8_t)x; break;
+    case VQ_I16: ((int16_t *)t->data)[at] = (int16_t)x; break;
+    case VQ_I32: ((int32_t *)t->data)[at] = (int32_t)x; break;
+    case VQ_U16: ((uint16_t *)t->data)[at] = (uint16_t)x; break;
+    default: ((uint32_t *)t->data)[at] = (uint32_t)x;
+    }
+}
+
+/* Uniform in [low, high), the numbers of stream `stream`; whole numbers in integer tensors. */
+static inline void op_fill(vq_tensor *t, uint64_t stream, double low, double high)
+{
+    int64_t n = vq_tensor_count(t);
+    for (int64_t i = 0; i < n; i++) {
+        double x = low + (high - low) * vq_rng_uniform(7, stream, (uint64_t)i);
+        op_set(t, i, vq_dtype_is_float(t->dtype) ? (double)(float)x : floor(x));
+    }
+}
+
+/* The next input or output, filled with numbers in [low, high); gap is left after each row. */
+static inline vq_status op_tensor(vq_arena *arena, op_args *a, bool output, vq_dtype dtype,
+                                  double low, double high, int64_t gap, int ndim,
+                                  const int64_t *dim)
+{
+    vq_tensor *t = output ? &a->out[a->n_out++] : &a->in[a->n_in++];
+    int64_t row = 1;
+    for (int i = 1; i < ndim; i++) row *= dim[i];
+    VQ_TRY(vq_tensor_new(arena, VQ_HOST, dtype, 2, (int64_t[]){dim[0], row + gap}, t));
+    uint8_t *data = t->data;
+    memset(data, 0, vq_tensor_bytes(t));
+    *t = ndim == 1   ? vq_tensor_1d(data, dtype, dim[0])
+         : ndim == 2 ? vq_tensor_2d(data, dtype, dim[0], dim[1])
+         : ndim == 3 ? vq_tensor_3d(data, dtype, dim[0], dim[1], dim[2])
+                     : vq_tensor_4d(data, dtype, dim[0], dim[1], dim[2], dim[3]);
+    t->stride[0] = row + gap;
+    op_fill(t, (uint64_t)(output ? 100 + a->n_out : a->n_in), low, high);
+    return VQ_OK;
+}
+
+#define OP_IN(dtype, low, high, ...)                                                               \
+    VQ_TRY(op_tensor(arena, a, false, dtype, low, high, 0, VQ_DIMS(__VA_ARGS__)))
+#define OP_OUT(dtype, ...) VQ_TRY(op_tensor(arena, a, true, dtype, -1, 1, 0, VQ_DIMS(__VA_ARGS__)))
+#define OP_IN_GAP(dtype, gap, ...)                                                                 \
+    VQ_TRY(op_tensor(arena, a, false, dtype, -1, 1, gap, VQ_DIMS(__VA_ARGS__)))
+#define OP_OUT_GAP(dtype, gap, ...)                                                                \
+    VQ_TRY(op_tensor(arena, a, true, dtype, -1, 1, gap, VQ_DIMS(__VA_ARGS__)))
+
+/* What VQ_F32 in a list of cases means: "the backend's own type". */
+static inline vq_dtype op_dtype(const vq_backend *be, int64_t dtype)
+{
+    return dtype == VQ_F32 ? be->act : (vq_dtype)dtype;
+}
+
+/* --- gemm: size = m, n, k, trans_a, trans_b, type of b, gap of rows, beta != 0 ---------------- */
+
+static vq_status gemm_make(const vq_backend *be, vq_arena *arena, const int64_t *s, op_args *a)
+{
+    OP_IN_GAP(be->act, s[6], s[3] ? s[2] : s[0], s[3] ? s[0] : s[2]);
+    OP_IN_GAP(op_dtype(be, s[5]), s[6], s[4] ? s[1] : s[2], s[4] ? s[2] : s[1]);
+    OP_OUT_GAP(be->act, s[6], s[0], s[1]);
+    return VQ_OK;
+}
+
+static vq_status gemm_run(const vq_backend *be, const int64_t *s, op_args *a)
+{
+    return vq_gemm(be, &a->out[0], &a->in[0], s[3], &a->in[1], s[4], s[7] ? 0.75 : 1,
+                   s[7] ? 0.5 : 0);
+}
+
+static void gemm_reference(const int64_t *s, op_args *a)
+{
+    for (int64_t i = 0; i < s[0]; i++)
+        for (int64_t j = 0; j < s[1]; j++) {
+            double sum = 0;
+            for (int64_t k = 0; k < s[2]; k++)
+                sum += op_get(&a->in[0], s[3] ? k * s[0] + i : i * s[2] + k) *
+                       op_get(&a->in[1], s[4] ? j * s[2] + k : k * s[1] + j);
+            double old = op_get(&a->out[0], i * s[1] + j);
+            op_set(&a->out[0], i * s[1] + j, s[7] ? 0.75 * sum + 0.5 * old : sum);
+        }
+}
+
+static double gemm_flops(const int64_t *s)
+{
+    return 2.0 * (double)s[0] * (double)s[1] * (double)s[2];
+}
+
+/* --- embed, bias_add, add -------------------------------------------------------------------- */
+
+static vq_status embed_make(const vq_backend *be, vq_arena *arena, const int64_t *s, op_args *a)
+{
+    OP_IN(op_dtype(be, s[3]), -1, 1, s[1], s[2]);
+    OP_IN(VQ_I32, 0, (double)s[1], s[0]);
+    OP_OUT(be->act, s[0], s[2]);
+    return VQ_OK;
+}
+
+static vq_status embed_run(const vq_backend *be, const int64_t *s, op_args *a)
+{
+    return vq_embed(be, &a->out[0], &a->in[0], &a->in[1], s[4]);
+}
+
+static void embed_reference(const int64_t *s, op_args *a)
+{
+    for (int64_t i = 0; i < s[0] * s[2]; i++) {
+        int64_t id = (int64_t)op_get(&a->in[1], i / s[2]);
+        op_set(&a->out[0], i,
+               (s[4] ? op_get(&a->out[0], i) : 0) + op_get(&a->in[0], id * s[2] + i % s[2]));
+    }
+}
+
+static vq_status bias_add_make(const vq_backend *be, vq_arena *arena, const int64_t *s, op_args *a)
+{
+    OP_IN(op_dtype(be, s[2]), -1, 1, s[1]);
+    OP_OUT(be->act, s[0], s[1]);
+    return VQ_OK;
+}
+
+static vq_status bias_add_run(const vq_backend *be, const int64_t *s, op_args *a)
+{
+    (void)s;
+    return vq_bias_add(be, &a->out[0], &a->in[0]);
+}
+
+static void bias_add_reference(const int64_t *s, op_args *a)
+{
+    for (int64_t i = 0; i < s[0] * s[1]; i++)
+        op_set(&a->out[0], i, op_get(&a->out[0], i) + op_get(&a->in[0], i % s[1]));
+}
+
+static vq_status add_make(const vq_backend *be, vq_arena *arena, const int64_t *s, op_args *a)
+{
+    OP_IN(be->act, -1, 1, s[0], s[1]);
+    OP_OUT(be->act, s[0], s[1]);
+    return VQ_OK;
+}
+
+static vq_status add_run(const vq_backend *be, const int64_t *s, op_args *a)
+{
+    (void)s;
+    return vq_add(be, &a->out[0], &a->in[0]);
+}
+
+static void add_reference(const int64_t *s, op_args *a)
+{
+    for (int64_t i = 0; i < s[0] * s[1]; i++)
+        op_set(&a->out[0], i, op_get(&a->out[0], i) + op_get(&a->in[0], i));
+}
+
+/* --- norms: size = n, E, type of weight, affine, add ------------------------------------------ */
+
+static vq_status rmsnorm_fwd_make(const vq_backend *be, vq_arena *arena, const int64_t *s,
+                                  op_args *a)
+{
+    OP_IN(be->act, -2, 3, s[0], s[1]);
+    OP_IN(op_dtype(be, s[2]), 0.5, 1.5, s[1]);
+    OP_OUT(be->act, s[0], s[1]);
+    OP_OUT(be->real, s[0]);
+    return VQ_OK;
+}
+
+static vq_status rmsnorm_fwd_run(const vq_backend *be, const int64_t *s, op_args *a)
+{
+    (void)s;
+    return vq_rmsnorm_fwd(be, &a->out[0], &a->out[1], &a->in[0], &a->in[1], 1e-5);
+}
+
+static void rmsnorm_fwd_reference(const int64_t *s, op_args *a)
+{
+    for (int64_t i = 0; i < s[0]; i++) {
+        double sum = 0;
+        for (int64_t j = 0; j < s[1]; j++) sum += pow(op_get(&a->in[0], i * s[1] + j), 2);
+        double rstd = 1 / sqrt(sum / (double)s[1] + 1e-5);
+        op_set(&a->out[1], i, rstd);
+        for (int64_t j = 0; j < s[1]; j++)
+            op_set(&a->out[0], i * s[1] + j,
+                   op_get(&a->in[0], i * s[1] + j) * rstd * op_get(&a->in[1], j));
+    }
+}
+
+static vq_status rmsnorm_bwd_make(const vq_backend *be, vq_arena *arena, const int64_t *s,
+                                  op_args *a)
+{
+    VQ_TRY(rmsnorm_fwd_make(be, arena, s, a)); /* in: x, weight; out: y (then dx), rstd */
+    VQ_TRY(rmsnorm_fwd_run(be, s, a));
+    OP_IN(be->act, -1, 1, s[0], s[1]); /* dy */
+    op_fill(&a->out[0], 200, -1, 1);
+    return VQ_OK;
+}
+
+static vq_status rmsnorm_bwd_run(const vq_backend *be, const int64_t *s, op_args *a)
+{
+    return vq_rmsnorm_bwd(be, &a->out[0], &a->in[2], &a->in[0], &a->in[1], &a->out[1], s[4]);
+}
+
+static vq_status layernorm_fwd_make(const vq_backend *be, vq_arena *arena, const int64_t *s,
+                                    op_args *a)
+{
+    VQ_TRY(rmsnorm_fwd_make(be, arena, s, a));
+    OP_IN(op_dtype(be, s[2]), -1, 1, s[1]); /* bias */
+    OP_OUT(be->real, s[0]);                 /* mean */
+    return VQ_OK;
+}
+
+static vq_status layernorm_fwd_run(const vq_backend *be, const int64_t *s, op_args *a)
+{
+    return vq_layernorm_fwd(be, &a->out[0], &a->out[2], &a->out[1], &a->in[0],
+                            s[3] ? &a->in[1] : NULL, s[3] ? &a->in[2] : NULL, 1e-5);
+}
+
+static void layernorm_fwd_reference(const int64_t *s, op_args *a)
+{
+    for (int64_t i = 0; i < s[0]; i++) {
+        double mean = 0, var = 0;
+        for (int64_t j = 0; j < s[1]; j++) mean += op_get(&a->in[0], i * s[1] + j);
+        mean /= (double)s[1];
+        for (int64_t j = 0; j < s[1]; j++) var += pow(op_get(&a->in[0], i * s[1] + j) - mean, 2);
+        double rstd = 1 / sqrt(var / (double)s[1] + 1e-5);
+        op_set(&a->out[1], i, rstd);
+        op_set(&a->out[2], i, mean);
+        for (int64_t j = 0; j < s[1]; j++) {
+            double y = (op_get(&a->in[0], i * s[1] + j) - mean) * rstd;
+            op_set(&a->out[0], i * s[1] + j,
+                   s[3] ? y * op_get(&a->in[1], j) + op_get(&a->in[2], j) : y);
+        }
+    }
+}
+
+static vq_status layernorm_bwd_make(const vq_backend *be, vq_arena *arena, const int64_t *s,
+                                    op_args *a)
+{
+    VQ_TRY(layernorm_fwd_make(be, arena, s, a));
+    VQ_TRY(layernorm_fwd_run(be, s, a));
+    OP_IN(be->act, -1, 1, s[0], s[1]); /* dy */
+    op_fill(&a->out[0], 200, -1, 1);
+    return VQ_OK;
+}
+
+static vq_status layernorm_bwd_run(const vq_backend *be, const int64_t *s, op_args *a)
+{
+    return vq_layernorm_bwd(be, &a->out[0], &a->in[3], &a->in[0], s[3] ? &a->in[1] : NULL,
+                            &a->out[2], &a->out[1], s[4]);
+}
+
+/* --- rope: size = B, T, H, S, first, inverse -------------------------------------------------- */
+
+static vq_status rope_make(const vq_backend *be, vq_arena *arena, const int64_t *s, op_args *a)
+{
+    OP_OUT(be->act, s[0], s[1], s[2], s[3]);
+    OP_IN(be->real, -1, 1, s[4] + s[1] + 1, s[3] / 2);
+    OP_IN(be->real, -1, 1, s[4] + s[1] + 1, s[3] / 2);
+    return VQ_OK;
+}
+
+static vq_status rope_run(const vq_backend *be, const int64_t *s, op_args *a)
+{
+    return vq_rope(be, &a->out[0], &a->in[0], &a->in[1], s[4], s[5]);
+}
+
+static void rope_reference(const int64_t *s, op_args *a)
+{
+    int64_t half = s[3] / 2;
+    for (int64_t head = 0; head < s[0] * s[1] * s[2]; head++)
+        for (int64_t i = 0; i < half; i++) {
+            int64_t row = s[4] + head / s[2] % s[1], at = head * s[3] + i;
+            double c = op_get(&a->in[0], row * half + i), n = op_get(&a->in[1], row * half + i);
+            double x1 = op_get(&a->out[0], at), x2 = op_get(&a->out[0], at + half);
+            if (s[5]) n = -n;
+            op_set(&a->out[0], at, x1 * c - x2 * n);
+            op_set(&a->out[0], at + half, x2 * c + x1 * n);
+        }
+}
+
+/* --- attention: size = B, T, T_k, H, G, S, gap -------------------------------------------------
+ */
+
+static vq_status attention_fwd_make(const vq_backend *be, vq_arena *arena, const int64_t *s,
+                                    op_args *a)
+{
+    OP_IN(be->act, -2, 2, s[0], s[1], s[3], s[5]);
+    OP_IN_GAP(be->act, s[6], s[0], s[2], s[4], s[5]);
+    OP_IN_GAP(be->act, s[6], s[0], s[2], s[4], s[5]);
+    OP_OUT(be->act, s[0], s[1], s[3], s[5]);
+    OP_OUT(be->real, s[0], s[3], s[1]);
+    return VQ_OK;
+}
+
+static double attention_scale(const int64_t *s)
+{
+    return 1 / sqrt((double)s[5]);
+}
+
+static vq_status attention_fwd_run(const vq_backend *be, const int64_t *s, op_args *a)
+{
+    return vq_attention_fwd(be, &a->out[0], &a->out[1], &a->in[0], &a->in[1], &a->in[2],
+                            attention_scale(s));
+}
+
+static void attention_fwd_reference(const int64_t *s, op_args *a)
+{
+    int64_t B = s[0], T = s[1], T_k = s[2], H = s[3], G = s[4], S = s[5];
+    for (int64_t row = 0; row < B * H * T; row++) {
+        int64_t t = row % T, h = row / T % H, b = row / T / H, g = h / (H / G);
+        int64_t seen = T_k - T + t + 1, q = ((b * T + t) * H + h) * S;
+        double top = -INFINITY, sum = 0;
+        for (int pass = 0; pass < 3; pass++) {
+            if (pass == 2)
+                for (int64_t j = 0; j < S; j++) op_set(&a->out[0], q + j, 0);
+            for (int64_t u = 0; u < seen; u++) {
+                int64_t k = ((b * T_k + u) * G + g) * S;
+                double dot = 0;
+                for (int64_t j = 0; j < S; j++)
+                    dot += op_get(&a->in[0], q + j) * op_get(&a->in[1], k + j);
+                dot *= attention_scale(s);
+                if (pass == 0) top = fmax(top, dot);
+                if (pass == 1) sum += exp(dot - top);
+                if (pass == 2)
+                    for (int64_t j = 0; j < S; j++)
+                        op_set(&a->out[0], q + j,
+                               op_get(&a->out[0], q + j) +
+                                   exp(dot - top) / sum * op_get(&a->in[2], k + j));
+            }
+        }
+        op_set(&a->out[1], row, top + log(sum));
+    }
+}
+
+/* Products over the pairs that the causal mask leaves. */
+static double attention_fwd_flops(const int64_t *s)
+{
+    double pairs = (double)s[1] * ((double)(s[2] - s[1]) + 0.5 * (double)(s[1] + 1));
+    return 4 * (double)s[0] * (double)s[3] * (double)s[5] * pairs;
+}
+
+static double attention_bwd_flops(const int64_t *s)
+{
+    return 2.5 * attention_fwd_flops(s);
+}
+
+static vq_status attention_bwd_make(const vq_backend *be, vq_arena *arena, const int64_t *s,
+                                    op_args *a)
+{
+    op_args fwd = {0};
+    VQ_TRY(attention_fwd_make(be, arena, s, &fwd));
+    VQ_TRY(attention_fwd_run(be, s, &fwd));
+    memcpy(a->in, fwd.in, sizeof a->in);
+    a->in[3] = fwd.out[0];
+    a->in[4] = fwd.out[1];
+    a->n_in = 5;
+    OP_IN(be->act, -1, 1, s[0], s[1], s[3], s[5]); /* dout */
+    OP_OUT(be->act, s[0], s[1], s[3], s[5]);
+    OP_OUT_GAP(be->act, s[6], s[0], s[2], s[4], s[5]);
+    OP_OUT_GAP(be->act, s[6], s[0], s[2], s[4], s[5]);
+    return VQ_OK;
+}
+
+static vq_status attention_bwd_run(const vq_backend *be, const int64_t *s, op_args *a)
+{
+    return vq_attention_bwd(be, &a->out[0], &a->out[1], &a->out[2], &a->in[5], &a->in[0], &a->in[1],
+                            &a->in[2], &a->in[3], &a->in[4], attention_scale(s));
+}
+
+/* --- activations: size = n, F ----------------------------------------------------------------- */
+
+static vq_status silu_gate_make(const vq_backend *be, vq_arena *arena, const int64_t *s, op_args *a)
+{
+    OP_IN(be->act, -8, 8, s[0], s[1]);
+    OP_IN(be->act, -1, 1, s[0], s[1]);
+    OP_IN(be->act, -1, 1, s[0], s[1]); /* dy */
+    OP_OUT(be->act, s[0], s[1]);
+    OP_OUT(be->act, s[0], s[1]);
+    return VQ_OK;
+}
+
+static vq_status silu_gate_fwd_run(const vq_backend *be, const int64_t *s, op_args *a)
+{
+    (void)s;
+    return vq_silu_gate_fwd(be, &a->out[0], &a->in[0], &a->in[1]);
+}
+
+static void silu_gate_fwd_reference(const int64_t *s, op_args *a)
+{
+    for (int64_t i = 0; i < s[0] * s[1]; i++) {
+        double x = op_get(&a->in[0], i);
+        op_set(&a->out[0], i, x / (1 + exp(-x)) * op_get(&a->in[1], i));
+    }
+}
+
+static vq_status silu_gate_bwd_run(const vq_backend *be, const int64_t *s, op_args *a)
+{
+    (void)s;
+    return vq_silu_gate_bwd(be, &a->out[0], &a->out[1], &a->in[2], &a->in[0], &a->in[1]);
+}
+
+static vq_status relu_fwd_run(const vq_backend *be, const int64_t *s, op_args *a)
+{
+    (void)s;
+    return vq_relu_fwd(be, &a->out[0], &a->in[0]);
+}
+
+static void relu_fwd_reference(const int64_t *s, op_args *a)
+{
+    for (int64_t i = 0; i < s[0] * s[1]; i++) op_set(&a->out[0], i, fmax(op_get(&a->in[0], i), 0));
+}
+
+static vq_status relu_bwd_run(const vq_backend *be, const int64_t *s, op_args *a)
+{
+    (void)s;
+    return vq_relu_bwd(be, &a->out[0], &a->in[2], &a->in[0]);
+}
+
+static void relu_bwd_reference(const int64_t *s, op_args *a)
+{
+    for (int64_t i = 0; i < s[0] * s[1]; i++)
+        op_set(&a->out[0], i, op_get(&a->in[0], i) > 0 ? op_get(&a->in[2], i) : 0);
+}
+
+/* --- round: size = out, in, K (0: own codes), D, bits, group, type of idx, hard ----------------
+ */
+
+static vq_status round_make(const vq_backend *be, vq_arena *arena, const int64_t *s, op_args *a)
+{
+    int64_t n_vec = VQ_CEIL_DIV(s[0] * s[1], s[3]), K = s[2] ? s[2] : n_vec;
+    int64_t groups = VQ_CEIL_DIV(s[1], s[5]);
+    double qmax = (double)((1 << s[4]) - 1);
+    OP_IN(be->real, -2.6, 2.6, K, s[3]);
+    OP_IN(s[4] <= 7 ? VQ_I8 : VQ_I16, -1, qmax + 1, s[0], s[1]);
+    OP_IN(be->real, 0.01, 0.02, s[0], groups);
+    OP_IN(be->real, 0, qmax, s[0], groups);
+    OP_IN((vq_dtype)(s[2] ? s[6] : VQ_U32), 0, (double)K, n_vec);
+    OP_OUT(be->act, s[0], s[1]); /* w, or dw as it is filled */
+    OP_OUT(be->real, K, s[3]);   /* dcodes */
+    int64_t n_zeros = s[0] * groups;
+    for (int64_t i = 0; i < n_zeros; i++) op_set(&a->in[3], i, floor(op_get(&a->in[3], i)));
+    a->quant = (vq_quant){.base = a->in[1],
+                          .scale = a->in[2],
+                          .zero = a->in[3],
+                          .idx = a->in[4],
+                          .bits = (int)s[4],
+                          .group_size = s[5]};
+    if (s[2] == 0) a->quant.idx.data = NULL;
+    return VQ_OK;
+}
+
+static vq_status round_fwd_run(const vq_backend *be, const int64_t *s, op_args *a)
+{
+    return vq_round_fwd(be, &a->out[0], &a->quant, &a->in[0], s[7] ? VQ_HARD : VQ_SOFT);
+}
+
+static void round_fwd_reference(const int64_t *s, op_args *a)
+{
+    double qmax = (double)((1 << s[4]) - 1);
+    for (int64_t p = 0; p < s[0] * s[1]; p++) {
+        int64_t group = p / s[1] * VQ_CEIL_DIV(s[1], s[5]) + p % s[1] / s[5];
+        int64_t code = s[2] ? (int64_t)op_get(&a->in[4], p / s[3]) : p / s[3];
+        double logit = op_get(&a->in[0], code * s[3] + p % s[3]);
+        double r = fmin(fmax(1.2 / (1 + exp(-logit)) - 0.1, 0), 1);
+        if (s[7]) r = logit >= 0;
+        double q = fmin(fmax(op_get(&a->in[1], p) + r, 0), qmax);
+        op_set(&a->out[0], p, op_get(&a->in[2], group) * (q - op_get(&a->in[3], group)));
+    }
+}
+
+static vq_status round_bwd_run(const vq_backend *be, const int64_t *s, op_args *a)
+{
+    (void)s;
+    return vq_round_bwd(be, &a->out[1], &a->out[0], &a->quant, &a->in[0]);
+}
+
+/* size = K, D */
+static vq_status round_reg_make(const vq_backend *be, vq_arena *arena, const int64_t *s, op_args *a)
+{
+    OP_IN(be->real, -2.6, 2.6, s[0], s[1]);
+    OP_IN(VQ_U32, 0, 100, s[0], s[1]);
+    OP_OUT(be->real, s[0], s[1]);
+    return VQ_OK;
+}
+
+static vq_status round_reg_run(const vq_backend *be, const int64_t *s, op_args *a)
+{
+    (void)s;
+    a->loss = 0.25;
+    return vq_round_reg(be, &a->loss, &a->out[0], &a->in[0], &a->in[1], 0.01, 7.3);
+}
+
+/* --- loss: size = n, E, V, type of head, E of the teacher (0: its head is the student's) -------
+ */
+
+static vq_status head_make(const vq_backend *be, vq_arena *arena, const int64_t *s, op_args *a)
+{
+    OP_IN(be->act, -1, 1, s[0], s[1]);
+    OP_IN(op_dtype(be, s[3]), -1, 1, s[2], s[1]);
+    OP_IN(s[4] ? VQ_F16 : be->act, -1, 1, s[0], s[4] ? s[4] : s[1]);
+    OP_IN(op_dtype(be, s[3]), -1, 1, s[4] ? s[2] : 1, s[4] ? s[4] : 1);
+    OP_IN(VQ_I32, -1, (double)s[2], s[0]);
+    OP_OUT(be->act, s[0], s[1]);
+    return VQ_OK;
+}
+
+static vq_status head_kd_run(const vq_backend *be, const int64_t *s, op_args *a)
+{
+    a->loss = 0.25;
+    return vq_head_kd(be, &a->loss, &a->out[0], &a->in[0], &a->in[2], &a->in[1],
+                      s[4] ? &a->in[3] : &a->in[1], 2, 0.125);
+}
+
+static double head_kd_flops(const int64_t *s)
+{
+    return (double)s[0] * (double)s[2] * (4.0 * (double)s[1] + 2.0 * (double)(s[4] ? s[4] : s[1]));
+}
+
+static vq_status head_nll_run(const vq_backend *be, const int64_t *s, op_args *a)
+{
+    (void)s;
+    a->loss = 0.25;
+    return vq_head_nll(be, &a->loss, &a->out[0], &a->in[0], &a->in[1], &a->in[4], 0.125);
+}
+
+static double head_nll_flops(const int64_t *s)
+{
+    return 4.0 * (double)s[0] * (double)s[2] * (double)s[1];
+}
+
+static double op_logit(const vq_tensor *x, const vq_tensor *head, int64_t i, int64_t v)
+{
+    double sum = 0;
+    for (int64_t j = 0; j < x->dim[1]; j++)
+        sum += op_get(x, i * x->dim[1] + j) * op_get(head, v * x->dim[1] + j);
+    return sum;
+}
+
+static double op_log_sum(const vq_tensor *x, const vq_tensor *head, int64_t i, double tau)
+{
+    double sum = 0; /* the cases' logits are small: no shift needed */
+    for (int64_t v = 0; v < head->dim[0]; v++) sum += exp(op_logit(x, head, i, v) / tau);
+    return log(sum);
+}
+
+/* Value and gradient, from the definitions. */
+static void head_kd_reference(const int64_t *s, op_args *a)
+{
+    const vq_tensor *x = &a->in[0], *head = &a->in[1], *y = &a->in[2];
+    const vq_tensor *head_t = s[4] ? &a->in[3] : &a->in[1];
+    double tau = 2, scale = 0.125;
+    a->loss = 0.25;
+    for (int64_t i = 0; i < s[0]; i++) {
+        double log_q = op_log_sum(x, head, i, tau), log_p = op_log_sum(y, head_t, i, tau);
+        for (int64_t j = 0; j < s[1]; j++) op_set(&a->out[0], i * s[1] + j, 0);
+        for (int64_t v = 0; v < s[2]; v++) {
+            double q = op_logit(x, head, i, v) / tau - log_q;
+            double p = op_logit(y, head_t, i, v) / tau - log_p;
+            a->loss += tau * tau * scale * exp(p) * (p - q);
+            for (int64_t j = 0; j < s[1]; j++)
+                op_set(&a->out[0], i * s[1] + j,
+                       op_get(&a->out[0], i * s[1] + j) +
+                           tau * scale * (exp(q) - exp(p)) * op_get(head, v * s[1] + j));
+        }
+    }
+}
+
+static void head_nll_reference(const int64_t *s, op_args *a)
+{
+    const vq_tensor *x = &a->in[0], *head = &a->in[1];
+    a->loss = 0.25;
+    for (int64_t i = 0; i < s[0]; i++) {
+        int64_t target = (int64_t)op_get(&a->in[4], i);
+        double log_sum = op_log_sum(x, head, i, 1);
+        for (int64_t j = 0; j < s[1]; j++) op_set(&a->out[0], i * s[1] + j, 0);
+        if (target < 0) continue;
+        for (int64_t v = 0; v < s[2]; v++) {
+            double q = op_logit(x, head, i, v) - log_sum;
+            if (v == target) a->loss -= 0.125 * q;
+            for (int64_t j = 0; j < s[1]; j++)
+                op_set(&a->out[0], i * s[1] + j,
+                       op_get(&a->out[0], i * s[1] + j) +
+                           0.125 * (exp(q) - (v == target)) * op_get(head, v * s[1] + j));
+        }
+    }
+}
+
+/* --- update: size = n --------------------------------------------------------------------------
+ */
+
+static vq_status adam_make(const vq_backend *be, vq_arena *arena, const int64_t *s, op_args *a)
+{
+    OP_IN(be->real, -1, 1, s[0]);
+    for (int i = 0; i < 3; i++) OP_OUT(be->real, s[0]);
+    op_fill(&a->out[2], 300, 0, 1);
+    return VQ_OK;
+}
+
+static vq_status adam_run(const vq_backend *be, const int64_t *s, op_args *a)
+{
+    (void)s;
+    return vq_adam_step(be, &a->out[0], &a->out[1], &a->out[2], &a->in[0], 0.01, 0.9, 0.99, 1e-8,
+                        3);
+}
+
+static void adam_reference(const int64_t *s, op_args *a)
+{
+    for (int64_t i = 0; i < s[0]; i++) {
+        double g = op_get(&a->in[0], i);
+        double m = 0.9 * op_get(&a->out[1], i) + 0.1 * g;
+        double v = 0.99 * op_get(&a->out[2], i) + 0.01 * g * g;
+        double root = sqrt(v / (1 - pow(0.99, 3)));
+        op_set(&a->out[0], i, op_get(&a->out[0], i) - 0.01 * m / (1 - pow(0.9, 3)) / (root + 1e-8));
+        op_set(&a->out[1], i, m);
+        op_set(&a->out[2], i, v);
+    }
+}
+
+static vq_status norm2_run(const vq_backend *be, const int64_t *s, op_args *a)
+{
+    (void)s;
+    return vq_norm2(be, &a->loss, &a->in[0]);
+}
+
+static void norm2_reference(const int64_t *s, op_args *a)
+{
+    a->loss = 0;
+    for (int64_t i = 0; i < s[0]; i++) a->loss += pow(op_get(&a->in[0], i), 2);
+}
+
+/* --- the kinds ---------------------------------------------------------------------------------
+ */
+
+static const op_kind OP_GEMM = {
+    "gemm", "m n k ta tb type gap beta", gemm_make, gemm_run, gemm_reference, gemm_flops};
+static const op_kind OP_EMBED = {"embed",   "n V E type add", embed_make,
+                                 embed_run, embed_reference,  NULL};
+static const op_kind OP_BIAS_ADD = {"bias_add",   "n E type",         bias_add_make,
+                                    bias_add_run, bias_add_reference, NULL};
+static const op_kind OP_ADD = {"add", "n E", add_make, add_run, add_reference, NULL};
+static const op_kind OP_RMSNORM_FWD = {
+    "rmsnorm_fwd", "n E type", rmsnorm_fwd_make, rmsnorm_fwd_run, rmsnorm_fwd_reference, NULL};
+static const op_kind OP_RMSNORM_BWD = {
+    "rmsnorm_bwd", "n E type - add", rmsnorm_bwd_make, rmsnorm_bwd_run, NULL, NULL};
+static const op_kind OP_LAYERNORM_FWD = {"layernorm_fwd",         "n E type affine",
+                                         layernorm_fwd_make,      layernorm_fwd_run,
+                                         layernorm_fwd_reference, NULL};
+static const op_kind OP_LAYERNORM_BWD = {
+    "layernorm_bwd", "n E type affine add", layernorm_bwd_make, layernorm_bwd_run, NULL, NULL};
+static const op_kind OP_ROPE = {"rope",   "B T H S first inverse", rope_make,
+                                rope_run, rope_reference,          NULL};
+static const op_kind OP_ATTENTION_FWD = {"attention_fwd",         "B T T_k H G S gap",
+                                         attention_fwd_make,      attention_fwd_run,
+                                         attention_fwd_reference, attention_fwd_flops};
+static const op_kind OP_ATTENTION_BWD = {
+    "attention_bwd",    "B T T_k H G S gap", attention_bwd_make, attention_bwd_run, NULL,
+    attention_bwd_flops};
+static const op_kind OP_SILU_GATE_FWD = {
+    "silu_gate_fwd", "n F", silu_gate_make, silu_gate_fwd_run, silu_gate_fwd_reference, NULL};
+static const op_kind OP_SILU_GATE_BWD = {"silu_gate_bwd",   "n F", silu_gate_make,
+                                         silu_gate_bwd_run, NULL,  NULL};
+static const op_kind OP_RELU_FWD = {"relu_fwd",         "n F", silu_gate_make, relu_fwd_run,
+                                    relu_fwd_reference, NULL};
+static const op_kind OP_RELU_BWD = {"relu_bwd",         "n F", silu_gate_make, relu_bwd_run,
+                                    relu_bwd_reference, NULL};
+static const op_kind OP_ROUND_FWD = {"round_fwd",         "out in K D bits group idx hard",
+                                     round_make,          round_fwd_run,
+                                     round_fwd_reference, NULL};
+static const op_kind OP_ROUND_BWD = {
+    "round_bwd", "out in K D bits group idx", round_make, round_bwd_run, NULL, NULL};
+static const op_kind OP_ROUND_REG = {"round_reg", "K D", round_reg_make, round_reg_run, NULL, NULL};
+static const op_kind OP_HEAD_KD = {"head_kd",   "n E V type E_teacher", head_make,
+                                   head_kd_run, head_kd_reference,      head_kd_flops};
+static const op_kind OP_HEAD_NLL = {"head_nll",   "n E V type",       head_make,
+                                    head_nll_run, head_nll_reference, head_nll_flops};
+static const op_kind OP_ADAM = {"adam_step", "n", adam_make, adam_run, adam_reference, NULL};
+static const op_kind OP_NORM2 = {"norm2", "n", adam_make, norm2_run, norm2_reference, NULL};

@@ -1,0 +1,287 @@
+/* test_kmeans - assignment, update and whole clusterings against plain loops and FAISS. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "cpu_backend.h"
+#include "error.h"
+#include "kmeans.h"
+#include "rng.h"
+
+static vq_arena arena;
+static vq_backend be;
+
+static int setup(void **state)
+{
+    (void)state;
+    return vq_arena_init(&arena, "test", (size_t)1 << 28) || vq_cpu_open(&be, 2);
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    vq_cpu_close(&be);
+    vq_arena_close(&arena);
+    return 0;
+}
+
+static vq_tensor new_tensor(vq_dtype dtype, int64_t n, int64_t D)
+{
+    vq_tensor t;
+    assert_int_equal(vq_tensor_new(&arena, VQ_HOST, dtype, VQ_DIMS(n, D), &t), VQ_OK);
+    return t;
+}
+
+static vq_tensor new_list(int64_t n)
+{
+    vq_tensor t;
+    assert_int_equal(vq_tensor_new(&arena, VQ_HOST, VQ_U32, VQ_DIMS(n), &t), VQ_OK);
+    return t;
+}
+
+/* Uniform in [-2.4, 2.4), as the logits of residuals lie; or whole numbers from -2 to 2. */
+static vq_tensor random_vectors(int64_t n, int64_t D, uint64_t stream, bool whole)
+{
+    vq_tensor t = new_tensor(VQ_F32, n, D);
+    for (int64_t i = 0; i < n * D; i++) {
+        double u = vq_rng_uniform(3, stream, (uint64_t)i);
+        ((float *)t.data)[i] = whole ? (float)floor(5 * u) - 2 : (float)(4.8 * u - 2.4);
+    }
+    return t;
+}
+
+static double distance2(const vq_tensor *x, int64_t i, const vq_tensor *codes, int64_t k)
+{
+    const float *a = (const float *)x->data + i * x->dim[1];
+    const float *b = (const float *)codes->data + k * x->dim[1];
+    double sum = 0;
+    for (int64_t d = 0; d < x->dim[1]; d++)
+        sum += ((double)a[d] - (double)b[d]) * ((double)a[d] - (double)b[d]);
+    return sum;
+}
+
+static void check_assign(int64_t n, int64_t K, int64_t D, bool whole)
+{
+    size_t mark = vq_arena_mark(&arena);
+    vq_tensor x = random_vectors(n, D, 1, whole), codes = random_vectors(K, D, 2, whole);
+    vq_tensor idx = new_list(n);
+    double objective, expected = 0;
+    assert_int_equal(vq_kmeans_assign(&be, &idx, &objective, &x, &codes), VQ_OK);
+    for (int64_t i = 0; i < n; i++) {
+        int64_t best = 0;
+        double least = distance2(&x, i, &codes, 0);
+        for (int64_t k = 1; k < K; k++) {
+            double d2 = distance2(&x, i, &codes, k);
+            if (d2 < least) least = d2, best = k;
+        }
+        int64_t k = ((uint32_t *)idx.data)[i];
+        assert_in_range(k, 0, K - 1);
+        if (whole) /* f32 is exact here, and most vectors have several nearest codes */
+            assert_int_equal(k, best);
+        else
+            assert_true(distance2(&x, i, &codes, k) <= least + 1e-5 * (double)D);
+        expected += least;
+    }
+    assert_true(fabs(objective - expected) <= 1e-6 * expected + 1e-5);
+    vq_arena_reset(&arena, mark);
+}
+
+static void test_assign_equals_brute_force(void **state)
+{
+    (void)state;
+    const int64_t counts[] = {1, 17, 700}, Ks[] = {1, 7, 8, 9, 131}, Ds[] = {1, 3, 8, 13, 64, 70};
+    for (int n = 0; n < VQ_COUNT(counts); n++)
+        for (int K = 0; K < VQ_COUNT(Ks); K++)
+            for (int D = 0; D < VQ_COUNT(Ds); D++) {
+                check_assign(counts[n], Ks[K], Ds[D], false);
+                check_assign(counts[n], Ks[K], Ds[D], true);
+            }
+}
+
+static void test_update_is_the_mean(void **state)
+{
+    (void)state;
+    const int64_t n = 1001, K = 37, Ds[] = {1, 8, 70};
+    for (int at = 0; at < VQ_COUNT(Ds); at++) {
+        int64_t D = Ds[at];
+        size_t mark = vq_arena_mark(&arena);
+        vq_tensor x = random_vectors(n, D, 1, false), codes = random_vectors(K, D, 2, false);
+        vq_tensor before = random_vectors(K, D, 2, false);
+        vq_tensor idx = new_list(n), counts = new_list(K);
+        uint32_t *k_of = idx.data;
+        for (int64_t i = 0; i < n; i++) /* the last code gets none */
+            k_of[i] = (uint32_t)vq_rng_below(5, 5, (uint64_t)i, K - 1);
+        assert_int_equal(vq_kmeans_update(&be, &codes, &counts, &x, &idx), VQ_OK);
+        for (int64_t k = 0; k < K; k++) {
+            uint32_t count = 0;
+            for (int64_t i = 0; i < n; i++) count += k_of[i] == k;
+            assert_int_equal(((uint32_t *)counts.data)[k], count);
+            for (int64_t d = 0; d < D; d++) {
+                double sum = 0;
+                for (int64_t i = 0; i < n; i++)
+                    if (k_of[i] == k) sum += (double)((float *)x.data)[i * D + d];
+                float expected = count ? (float)(sum / count) : ((float *)before.data)[k * D + d];
+                assert_true(((float *)codes.data)[k * D + d] == expected);
+            }
+        }
+        vq_arena_reset(&arena, mark);
+    }
+}
+
+/* Clusters x, and checks that idx and the objective are those of the codes. */
+static vq_kmeans_result cluster(const vq_backend *with, vq_tensor *codes, vq_tensor *idx,
+                                const vq_tensor *x, const vq_tensor *start,
+                                const vq_kmeans_config *c)
+{
+    vq_kmeans_result result;
+    size_t before = vq_arena_mark(&arena);
+    assert_int_equal(vq_kmeans(with, &arena, codes, idx, x, start, c, &result), VQ_OK);
+    assert_int_equal(vq_arena_mark(&arena), before);
+    double sum = 0;
+    for (int64_t i = 0; i < x->dim[0]; i++)
+        sum += distance2(x, i, codes, ((uint32_t *)idx->data)[i]);
+    assert_true(fabs(sum - result.objective) <= 1e-5 * sum + 1e-4);
+    return result;
+}
+
+static void test_objective_falls(void **state)
+{
+    (void)state;
+    const int64_t n = 3000, K = 50, D = 8;
+    vq_arena_reset(&arena, 0);
+    vq_tensor x = random_vectors(n, D, 1, false), codes = new_tensor(VQ_F32, K, D);
+    vq_tensor idx = new_list(n);
+    double before = INFINITY;
+    for (int iters = 0; iters <= 12; iters++) {
+        vq_kmeans_config c = {.iters = iters, .seed = 1, .max_points_per_centroid = 256};
+        vq_kmeans_result r = cluster(&be, &codes, &idx, &x, NULL, &c);
+        assert_true(r.objective <= before * (1 + 1e-7));
+        assert_int_equal(r.iters, iters);
+        assert_int_equal(r.n_train, n);
+        before = r.objective;
+    }
+}
+
+static void test_ends_when_the_gain_is_small(void **state)
+{
+    (void)state;
+    const int64_t n = 3000, K = 50, D = 8;
+    vq_arena_reset(&arena, 0);
+    vq_tensor x = random_vectors(n, D, 1, false), codes = new_tensor(VQ_F32, K, D);
+    vq_tensor idx = new_list(n), next = new_tensor(VQ_F32, K, D);
+    vq_kmeans_config c = {
+        .iters = 1000, .min_gain = 1e-3, .seed = 1, .max_points_per_centroid = 256};
+    vq_kmeans_result early = cluster(&be, &codes, &idx, &x, NULL, &c);
+    assert_in_range(early.iters, 2, 100);
+    c.min_gain = 0;
+    vq_kmeans_result end = cluster(&be, &next, &idx, &x, &codes, &c);
+    assert_in_range(end.iters, 1, 999);
+    assert_true(end.objective <= early.objective && end.objective > 0.95 * early.objective);
+}
+
+static void test_same_bits_for_any_threads(void **state)
+{
+    (void)state;
+    const int64_t n = 20011, K = 60, D = 8;
+    vq_kmeans_config c = {.iters = 6, .seed = 9, .max_points_per_centroid = 100};
+    vq_arena_reset(&arena, 0);
+    vq_tensor x = random_vectors(n, D, 1, false);
+    vq_tensor codes[3], idx[3];
+    vq_kmeans_result result[3];
+    for (int t = 0; t < 3; t++) {
+        vq_backend with;
+        codes[t] = new_tensor(VQ_F32, K, D), idx[t] = new_list(n);
+        assert_int_equal(vq_cpu_open(&with, t + 1), VQ_OK);
+        result[t] = cluster(&with, &codes[t], &idx[t], &x, NULL, &c);
+        vq_cpu_close(&with);
+        assert_int_equal(result[t].n_train, 100 * K);
+        assert_memory_equal(codes[t].data, codes[0].data, vq_tensor_bytes(&codes[0]));
+        assert_memory_equal(idx[t].data, idx[0].data, vq_tensor_bytes(&idx[0]));
+        assert_true(result[t].objective == result[0].objective);
+    }
+}
+
+/* Nine tenths of the vectors are equal, as in a layer with dead rows: all codes still find work. */
+static void test_no_code_stays_empty(void **state)
+{
+    (void)state;
+    const int64_t n = 4000, K = 64, D = 8;
+    vq_arena_reset(&arena, 0);
+    vq_tensor x = random_vectors(n, D, 1, false), codes = new_tensor(VQ_F32, K, D);
+    vq_tensor idx = new_list(n);
+    for (int64_t i = 0; i < n; i++)
+        if (i % 10) memset((float *)x.data + i * D, 0, (size_t)D * sizeof(float));
+    vq_kmeans_config c = {.iters = 200, .seed = 2, .max_points_per_centroid = 256};
+    cluster(&be, &codes, &idx, &x, NULL, &c);
+    int64_t used = 0;
+    for (int64_t k = 0; k < K; k++) {
+        bool found = false;
+        for (int64_t i = 0; i < n && !found; i++) found = ((uint32_t *)idx.data)[i] == k;
+        used += found;
+    }
+    assert_in_range(used, K - 4, K);
+}
+
+static void test_as_many_codes_as_vectors(void **state)
+{
+    (void)state;
+    const int64_t n = 33, D = 8;
+    vq_arena_reset(&arena, 0);
+    vq_tensor x = random_vectors(n, D, 1, false), codes = new_tensor(VQ_F32, n, D);
+    vq_tensor idx = new_list(n);
+    vq_kmeans_config c = {.iters = 5, .seed = 2, .max_points_per_centroid = 256};
+    vq_kmeans_result r = cluster(&be, &codes, &idx, &x, NULL, &c);
+    assert_true(r.objective == 0);
+}
+
+static void test_as_good_as_faiss(void **state)
+{
+    (void)state;
+    const int64_t n = 8000, K = 64, D = 8;
+    vq_arena_reset(&arena, 0);
+    vq_tensor x = random_vectors(n, D, 1, false), codes = new_tensor(VQ_F32, K, D);
+    vq_tensor idx = new_list(n);
+    vq_kmeans_config c = {
+        .faiss = true, .iters = 50, .seed = 1234, .max_points_per_centroid = 256};
+    vq_kmeans_result oracle = cluster(&be, &codes, &idx, &x, NULL, &c);
+    c.faiss = false;
+    vq_kmeans_result ours = cluster(&be, &codes, &idx, &x, NULL, &c);
+    assert_true(ours.objective < 1.01 * oracle.objective);
+    assert_true(oracle.objective < 1.01 * ours.objective);
+    c.iters = 10;
+    vq_kmeans_result shared = cluster(&be, &codes, &idx, &x, &codes, &c);
+    assert_true(shared.objective <= ours.objective);
+}
+
+static void test_faiss_takes_no_start(void **state)
+{
+    (void)state;
+    vq_arena_reset(&arena, 0);
+    vq_tensor x = random_vectors(100, 8, 1, false), codes = new_tensor(VQ_F32, 4, 8);
+    vq_tensor idx = new_list(100);
+    vq_kmeans_config c = {.faiss = true, .iters = 2, .seed = 1, .max_points_per_centroid = 256};
+    assert_int_equal(vq_kmeans(&be, &arena, &codes, &idx, &x, &codes, &c, NULL), VQ_EUNSUPPORTED);
+    assert_non_null(strstr(vq_error_message(), "kmeans.start"));
+    assert_non_null(strstr(vq_error_message(), "Set kmeans.start to own"));
+    vq_error_clear();
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_assign_equals_brute_force),
+        cmocka_unit_test(test_update_is_the_mean),
+        cmocka_unit_test(test_objective_falls),
+        cmocka_unit_test(test_ends_when_the_gain_is_small),
+        cmocka_unit_test(test_same_bits_for_any_threads),
+        cmocka_unit_test(test_no_code_stays_empty),
+        cmocka_unit_test(test_as_many_codes_as_vectors),
+        cmocka_unit_test(test_as_good_as_faiss),
+        cmocka_unit_test(test_faiss_takes_no_start),
+    };
+    return cmocka_run_group_tests(tests, setup, teardown);
+}

@@ -12,7 +12,7 @@ usage: ./bootstrap.sh COMMAND [OPTIONS]
   demo [VQROUND...] build, then quantize the bundled model to 2 bits into runs/demo
                     (made anew; with --resume true as it was left)
   check             formatting, layers, sanitizers, fuzzing and all tests
-  bench             build and run what bench/ holds
+  bench [NAME ...]  build the programs of bench/, and run build/bench/bench_NAME (ops)
   clean             remove all that was built (runs/ stays)
 
 Exit codes: 0 done, 2 packages are missing or the command is wrong, others from what failed.
@@ -190,11 +190,11 @@ check() {
     run_tests build '^(unit|op|golden|cli|mpi)$'
 }
 
-bench() {
+bench() { # [NAME [ARGUMENTS...]]
     deps build
     say "building the benchmarks"
-    tree build all
-    bench/run.sh "$@"
+    tree build bench
+    "build/bench/bench_${1:-ops}" "${@:2}"
 }
 
 clean() {

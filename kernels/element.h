@@ -34,8 +34,8 @@ VQ_HD float vq_bits_f32(uint32_t u)
     return f;
 }
 
-/* e^x to about a unit in the last place; 0, infinity, NaN and subnormal results as exp() gives them.
- * x = n ln 2 + r, |r| <= ln 2 / 2; e^r by a polynomial whose relative error is even. */
+/* e^x to about a unit in the last place; 0, infinity, NaN and subnormal results as exp() gives
+ * them. x = n ln 2 + r, |r| <= ln 2 / 2; e^r by a polynomial whose relative error is even. */
 VQ_HD float vq_exp_f32(float x)
 {
     const float shift = 0x1.8p23f; /* adding it rounds to a whole number, in the low bits */

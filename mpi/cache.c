@@ -2,12 +2,14 @@
 #include "cache.h"
 
 #include <math.h>
+#include <string.h>
 
 #include "error.h"
 #include "log.h"
 
 #define KIND "teacher"
 #define LAYOUT 1
+#define PREFIX "teacher-"
 
 static const vq_model *teacher_model(const vq_job *job)
 {
@@ -19,28 +21,21 @@ const vq_tensor *vq_teacher_head(const vq_job *job)
     return &teacher_model(job)->head;
 }
 
-/* The teacher's own forward, act [count * T, E_embed]. */
-static vq_status run_teacher(const vq_teacher *t, const vq_data *data, int64_t first, int64_t count,
-                             vq_arena *arena, vq_tensor *hidden)
+static bool has_cache_duty(const vq_job *job)
 {
-    const vq_backend *be = t->stage.be;
-    const vq_tensor ids = vq_feed_ids(&data->calib, first, count);
-    VQ_TRY(vq_tensor_new(arena, be->place, be->act,
-                         VQ_DIMS(count * data->calib.T, vq_stage_out_width(&t->stage)), hidden));
-    return vq_stage_fwd(&t->stage, VQ_MODE_FLOAT, &ids, hidden, NULL);
+    return vq_topo_is_last(&job->topo);
 }
 
-vq_status vq_teacher_hidden(vq_job *job, const vq_teacher *t, const vq_data *data, int64_t first,
-                            int64_t count, vq_arena *arena, vq_tensor *hidden)
-{
-    if (!t->is_cached) return run_teacher(t, data, first, count, arena, hidden);
-    const int64_t E = vq_stage_out_width(&t->stage), T = data->calib.T;
-    VQ_TRY(vq_tensor_new(arena, job->be.place, t->dtype, VQ_DIMS(count * T, E), hidden));
-    const vq_tensor rows = vq_tensor_3d(hidden->data, t->dtype, count, T, E);
-    return vq_h5_read_rows(&t->file, "hidden", first, &rows);
-}
+/* --- making it ------------------------------------------------------------------------------- */
 
-/* KL(teacher || cached teacher) of the first window, a token. */
+typedef struct writing {
+    vq_teacher *teacher;
+    vq_h5 file;
+    int64_t n; /* rows written */
+    vq_progress progress;
+} writing;
+
+/* KL(teacher || cached teacher) of a window, a token. */
 static vq_status measure_kl(vq_job *job, const vq_tensor *hidden, const vq_tensor *kept, double *kl)
 {
     *kl = 0;
@@ -48,49 +43,145 @@ static vq_status measure_kl(vq_job *job, const vq_tensor *hidden, const vq_tenso
     return vq_head_kd(&job->be, kl, NULL, hidden, kept, head, head, 1, 1 / (double)hidden->dim[0]);
 }
 
-static vq_status fill(vq_job *job, vq_teacher *t, const vq_data *data, vq_h5 *h)
+static vq_status write_window(void *ctx, int64_t first, int64_t count, const vq_tensor *ids,
+                              vq_tensor *hidden)
 {
-    const int64_t n = data->calib.n, T = data->calib.T, E = vq_stage_out_width(&t->stage);
-    const vq_tensor shape = vq_tensor_3d(NULL, t->dtype, n, T, E);
-    VQ_TRY(vq_h5_make(h, "hidden", &shape));
-    vq_progress p;
-    vq_progress_begin(&p, "teacher", "windows", 0, n);
-    for (int64_t i = 0; i < n; i++) {
-        size_t mark = vq_arena_mark(&job->step);
-        vq_tensor hidden, kept;
-        double norm;
-        VQ_TRY(run_teacher(t, data, i, 1, &job->step, &hidden));
-        VQ_TRY(vq_norm2(&job->be, &norm, &hidden));
-        VQ_CHECK(isfinite(norm), VQ_ENOTFINITE,
-                 "%s: the teacher's states of window %lld are not finite: expected numbers. Check "
-                 "the weights, or leave this text out",
-                 teacher_model(job)->dir, (long long)i);
-        VQ_TRY(vq_tensor_new(&job->step, VQ_HOST, t->dtype, VQ_DIMS(T, E), &kept));
-        VQ_TRY(vq_convert(kept.data, t->dtype, hidden.data, hidden.dtype, T * E));
-        const vq_tensor rows = vq_tensor_3d(kept.data, t->dtype, 1, T, E);
-        VQ_TRY(vq_h5_write_rows(h, "hidden", i, &rows));
-        if (i == 0) VQ_TRY(measure_kl(job, &hidden, &kept, &t->kl));
-        vq_arena_reset(&job->step, mark);
-        vq_progress_step(&p, i + 1, NULL);
-    }
-    VQ_TRY(vq_h5_set_f64(h, NULL, "kl", t->kl));
-    vq_progress_step(&p, n, "KL to its cache %.2g a token", t->kl);
-    vq_progress_end(&p);
+    writing *w = ctx;
+    vq_teacher *t = w->teacher;
+    vq_job *job = t->job;
+    const int64_t T = ids->dim[1], E = hidden->dim[1];
+    size_t mark = vq_arena_mark(&job->step);
+    double norm;
+    vq_tensor kept;
+    VQ_ASSERT(count == 1);
+    VQ_TRY(vq_norm2(&job->be, &norm, hidden));
+    VQ_CHECK(isfinite(norm), VQ_ENOTFINITE,
+             "%s: the teacher's states of window %lld are not finite: expected numbers. Check the "
+             "weights, or leave this text out",
+             teacher_model(job)->dir, (long long)first);
+    VQ_TRY(vq_tensor_new(&job->step, VQ_HOST, t->dtype, VQ_DIMS(T, E), &kept));
+    VQ_TRY(vq_convert(kept.data, t->dtype, hidden->data, hidden->dtype, T * E));
+    const vq_tensor rows = vq_tensor_3d(kept.data, t->dtype, 1, T, E);
+    VQ_TRY(vq_h5_write_rows(&w->file, "hidden", w->n++, &rows));
+    if (first == 0) VQ_TRY(measure_kl(job, hidden, &kept, &t->kl));
+    vq_arena_reset(&job->step, mark);
+    vq_progress_step(&w->progress, w->n, NULL);
     return VQ_OK;
 }
 
-static vq_status make(vq_job *job, vq_teacher *t, const vq_data *data, const char *path,
-                      uint64_t key)
+/* The windows that this replica will train on, in order. */
+static vq_status own_windows(const vq_stream *s, vq_arena *arena, int64_t **windows, int64_t *n)
 {
-    vq_h5 h;
-    VQ_TRY(vq_h5_create(&job->run, path, KIND, LAYOUT, &h));
-    vq_status status = vq_h5_set_u64(&h, NULL, "key", key);
-    if (!status) status = fill(job, t, data, &h);
-    if (status) {
-        vq_h5_close(&h);
-        return status;
+    int64_t first, count;
+    *n = 0;
+    VQ_TRY(VQ_NEW(arena, s->windows->n, windows));
+    for (int64_t m = 0; m < s->count; m++) {
+        vq_stream_share(s, m, s->job->topo.replica, &first, &count);
+        for (int64_t i = 0; i < count; i++) (*windows)[(*n)++] = first + i;
     }
-    return vq_h5_finish(&h);
+    return VQ_OK;
+}
+
+static vq_status start_file(writing *w, const char *path, uint64_t key, const vq_tensor *windows,
+                            int64_t T)
+{
+    vq_teacher *t = w->teacher;
+    const vq_tensor shape =
+        vq_tensor_3d(NULL, t->dtype, windows->dim[0], T, vq_stage_out_width(&t->stage));
+    VQ_TRY(vq_h5_create(&t->job->run, path, KIND, LAYOUT, &w->file));
+    VQ_TRY(vq_h5_set_u64(&w->file, NULL, "key", key));
+    VQ_TRY(vq_h5_write(&w->file, "windows", windows));
+    return vq_h5_make(&w->file, "hidden", &shape);
+}
+
+/* All windows once through the teacher, each replica its own. */
+static vq_status run_teacher(vq_teacher *t, const vq_data *data, const char *path, uint64_t key)
+{
+    vq_job *job = t->job;
+    const int64_t epoch = VQ_CEIL_DIV(data->calib.n, job->config->train.batch);
+    writing w = {.teacher = t, .file.id = -1};
+    vq_stream stream;
+    int64_t *own, n;
+    VQ_TRY(vq_stream_steps(&job->step, job, &data->calib, 0, epoch, &stream));
+    VQ_TRY(own_windows(&stream, &job->step, &own, &n));
+    const vq_tensor windows = vq_tensor_1d(own, VQ_I64, n);
+    vq_progress_begin(&w.progress, "teacher", "windows", 0, n);
+    vq_status status = VQ_OK;
+    if (has_cache_duty(job) && n > 0) status = start_file(&w, path, key, &windows, data->calib.T);
+    for (int64_t m = 0; !status && m < epoch; m++)
+        status = vq_pipeline_forward(job, &t->stage, VQ_MODE_FLOAT, &stream, 1, write_window, &w);
+    if (!status) status = vq_stream_close(&stream);
+    if (!status && w.file.id >= 0) {
+        status = vq_h5_set_f64(&w.file, NULL, "kl", t->kl);
+        if (!status) status = vq_h5_finish(&w.file);
+    }
+    vq_h5_close(&w.file);
+    vq_progress_end(&w.progress);
+    return status;
+}
+
+/* --- finding it ------------------------------------------------------------------------------ */
+
+/* Notes which windows an open file has. */
+static vq_status index_file(vq_teacher *t, int64_t f, uint64_t key, int64_t n_windows)
+{
+    vq_tensor windows;
+    double kl;
+    size_t mark = vq_arena_mark(&t->job->scratch);
+    VQ_TRY(vq_h5_check_u64(&t->file[f], "key", key, "the teacher and its tokens"));
+    VQ_TRY(vq_h5_load(&t->file[f], &t->job->scratch, "windows", &windows));
+    VQ_TRY(vq_h5_get_f64(&t->file[f], NULL, "kl", &kl));
+    t->kl = VQ_MAX(t->kl, kl);
+    for (int64_t i = 0; i < vq_tensor_count(&windows); i++) {
+        const int64_t window = ((const int64_t *)windows.data)[i];
+        VQ_CHECK(windows.dtype == VQ_I64 && window >= 0 && window < n_windows, VQ_EFILE,
+                 "%s: \"windows\" names window %lld: expected 0 to %lld. Delete the file and run "
+                 "again",
+                 t->file[f].path, (long long)window, (long long)n_windows - 1);
+        t->in_file[window] = (int32_t)f;
+        t->row[window] = i;
+    }
+    vq_arena_reset(&t->job->scratch, mark);
+    return VQ_OK;
+}
+
+/* Opens all teacher files of the run folder. Last stages only. */
+static vq_status open_files(vq_teacher *t, uint64_t key, int64_t n_windows)
+{
+    vq_job *job = t->job;
+    char **paths;
+    int64_t n;
+    VQ_TRY(vq_job_files(job, &job->run, PREFIX, &paths, &n));
+    VQ_TRY(VQ_NEW(&job->run, n, &t->file));
+    VQ_TRY(VQ_NEW(&job->run, n_windows, &t->in_file));
+    VQ_TRY(VQ_NEW(&job->run, n_windows, &t->row));
+    for (int64_t i = 0; i < n_windows; i++) t->in_file[i] = -1;
+    for (t->n_files = 0; t->n_files < n; t->n_files++) {
+        VQ_TRY(vq_h5_open(&job->run, paths[t->n_files], KIND, LAYOUT, &t->file[t->n_files]));
+        vq_status status = index_file(t, t->n_files, key, n_windows);
+        if (status) {
+            t->n_files++; /* closed with the others */
+            return status;
+        }
+    }
+    return VQ_OK;
+}
+
+/* Whether every last stage finds every window. Collective. */
+static vq_status find_all(vq_teacher *t, uint64_t key, int64_t n_windows, bool *all)
+{
+    vq_job *job = t->job;
+    double missing = 0;
+    vq_status status = VQ_OK;
+    if (has_cache_duty(job)) {
+        status = open_files(t, key, n_windows);
+        for (int64_t i = 0; !status && i < n_windows; i++) missing += t->in_file[i] < 0;
+    }
+    VQ_TRY(vq_comm_agree(job->comm, status));
+    vq_tensor sum = vq_tensor_1d(&missing, VQ_F64, 1);
+    VQ_TRY(vq_comm_sum(job->comm, &sum));
+    *all = missing == 0;
+    return VQ_OK;
 }
 
 vq_status vq_cache_teacher(vq_job *job, const vq_data *data, vq_teacher *t)
@@ -98,23 +189,84 @@ vq_status vq_cache_teacher(vq_job *job, const vq_data *data, vq_teacher *t)
     const vq_model *model = teacher_model(job);
     const double start_s = vq_seconds();
     char *path;
-    *t = (vq_teacher){.file.id = -1, .dtype = model->embed.dtype};
-    VQ_TRY(vq_job_stage(job, model, data->calib.T, &t->stage));
+    bool all;
+    *t = (vq_teacher){.job = job, .dtype = model->embed.dtype};
+    vq_comm_at(job->comm, "teacher");
+    VQ_TRY(vq_comm_agree(job->comm, vq_job_stage(job, model, data->calib.T, &t->stage)));
     if (job->config->train.loss != VQ_LOSS_KD || !job->config->teacher.cache) return VQ_OK;
     uint64_t key = vq_hash_u64(vq_hash_u64(VQ_HASH_START, model->fingerprint), data->calib_hash);
-    VQ_TRY(vq_job_path(job, &path, "teacher-s00.h5"));
-    if (!vq_file_exists(path)) VQ_TRY(make(job, t, data, path, key));
-    VQ_TRY(vq_h5_open(&job->run, path, KIND, LAYOUT, &t->file));
-    vq_status status = vq_h5_check_u64(&t->file, "key", key, "the teacher and its tokens");
-    if (!status) status = vq_h5_get_f64(&t->file, NULL, "kl", &t->kl);
-    if (status) vq_teacher_close(t);
-    t->is_cached = status == VQ_OK;
+    VQ_TRY(vq_job_path(job, &path, PREFIX "%04d.h5", job->comm->rank));
+    VQ_TRY(find_all(t, key, data->calib.n, &all));
+    if (!all) {
+        vq_teacher_close(t);
+        size_t mark = vq_arena_mark(&job->step);
+        VQ_TRY(vq_comm_end(job->comm, run_teacher(t, data, path, key)));
+        vq_arena_reset(&job->step, mark);
+        VQ_TRY(vq_comm_agree(job->comm, VQ_OK)); /* every file is there */
+        VQ_TRY(find_all(t, key, data->calib.n, &all));
+        VQ_ASSERT(all);
+    }
+    t->is_cached = true;
     t->seconds = vq_seconds() - start_s;
-    return status;
+    if (has_cache_duty(job) && job->comm->rank == 0)
+        vq_log(VQ_LOG_INFO, "teacher  KL to its cache %.2g a token", t->kl);
+    return VQ_OK;
 }
 
 void vq_teacher_close(vq_teacher *t)
 {
-    vq_h5_close(&t->file);
+    for (int64_t i = 0; i < t->n_files; i++) vq_h5_close(&t->file[i]);
+    t->n_files = 0;
     t->is_cached = false;
+}
+
+/* --- using it -------------------------------------------------------------------------------- */
+
+vq_status vq_teacher_start(vq_teacher *t, const vq_data *data, vq_arena *arena, int64_t next,
+                           int64_t count)
+{
+    vq_job *job = t->job;
+    const int64_t max_micro = VQ_CEIL_DIV(job->config->train.batch, job->topo.n_replicas);
+    if (job->config->train.loss != VQ_LOSS_KD) return VQ_OK;
+    if (has_cache_duty(job))
+        VQ_TRY(vq_tensor_new(arena, job->be.place, t->is_cached ? t->dtype : job->be.act,
+                             VQ_DIMS(max_micro, data->calib.T, vq_stage_out_width(&t->stage)),
+                             &t->hidden));
+    return t->is_cached ? VQ_OK
+                        : vq_stream_steps(arena, job, &data->calib, next, count, &t->stream);
+}
+
+/* Takes a window of the running step from the teacher itself. */
+static vq_status keep_window(void *ctx, int64_t first, int64_t count, const vq_tensor *ids,
+                             vq_tensor *hidden)
+{
+    vq_teacher *t = ctx;
+    int64_t step_first, n;
+    VQ_ASSERT(count == 1 && ids->dim[0] == 1);
+    vq_stream_share(&t->stream, t->stream.next - 1, t->job->topo.replica, &step_first, &n);
+    const vq_tensor window = vq_tensor_rows(&t->hidden, first - step_first, 1);
+    vq_tensor to = vq_tensor_view2(&window, hidden->dim[0], hidden->dim[1]);
+    return vq_copy(&t->job->be, &to, hidden);
+}
+
+vq_status vq_teacher_step(vq_teacher *t, int64_t first, int64_t n)
+{
+    vq_job *job = t->job;
+    if (job->config->train.loss != VQ_LOSS_KD) return VQ_OK;
+    if (!t->is_cached)
+        return vq_pipeline_forward(job, &t->stage, VQ_MODE_FLOAT, &t->stream, 1, keep_window, t);
+    for (int64_t i = 0; i < n && has_cache_duty(job); i++) {
+        const vq_tensor window = vq_tensor_rows(&t->hidden, i, 1);
+        VQ_TRY(
+            vq_h5_read_rows(&t->file[t->in_file[first + i]], "hidden", t->row[first + i], &window));
+    }
+    return VQ_OK;
+}
+
+vq_tensor vq_teacher_rows(const vq_teacher *t, int64_t micro, int64_t first, int64_t n)
+{
+    if (!t->hidden.data) return (vq_tensor){0};
+    const vq_tensor window = vq_tensor_rows(&t->hidden, micro, 1);
+    const vq_tensor rows = vq_tensor_view2(&window, window.dim[1], window.dim[2]);
+    return vq_tensor_rows(&rows, first, n);
 }

@@ -1,29 +1,43 @@
 /* cache.h - the teacher's final hidden states, kept so that the teacher runs once.
  *
  * lm_head is not quantized, so its input is all that is needed to have the teacher's logits again:
- * 6 to 148 times less than the logits. RUN/teacher-s00.h5 holds "hidden" [n, T, E_embed] in the
- * model's own type. With teacher.cache off the teacher runs in every step. */
+ * 6 to 148 times less than the logits. Each replica's last stage writes RUN/teacher-RANK.h5 with
+ * "hidden" [n, T, E_embed] of its windows in the model's own type, and which windows they are; any
+ * later layout of ranks can read them. With teacher.cache off the teacher runs in every step. */
 #pragma once
-#include "feed.h"
+#include "pipeline.h"
 
 typedef struct vq_teacher {
-    vq_stage stage; /* its layers */
+    vq_job *job;
+    vq_stage stage; /* its layers on this rank */
     bool is_cached;
-    vq_h5 file;     /* open for reading while is_cached */
     vq_dtype dtype; /* of the cached states */
-    double kl;      /* between the teacher and its cached self, tau 1, a token, first window */
+    vq_h5 *file;    /* [n_files] open for reading while is_cached, on last stages */
+    int64_t n_files;
+    int32_t *in_file; /* [n_windows] the file that has a window; -1: none */
+    int64_t *row;     /* [n_windows] and where */
+    vq_stream stream; /* without a cache: the windows of each step again */
+    vq_tensor hidden; /* the step's states: [max_micro, T, E_embed] */
+    double kl;        /* between the teacher and its cached self, tau 1, a token, first window */
     double seconds;
 } vq_teacher;
 
 /* Runs the teacher over the calibration windows, or finds what an earlier run left. Nothing is done
- * for the lm loss.
+ * for the lm loss. Collective.
  * Fails: VQ_ENOTFINITE (a state that is not finite, with its window), VQ_EFILE, VQ_EMEM. */
 vq_status vq_cache_teacher(vq_job *job, const vq_data *data, vq_teacher *teacher);
 
-/* The teacher's states of windows [first, first + count): act or the cache's type
- * [count * T, E_embed], in arena. */
-vq_status vq_teacher_hidden(vq_job *job, const vq_teacher *teacher, const vq_data *data,
-                            int64_t first, int64_t count, vq_arena *arena, vq_tensor *hidden);
+/* Makes ready for the steps [next, count) of training; memory in arena. Collective. */
+vq_status vq_teacher_start(vq_teacher *teacher, const vq_data *data, vq_arena *arena, int64_t next,
+                           int64_t count);
+
+/* The states of windows [first, first + n), this replica's of the next step, into teacher->hidden
+ * on the last stage. Collective over the replica. */
+vq_status vq_teacher_step(vq_teacher *teacher, int64_t first, int64_t n);
+
+/* Tokens [first, first + n) of the step's sequence `micro`: float [n, E_embed]. */
+vq_tensor vq_teacher_rows(const vq_teacher *teacher, int64_t micro, int64_t first, int64_t n);
+
 void vq_teacher_close(vq_teacher *teacher);
 
 /* The teacher's lm_head. */

@@ -1,25 +1,78 @@
 /* comm.h - what ranks say to each other: a table with one implementation a transport.
  *
- * comm_self is the job of one rank; it needs no MPI. All functions are collective over the world
- * and in the same order on every rank. Fails: VQ_EPEER (a lost rank or a time limit). */
+ * comm_self is the world of one rank and needs no MPI; comm_mpi carries a job of many. Every wait
+ * has a limit: when it runs out, or a message has another size than expected, the function fails
+ * with VQ_EPEER and says what was waited for, from whom and where the job was. */
 #pragma once
 #include "tensor.h"
 
+typedef enum vq_tag {
+    VQ_TAG_IDS,     /* token ids from rank 0 to both ends of a pipeline */
+    VQ_TAG_FORWARD, /* activations to the next stage */
+    VQ_TAG_BACKWARD /* gradients to the stage before */
+} vq_tag;
+
+/* A message on its way. All zero: none. */
+typedef struct vq_request {
+    uint64_t handle[2]; /* the transport's own */
+    int64_t bytes;      /* expected */
+    int peer;
+    vq_tag tag;
+    bool is_active, is_receive;
+} vq_request;
+
 typedef struct vq_comm_ops {
-    /* t = sum of all ranks' t, the same bits everywhere. */
+    /* t (f32 or f64) = sum of all ranks' t, the same bits on every rank. Collective. */
     vq_status (*sum)(void *ctx, vq_tensor *t);
-    /* t = root's t. */
+    /* t = root's t, any type. Collective. */
     vq_status (*broadcast)(void *ctx, vq_tensor *t, int root);
-    /* The worst status of all ranks; that rank's message is the pending error everywhere. */
+    /* The worst status of all ranks. The rank that has it keeps its message; the others' pending
+     * error is cleared, so that it is printed once. Collective. */
     vq_status (*agree)(void *ctx, vq_status status);
+    /* Begin a message; t must stay as it is until the wait. In order for each peer and tag. Local.
+     */
+    vq_status (*send)(void *ctx, const vq_tensor *t, int to, vq_tag tag, vq_request *request);
+    vq_status (*receive)(void *ctx, vq_tensor *t, int from, vq_tag tag, vq_request *request);
+    /* Until the message is through; nothing for a request that is not active. Local. */
+    vq_status (*wait)(void *ctx, vq_request *request);
+    /* Ends every rank of the job with this code, after the message is printed. Does not return
+     * where there are other ranks. Local. */
+    void (*die)(void *ctx, vq_status status);
     void (*close)(void *ctx);
 } vq_comm_ops;
 
 typedef struct vq_comm {
     const vq_comm_ops *ops;
     void *ctx;
-    int rank, size; /* of the world */
+    int rank, size;  /* of the world */
+    char where[64];  /* "train, step 12": for messages */
+    double waited_s; /* in sum, broadcast and wait so far */
+    double limit_s;  /* of one wait */
 } vq_comm;
 
-/* The world of one rank. */
-vq_comm vq_comm_self(void);
+/* The world that the launcher made (mpirun, srun), or a world of one rank.
+ * Fails: VQ_EPEER, VQ_EUNSUPPORTED (a launcher, but a program built without MPI). */
+vq_status vq_comm_open(vq_comm *comm);
+void vq_comm_close(vq_comm *comm);
+
+/* The implementations. comm_mpi fills ctx with a pointer to *comm, which must not move. */
+void vq_comm_self(vq_comm *comm);
+vq_status vq_comm_mpi(vq_comm *comm);
+
+/* Says where the job is, for the messages of waits and deaths. */
+void vq_comm_at(vq_comm *comm, const char *fmt, ...) VQ_PRINTF(2, 3);
+
+vq_status vq_comm_sum(vq_comm *comm, vq_tensor *t);
+vq_status vq_comm_broadcast(vq_comm *comm, vq_tensor *t, int root);
+vq_status vq_comm_send(vq_comm *comm, const vq_tensor *t, int to, vq_tag tag, vq_request *request);
+vq_status vq_comm_receive(vq_comm *comm, vq_tensor *t, int from, vq_tag tag, vq_request *request);
+vq_status vq_comm_wait(vq_comm *comm, vq_request *request);
+
+/* Ends a piece of work in which every rank works for itself: all ranks learn the worst status.
+ * Collective. */
+vq_status vq_comm_agree(vq_comm *comm, vq_status status);
+
+/* Ends a piece of work in which ranks wait for each other: a failure here ends the whole job at
+ * once, since the others cannot hear of it otherwise. Failures that all ranks have alike
+ * (VQ_ESTOPPED, VQ_ENOTFINITE) pass. Local. */
+vq_status vq_comm_end(vq_comm *comm, vq_status status);

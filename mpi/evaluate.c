@@ -14,57 +14,78 @@
 #define BATCH_TOKENS                                                                               \
     2048 /* windows of fewer tokens go together: each weight is made once for all */
 
-/* Sum of the next-token losses of `count` windows, by window. */
-static vq_status run_batch(vq_job *job, const vq_stage *stage, vq_mode mode, const vq_windows *w,
-                           int64_t first, int64_t count, double *loss)
+/* A pass over the windows. */
+typedef struct pass {
+    vq_job *job;
+    const vq_stage *stage;
+    vq_mode mode;
+    double *loss; /* [windows] f64: sums of next-token losses; zero where another rank has it */
+} pass;
+
+static vq_status window_losses(void *ctx, int64_t first, int64_t count, const vq_tensor *ids,
+                               vq_tensor *hidden)
 {
-    const vq_backend *be = &job->be;
-    const int64_t T = w->T, E = vq_stage_out_width(stage);
-    const vq_tensor ids = vq_feed_ids(w, first, count);
+    const pass *p = ctx;
+    vq_job *job = p->job;
+    const int64_t T = ids->dim[1];
     size_t mark = vq_arena_mark(&job->step);
-    vq_tensor hidden, targets;
-    int32_t *target;
-    VQ_TRY(vq_tensor_new(&job->step, be->place, be->act, VQ_DIMS(count * T, E), &hidden));
-    VQ_TRY(vq_tensor_new(&job->step, be->place, VQ_I32, VQ_DIMS(T - 1), &targets));
-    VQ_TRY(vq_stage_fwd(stage, mode, &ids, &hidden, NULL));
+    vq_tensor targets;
+    VQ_TRY(vq_tensor_new(&job->step, job->be.place, VQ_I32, VQ_DIMS(T - 1), &targets));
     for (int64_t i = 0; i < count; i++) {
-        const vq_tensor rows = vq_tensor_rows(&hidden, i * T, T - 1);
-        target = w->ids + (first + i) * T + 1;
-        VQ_TRY(vq_upload(be, &targets, target));
-        loss[i] = 0;
-        VQ_TRY(vq_head_nll(be, &loss[i], NULL, &rows, &stage->model->head, &targets, 1));
-        VQ_CHECK(isfinite(loss[i]), VQ_ENOTFINITE,
-                 "%s: window %lld of the evaluation has the loss %g in mode %s: expected a finite "
-                 "number. Check the weights",
-                 stage->model->dir, (long long)(first + i), loss[i], vq_mode_name(mode));
+        const vq_tensor rows = vq_tensor_rows(hidden, i * T, T - 1);
+        double *loss = &p->loss[first + i];
+        VQ_TRY(vq_upload(&job->be, &targets, (int32_t *)ids->data + i * T + 1));
+        VQ_TRY(vq_head_nll(&job->be, loss, NULL, &rows, &p->stage->model->head, &targets, 1));
     }
     vq_arena_reset(&job->step, mark);
     return VQ_OK;
 }
 
+/* The losses of all windows, on every rank. */
+static vq_status run_pass(const pass *p, const vq_windows *w, vq_progress *progress)
+{
+    vq_job *job = p->job;
+    const int64_t batch = VQ_MAX(1, BATCH_TOKENS / w->T);
+    vq_stream stream;
+    VQ_TRY(vq_stream_pass(&job->step, job, w, batch, &stream));
+    while (stream.next < stream.count) {
+        VQ_TRY(vq_pipeline_forward(job, p->stage, p->mode, &stream, batch, window_losses,
+                                   (void *)(uintptr_t)p));
+        vq_progress_step(progress, VQ_MIN(w->n, stream.next * batch * job->topo.n_replicas), NULL);
+    }
+    VQ_TRY(vq_stream_close(&stream));
+    vq_tensor losses = vq_tensor_1d(p->loss, VQ_F64, w->n);
+    return vq_comm_sum(job->comm, &losses);
+}
+
 vq_status vq_evaluate(vq_job *job, const vq_stage *stage, vq_mode mode, const vq_windows *w,
                       const char *label, vq_eval_result *r)
 {
-    const int64_t batch = VQ_MAX(1, BATCH_TOKENS / w->T);
     const double start_s = vq_seconds();
-    double total = 0, *loss;
+    double total = 0;
     size_t mark = vq_arena_mark(&job->step);
-    VQ_TRY(VQ_NEW(&job->step, batch, &loss));
-    vq_progress p;
-    vq_progress_begin(&p, "eval", "windows", 0, w->n);
-    for (int64_t i = 0; i < w->n; i += batch) {
-        const int64_t count = VQ_MIN(batch, w->n - i);
-        VQ_TRY(run_batch(job, stage, mode, w, i, count, loss));
-        for (int64_t j = 0; j < count; j++) total += loss[j];
-        vq_progress_step(&p, i + count, "%s", label);
+    pass p = {.job = job, .stage = stage, .mode = mode};
+    vq_progress progress;
+    vq_comm_at(job->comm, "evaluation, %s", vq_mode_name(mode));
+    VQ_TRY(VQ_NEW(&job->step, w->n, &p.loss));
+    memset(p.loss, 0, (size_t)w->n * sizeof *p.loss);
+    vq_progress_begin(&progress, "eval", "windows", 0, w->n);
+    vq_progress_step(&progress, 0, "%s", label);
+    VQ_TRY(vq_comm_end(job->comm, run_pass(&p, w, &progress)));
+    for (int64_t i = 0; i < w->n; i++) {
+        VQ_CHECK(isfinite(p.loss[i]), VQ_ENOTFINITE,
+                 "%s: window %lld of the evaluation has the loss %g in mode %s: expected a finite "
+                 "number. Check the weights",
+                 stage->model->dir, (long long)i, p.loss[i], vq_mode_name(mode));
+        total += p.loss[i];
     }
     vq_arena_reset(&job->step, mark);
     *r = (vq_eval_result){.perplexity = exp(total / (double)(w->n * (w->T - 1))),
                           .windows = w->n,
                           .tokens = w->n * w->T,
                           .seconds = vq_seconds() - start_s};
-    vq_progress_step(&p, w->n, "%s perplexity %.4g", label, r->perplexity);
-    vq_progress_end(&p);
+    vq_progress_step(&progress, w->n, "%s perplexity %.4g", label, r->perplexity);
+    vq_progress_end(&progress);
     return VQ_OK;
 }
 
@@ -99,18 +120,24 @@ static vq_status save_result(json_t *all, const char *path, const char *label, c
 vq_status vq_evaluate_once(vq_job *job, const vq_stage *stage, vq_mode mode, const vq_data *data,
                            const char *label, uint64_t key, vq_eval_result *r)
 {
+    const bool is_writer = job->comm->rank == 0;
     char *path, key_text[24];
     VQ_TRY(vq_job_path(job, &path, "eval.json"));
     snprintf(key_text, sizeof key_text, "%016" PRIx64, vq_hash_u64(key, data->eval_hash));
-    json_t *all = json_load_file(path, 0, NULL);
+    json_t *all = is_writer ? json_load_file(path, 0, NULL) : NULL;
     if (!json_is_object(all)) {
         json_decref(all);
         all = json_object();
     }
-    vq_status status = VQ_OK;
-    if (!find_result(all, label, key_text, r)) {
+    /* Rank 0 alone looks, so that ranks cannot see different files. */
+    int64_t found = find_result(all, label, key_text, r);
+    vq_tensor t = vq_tensor_1d(&found, VQ_I64, 1);
+    vq_status status = vq_comm_broadcast(job->comm, &t, 0);
+    if (!status && !found) {
         status = vq_evaluate(job, stage, mode, &data->eval, label, r);
-        if (!status) status = save_result(all, path, label, key_text, r);
+        if (!status)
+            status = vq_comm_agree(job->comm,
+                                   is_writer ? save_result(all, path, label, key_text, r) : VQ_OK);
     }
     json_decref(all);
     return status;

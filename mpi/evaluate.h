@@ -3,7 +3,7 @@
  * exp of the mean next-token loss over whole windows; each window's first token is not predicted.
  */
 #pragma once
-#include "feed.h"
+#include "pipeline.h"
 
 typedef struct vq_eval_result {
     double perplexity;
@@ -11,8 +11,9 @@ typedef struct vq_eval_result {
     double seconds;
 } vq_eval_result;
 
-/* Runs the windows through the stage. label names the pass in the progress line.
- * Fails: VQ_ENOTFINITE (a window whose loss is not finite), VQ_EINTERNAL, VQ_EMEM. */
+/* Runs the windows through the stages, dealt out to the replicas. Collective. label names the pass
+ * in the progress line. Fails: VQ_ENOTFINITE (a window whose loss is not finite), VQ_EINTERNAL,
+ * VQ_EMEM. */
 vq_status vq_evaluate(vq_job *job, const vq_stage *stage, vq_mode mode, const vq_windows *windows,
                       const char *label, vq_eval_result *result);
 

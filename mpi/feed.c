@@ -10,13 +10,6 @@
 #define KIND "tokens"
 #define LAYOUT 1
 
-void vq_feed_step(const vq_config *config, int64_t step, int64_t *first, int64_t *count)
-{
-    const int64_t batch = config->train.batch, n = config->nsamples;
-    *first = step % VQ_CEIL_DIV(n, batch) * batch;
-    *count = VQ_MIN(batch, n - *first);
-}
-
 vq_tensor vq_feed_ids(const vq_windows *w, int64_t first, int64_t count)
 {
     return vq_tensor_2d(w->ids + first * w->T, VQ_I32, count, w->T);
@@ -80,7 +73,14 @@ static vq_status write_windows(vq_job *job, const char *path, uint64_t key, cons
 static vq_status load(const vq_h5 *h, vq_job *job, uint64_t key, vq_windows *w)
 {
     vq_tensor ids, document, offset;
-    VQ_TRY(vq_h5_check_u64(h, "key", key, "the text, the tokenizer and its settings"));
+    uint64_t found;
+    char *model;
+    VQ_TRY(vq_h5_get_u64(h, NULL, "key", &found));
+    VQ_TRY(vq_h5_get_text(h, &job->run, NULL, "model", &model));
+    VQ_CHECK(found == key, VQ_EFILE,
+             "%s was made from another model or text: with model %s, now %s, or a text has "
+             "changed: expected the same. Choose another --out, or give --no-resume to start anew",
+             h->path, model, job->model.dir);
     VQ_TRY(vq_h5_load(h, &job->run, "ids", &ids));
     VQ_TRY(vq_h5_load(h, &job->run, "document", &document));
     VQ_TRY(vq_h5_load(h, &job->run, "offset", &offset));
@@ -125,6 +125,7 @@ static vq_status prepare(vq_job *job, const vq_tokenizer *tokenizer, vq_data *da
     } else if (c->eval.run) {
         VQ_TRY(read_text(job, &c->eval.text, &eval_text));
     }
+    if (c->eval.run) VQ_TRY(eval_windows(job, tokenizer, &eval_text, data));
     if (have) {
         VQ_TRY(read_windows(job, path, key, &data->calib));
     } else {
@@ -135,7 +136,7 @@ static vq_status prepare(vq_job *job, const vq_tokenizer *tokenizer, vq_data *da
            (long long)data->calib.n, (long long)data->calib.T, have ? ", from tokens.h5" : "",
            vq_tokenizer_kind(tokenizer));
     data->calib_hash = vq_windows_hash(&data->calib);
-    return c->eval.run ? eval_windows(job, tokenizer, &eval_text, data) : VQ_OK;
+    return VQ_OK;
 }
 
 /* Runs f with the model's tokenizer; texts lie in the step arena meanwhile. */
@@ -173,24 +174,55 @@ static vq_status do_windows(vq_job *job, const vq_tokenizer *t, const vq_list *p
     return make_windows(job, t, &text, &data->calib);
 }
 
+/* Rank 0 works with the tokenizer; then all ranks know the sizes. */
+static vq_status on_rank_0(vq_job *job, const vq_list *paths, vq_data *data,
+                           vq_status (*f)(vq_job *, const vq_tokenizer *, const vq_list *,
+                                          vq_data *))
+{
+    vq_status status = VQ_OK;
+    *data = (vq_data){0};
+    vq_comm_at(job->comm, "tokens");
+    if (job->comm->rank == 0) status = with_tokenizer(job, paths, data, f);
+    VQ_TRY(vq_comm_agree(job->comm, status));
+    int64_t sizes[] = {data->calib.n,
+                       data->calib.T,
+                       data->eval.n,
+                       data->eval.T,
+                       (int64_t)data->calib_hash,
+                       (int64_t)data->eval_hash};
+    vq_tensor t = vq_tensor_1d(sizes, VQ_I64, VQ_COUNT(sizes));
+    VQ_TRY(vq_comm_broadcast(job->comm, &t, 0));
+    data->calib.n = sizes[0];
+    data->calib.T = sizes[1];
+    data->eval.n = sizes[2];
+    data->eval.T = sizes[3];
+    data->calib_hash = (uint64_t)sizes[4];
+    data->eval_hash = (uint64_t)sizes[5];
+    return VQ_OK;
+}
+
 vq_status vq_feed_prepare(vq_job *job, vq_data *data)
 {
-    *data = (vq_data){0};
-    return with_tokenizer(job, NULL, data, do_prepare);
+    return on_rank_0(job, NULL, data, do_prepare);
 }
 
 vq_status vq_feed_eval(vq_job *job, const vq_list *paths, vq_data *data)
 {
-    *data = (vq_data){0};
-    return with_tokenizer(job, paths, data, do_eval);
+    return on_rank_0(job, paths, data, do_eval);
+}
+
+static vq_status write_for_tokens(vq_job *job, const char *path, const vq_windows *windows)
+{
+    uint64_t key;
+    if (job->comm->rank != 0) return VQ_OK;
+    VQ_TRY(tokens_key(job, &key));
+    return write_windows(job, path, key, windows);
 }
 
 vq_status vq_feed_write(vq_job *job, const char *path, vq_windows *windows)
 {
-    vq_data data = {0};
-    uint64_t key;
-    VQ_TRY(tokens_key(job, &key));
-    VQ_TRY(with_tokenizer(job, &job->config->text, &data, do_windows));
+    vq_data data;
+    VQ_TRY(on_rank_0(job, &job->config->text, &data, do_windows));
     *windows = data.calib;
-    return write_windows(job, path, key, windows);
+    return vq_comm_agree(job->comm, write_for_tokens(job, path, windows));
 }

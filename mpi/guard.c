@@ -4,6 +4,7 @@
 #include <signal.h>
 #include <stdio.h>
 
+#include "error.h"
 #include "log.h"
 
 static volatile sig_atomic_t caught;
@@ -36,4 +37,12 @@ const char *vq_guard_stop(double next_s)
         return text;
     }
     return limit_s > 0 && vq_seconds() - start_s + next_s > limit_s ? "max_hours" : NULL;
+}
+
+vq_status vq_guard_check(const char *out)
+{
+    VQ_CHECK(!caught, VQ_ESTOPPED,
+             "%s: stopped by signal %d, as asked. Run the same command again to go on", out,
+             (int)caught);
+    return VQ_OK;
 }

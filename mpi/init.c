@@ -11,6 +11,7 @@
 
 #define KIND "init"
 #define LAYOUT 1
+#define PREFIX "init-"
 
 /* The settings in the form that grid and codebook take. */
 typedef struct settings {
@@ -85,9 +86,10 @@ static vq_status residual(vq_job *job, const settings *set, vq_vqlinear *l, vq_t
     return VQ_OK;
 }
 
-/* The start codebook: from the first linear of layer 0 that has the most weights. Residuals have
- * nearly the same distribution in every linear, so one long k-means serves them all. */
-static vq_status make_start(vq_job *job, const settings *set, vq_tensor *start)
+/* The linear whose residual the start codebook is fitted to: the first of layer 0 that has the most
+ * weights. Residuals have nearly the same distribution in every linear, so one long k-means serves
+ * them all. */
+static vq_vqlinear *start_linear(vq_job *job)
 {
     vq_vqlinear *best = NULL;
     for (int k = 0; k < VQ_N_KINDS; k++) {
@@ -96,17 +98,37 @@ static vq_status make_start(vq_job *job, const settings *set, vq_tensor *start)
             (!best || vq_tensor_count(&l->source->weight) > vq_tensor_count(&best->source->weight)))
             best = l;
     }
+    return best;
+}
+
+/* Rank 0, which has layer 0, makes the start codebook; all ranks get it. It has no data where the
+ * linears are too small for one, or each is to have its own start. */
+static vq_status make_start(vq_job *job, const settings *set, vq_tensor *start)
+{
+    const vq_config *c = job->config;
+    vq_status status = VQ_OK;
     *start = (vq_tensor){0};
-    if (!best ||
-        vq_codebook_codes(&set->codebook, vq_tensor_count(&best->source->weight)) < set->codebook.K)
-        return VQ_OK; /* too small for a start: each linear has its own */
+    if (c->kmeans.engine != VQ_KMEANS_VQ || c->kmeans.start != VQ_START_SHARED) return VQ_OK;
+    vq_tensor codes;
+    int64_t has_start = 0;
     VQ_TRY(vq_tensor_new(&job->run, job->be.place, job->be.real,
-                         VQ_DIMS(set->codebook.K, set->codebook.D), start));
-    size_t mark = vq_arena_mark(&job->scratch);
-    vq_tensor rest;
-    VQ_TRY(residual(job, set, best, &rest));
-    VQ_TRY(vq_codebook_start(&job->be, &job->scratch, start, &rest, &set->codebook));
-    vq_arena_reset(&job->scratch, mark);
+                         VQ_DIMS(set->codebook.K, set->codebook.D), &codes));
+    if (job->comm->rank == 0) {
+        vq_vqlinear *l = start_linear(job);
+        has_start = l && vq_codebook_codes(&set->codebook, vq_tensor_count(&l->source->weight)) ==
+                             set->codebook.K;
+        size_t mark = vq_arena_mark(&job->scratch);
+        vq_tensor rest;
+        if (has_start) status = residual(job, set, l, &rest);
+        if (has_start && !status)
+            status = vq_codebook_start(&job->be, &job->scratch, &codes, &rest, &set->codebook);
+        vq_arena_reset(&job->scratch, mark);
+    }
+    VQ_TRY(vq_comm_agree(job->comm, status));
+    vq_tensor flag = vq_tensor_1d(&has_start, VQ_I64, 1);
+    VQ_TRY(vq_comm_broadcast(job->comm, &flag, 0));
+    VQ_TRY(vq_comm_broadcast(job->comm, &codes, 0));
+    if (has_start) *start = codes;
     return VQ_OK;
 }
 
@@ -156,22 +178,28 @@ static vq_status read_linear(const vq_h5 *h, vq_vqlinear *l)
             (l = vq_stage_linear(&(job)->stage, slot / VQ_N_KINDS,                                 \
                                  (vq_linear_kind)(slot % VQ_N_KINDS))))
 
-static vq_status make_all(vq_job *job, const settings *set, vq_h5 *h)
+/* The replica that makes a slot's codebook: replicas of a stage have the same linears and take them
+ * in turn, so that nothing is computed twice. */
+static int maker_of(const vq_job *job, int64_t slot)
+{
+    return (int)(slot % job->topo.n_replicas);
+}
+
+/* Makes this rank's share and writes it. */
+static vq_status make_share(vq_job *job, const settings *set, const vq_tensor *start, vq_h5 *h)
 {
     vq_vqlinear *l;
-    vq_tensor start = {0};
     int64_t n = 0, done = 0;
-    FOR_EACH_LINEAR(job, slot, l) n++;
+    FOR_EACH_LINEAR(job, slot, l) n += maker_of(job, slot) == job->topo.replica;
     VQ_TRY(vq_h5_set_u64(h, NULL, "key", job->init_key));
-    if (job->config->kmeans.engine == VQ_KMEANS_VQ && job->config->kmeans.start == VQ_START_SHARED)
-        VQ_TRY(make_start(job, set, &start));
-    if (start.data) VQ_TRY(vq_h5_write(h, "start", &start));
+    if (start->data && job->comm->rank == 0) VQ_TRY(vq_h5_write(h, "start", start));
     vq_progress p;
     vq_progress_begin(&p, "init", "linears", 0, n);
     FOR_EACH_LINEAR(job, slot, l)
     {
         double objective;
-        VQ_TRY(make_linear(job, set, &start, l, &objective));
+        if (maker_of(job, slot) != job->topo.replica) continue;
+        VQ_TRY(make_linear(job, set, start, l, &objective));
         VQ_TRY(write_linear(h, l, objective));
         vq_progress_step(&p, ++done, "%s", l->source->name);
     }
@@ -180,54 +208,119 @@ static vq_status make_all(vq_job *job, const settings *set, vq_h5 *h)
     return VQ_OK;
 }
 
-static vq_status read_all(vq_job *job, const char *path)
+static vq_status make_file(vq_job *job, const settings *set, const vq_tensor *start)
+{
+    char *path;
+    vq_h5 h;
+    VQ_TRY(vq_job_path(job, &path, PREFIX "%04d.h5", job->comm->rank));
+    VQ_TRY(vq_h5_create(&job->run, path, KIND, LAYOUT, &h));
+    vq_status status = make_share(job, set, start, &h);
+    if (status) {
+        vq_h5_close(&h);
+        return status;
+    }
+    return vq_h5_finish(&h);
+}
+
+/* Reads what it finds of the stage's linears in the run's init files; how many it did not. */
+static vq_status read_files(vq_job *job, int64_t *missing)
 {
     vq_vqlinear *l;
-    vq_h5 h;
-    VQ_TRY(vq_h5_open(&job->run, path, KIND, LAYOUT, &h));
-    vq_status status =
-        vq_h5_check_u64(&h, "key", job->init_key, "the model's weights, bits, groups, K and D");
-    FOR_EACH_LINEAR(job, slot, l)
-    {
-        if (!status) status = read_linear(&h, l);
+    char **paths, name[320];
+    int64_t n;
+    bool *found;
+    size_t mark = vq_arena_mark(&job->scratch);
+    VQ_TRY(vq_job_files(job, &job->scratch, PREFIX, &paths, &n));
+    VQ_TRY(VQ_NEW(&job->scratch, job->pool.n_slots, &found));
+    memset(found, 0, (size_t)job->pool.n_slots * sizeof *found);
+    for (int64_t i = 0; i < n; i++) {
+        vq_h5 h;
+        VQ_TRY(vq_h5_open(&job->scratch, paths[i], KIND, LAYOUT, &h));
+        vq_status status =
+            vq_h5_check_u64(&h, "key", job->init_key, "the model's weights, bits, groups, K and D");
+        FOR_EACH_LINEAR(job, slot, l)
+        {
+            snprintf(name, sizeof name, "%s/base", l->source->name);
+            if (status || found[slot] || !vq_h5_has(&h, name)) continue;
+            status = read_linear(&h, l);
+            found[slot] = true;
+        }
+        vq_h5_close(&h);
+        VQ_TRY(status);
     }
-    vq_h5_close(&h);
-    if (!status) vq_log(VQ_LOG_INFO, "init     codebooks from %s", path);
-    return status;
+    *missing = 0;
+    FOR_EACH_LINEAR(job, slot, l) *missing += !found[slot];
+    vq_arena_reset(&job->scratch, mark);
+    return VQ_OK;
+}
+
+/* Whether the run folder has every linear, then read by the ranks that need it. Collective. */
+static vq_status read_all(vq_job *job, bool *all)
+{
+    int64_t missing = 0;
+    VQ_TRY(vq_comm_agree(job->comm, read_files(job, &missing)));
+    double total = (double)missing;
+    vq_tensor sum = vq_tensor_1d(&total, VQ_F64, 1);
+    VQ_TRY(vq_comm_sum(job->comm, &sum));
+    *all = total == 0;
+    return VQ_OK;
+}
+
+/* Every rank gets the codes of all layers: each slot's from one rank, zeros from the others. */
+static vq_status share_codes(vq_job *job)
+{
+    for (int64_t slot = 0; slot < job->pool.n_slots; slot++) {
+        const int64_t layer = slot / VQ_N_KINDS;
+        if (job->topo.replica == 0 && layer >= job->stage.first && layer < job->stage.last)
+            continue;
+        vq_tensor codes = vq_pool_part(&job->pool, &job->pool.codes, slot);
+        VQ_TRY(vq_zero(&job->be, &codes));
+    }
+    return vq_comm_sum(job->comm, &job->pool.codes);
+}
+
+static vq_status prepare_linears(vq_job *job, const settings *set, vq_init_stats *stats)
+{
+    const vq_config *c = job->config;
+    vq_vqlinear *l;
+    VQ_TRY(vq_pool_init(&job->run, &job->be, &job->model, &c->skip, c->K, c->D, &job->pool));
+    FOR_EACH_LINEAR(job, slot, l) VQ_TRY(prepare_linear(job, set, slot, l));
+    for (int64_t slot = 0; slot < job->pool.n_slots; slot++) {
+        if (vq_pool_codes(&job->pool, slot) == 0) continue;
+        const vq_tensor *w = &job->model.layers[slot / VQ_N_KINDS].linear[slot % VQ_N_KINDS].weight;
+        const int64_t n = vq_tensor_count(w);
+        stats->n_linears++;
+        stats->n_weights += n;
+        stats->source_bytes += (double)vq_tensor_bytes(w);
+        stats->packed_bytes +=
+            (double)(n * c->bits) / 8 +
+            (double)(w->dim[0] * vq_grid_groups(&set->grid, w->dim[1])) * (2 + (double)c->bits / 8);
+    }
+    stats->n_codes = job->pool.offset[job->pool.n_slots];
+    return VQ_OK;
 }
 
 vq_status vq_init_codebooks(vq_job *job, vq_init_stats *stats)
 {
-    const vq_config *c = job->config;
-    const settings set = settings_of(c, job->model.embed.dtype);
+    const settings set = settings_of(job->config, job->model.embed.dtype);
     const double start_s = vq_seconds();
-    vq_vqlinear *l;
-    char *path;
+    bool all;
     *stats = (vq_init_stats){0};
-    VQ_TRY(vq_pool_init(&job->run, &job->be, &job->model, &c->skip, c->K, c->D, &job->pool));
-    job->init_key = vq_hash_u64(vq_config_phase_hash(c, VQ_PHASE_INIT), job->model.fingerprint);
-    FOR_EACH_LINEAR(job, slot, l)
-    {
-        VQ_TRY(prepare_linear(job, &set, slot, l));
-        const int64_t n = vq_tensor_count(&l->source->weight);
-        stats->n_linears++;
-        stats->n_weights += n;
-        stats->n_codes += vq_tensor_count(&l->codes);
-        stats->source_bytes += (double)vq_tensor_bytes(&l->source->weight);
-        stats->packed_bytes += (double)(n * c->bits) / 8 +
-                               (double)vq_tensor_count(&l->quant.scale) * (2 + (double)c->bits / 8);
-    }
-    VQ_TRY(vq_job_path(job, &path, "init-s00.h5"));
-    if (vq_file_exists(path)) {
-        VQ_TRY(read_all(job, path));
+    vq_comm_at(job->comm, "init");
+    job->init_key =
+        vq_hash_u64(vq_config_phase_hash(job->config, VQ_PHASE_INIT), job->model.fingerprint);
+    VQ_TRY(vq_comm_agree(job->comm, prepare_linears(job, &set, stats)));
+    VQ_TRY(read_all(job, &all));
+    if (all) {
+        vq_log(VQ_LOG_INFO, "init     codebooks from an earlier run");
     } else {
-        vq_h5 h;
-        VQ_TRY(vq_h5_create(&job->run, path, KIND, LAYOUT, &h));
-        vq_status status = make_all(job, &set, &h);
-        if (status) vq_h5_close(&h);
-        VQ_TRY(status);
-        VQ_TRY(vq_h5_finish(&h));
+        vq_tensor start;
+        VQ_TRY(make_start(job, &set, &start));
+        VQ_TRY(vq_comm_agree(job->comm, make_file(job, &set, &start)));
+        VQ_TRY(read_all(job, &all));
+        VQ_ASSERT(all);
     }
+    VQ_TRY(share_codes(job));
     vq_arena_trim(&job->scratch);
     stats->seconds = vq_seconds() - start_s;
     return VQ_OK;

@@ -25,9 +25,9 @@ static vq_status open_backend(const vq_config *config, vq_backend *be)
     return vq_cpu_open(be, (int)config->threads);
 }
 
-vq_status vq_job_open(const vq_config *config, vq_job *job)
+static vq_status open_inputs(vq_job *job)
 {
-    *job = (vq_job){.config = config, .comm = vq_comm_self()};
+    const vq_config *config = job->config;
     const struct {
         vq_arena *arena;
         const char *name;
@@ -37,13 +37,9 @@ vq_status vq_job_open(const vq_config *config, vq_job *job)
                   {&job->scratch, "scratch"}};
     for (int i = 0; i < VQ_COUNT(arenas); i++)
         VQ_TRY(vq_arena_init(arenas[i].arena, arenas[i].name, reserve_bytes()));
-    VQ_CHECK(
-        config->stages * config->replicas == job->comm.size && config->slices == 1, VQ_EUSAGE,
-        "--stages %lld --replicas %lld --slices %lld: this job has one rank: expected 1, 1 and "
-        "1. Leave them out",
-        (long long)config->stages, (long long)config->replicas, (long long)config->slices);
     VQ_TRY(open_backend(config, &job->be));
     VQ_TRY(vq_model_open(&job->run, config->model, &job->model));
+    VQ_TRY(vq_topo_make(config, &job->model.config, job->comm->rank, job->comm->size, &job->topo));
     if (!config->teacher.model) return VQ_OK;
     VQ_TRY(vq_model_open(&job->run, config->teacher.model, &job->teacher));
     VQ_CHECK(job->teacher.config.V == job->model.config.V, VQ_EUSAGE,
@@ -51,12 +47,34 @@ vq_status vq_job_open(const vq_config *config, vq_job *job)
              "Choose a teacher with the same tokenizer",
              config->teacher.model, (long long)job->teacher.config.V,
              (long long)job->model.config.V);
+    VQ_CHECK(job->teacher.config.N >= job->topo.n_stages, VQ_EUSAGE,
+             "teacher.model: %s has %lld layers, expected at least a layer a stage (%d). Use fewer "
+             "stages",
+             config->teacher.model, (long long)job->teacher.config.N, job->topo.n_stages);
     return VQ_OK;
+}
+
+vq_status vq_job_open(const vq_config *config, vq_comm *comm, vq_job *job)
+{
+    *job = (vq_job){.config = config, .comm = comm};
+    vq_comm_at(comm, "opening %.40s", config->model);
+    return vq_comm_agree(comm, open_inputs(job));
 }
 
 vq_status vq_job_stage(vq_job *job, const vq_model *model, int64_t T, vq_stage *stage)
 {
-    return vq_stage_init(&job->run, &job->be, model, 0, model->config.N, T, &job->scratch, stage);
+    size_t mark = vq_arena_mark(&job->scratch);
+    int64_t *cut;
+    VQ_TRY(VQ_NEW(&job->scratch, job->topo.n_stages + 1, &cut));
+    vq_topo_cut(&model->config, job->topo.n_stages, cut);
+    const int64_t first = cut[job->topo.stage], last = cut[job->topo.stage + 1];
+    vq_arena_reset(&job->scratch, mark);
+    return vq_stage_init(&job->run, &job->be, model, first, last, T, &job->scratch, stage);
+}
+
+bool vq_job_is_end(const vq_job *job)
+{
+    return job->topo.stage == 0 || vq_topo_is_last(&job->topo);
 }
 
 void vq_job_close(vq_job *job)
@@ -64,7 +82,6 @@ void vq_job_close(vq_job *job)
     vq_model_close(&job->model);
     vq_model_close(&job->teacher);
     if (job->be.ops) vq_cpu_close(&job->be);
-    if (job->comm.ops) job->comm.ops->close(job->comm.ctx);
     vq_arena_close(&job->scratch);
     vq_arena_close(&job->step);
     vq_arena_close(&job->weights);
@@ -79,6 +96,19 @@ vq_status vq_job_path(vq_job *job, char **path, const char *fmt, ...)
     vsnprintf(name, sizeof name, fmt, args);
     va_end(args);
     return vq_path_join(&job->run, job->config->out, name, path);
+}
+
+vq_status vq_job_files(vq_job *job, vq_arena *arena, const char *prefix, char ***paths, int64_t *n)
+{
+    int64_t kept = 0;
+    VQ_TRY(vq_folder_list(arena, job->config->out, ".h5", paths, n));
+    for (int64_t i = 0; i < *n; i++) {
+        if (strncmp((*paths)[i], prefix, strlen(prefix)) != 0) continue;
+        VQ_TRY(vq_path_join(arena, job->config->out, (*paths)[i], &(*paths)[kept]));
+        kept++;
+    }
+    *n = kept;
+    return VQ_OK;
 }
 
 int64_t vq_peak_rss_bytes(void)

@@ -2,17 +2,18 @@
  */
 #pragma once
 #include "comm.h"
-#include "config.h"
 #include "h5.h"
 #include "pool.h"
+#include "topo.h"
 
 typedef struct vq_job {
     const vq_config *config; /* borrowed: main */
-    vq_comm comm;
+    vq_comm *comm;           /* borrowed: main */
+    vq_topo topo;
     vq_backend be;
     vq_arena run;     /* the whole life */
     vq_arena weights; /* codes, indices, scales */
-    vq_arena step;    /* activations kept for the backward, teacher's cache */
+    vq_arena step;    /* activations kept for the backward */
     vq_arena scratch; /* inside one function */
     vq_model model;
     vq_model teacher; /* dir NULL: the model is its own teacher */
@@ -21,16 +22,22 @@ typedef struct vq_job {
     uint64_t init_key, train_key; /* what the files of these phases must carry */
 } vq_job;
 
-/* Opens backend, ranks and model, and sets up the stage for windows of T tokens.
- * Collective. Fails: any input's code. vq_job_close may follow a failure. */
-vq_status vq_job_open(const vq_config *config, vq_job *job);
-
-/* The stage: every layer of the model, for windows of at most T tokens. */
-vq_status vq_job_stage(vq_job *job, const vq_model *model, int64_t T, vq_stage *stage);
+/* Opens backend and model, and finds this rank's place. Collective: all ranks fail alike.
+ * Fails: any input's code. vq_job_close may follow a failure. */
+vq_status vq_job_open(const vq_config *config, vq_comm *comm, vq_job *job);
 void vq_job_close(vq_job *job);
 
-/* RUN/name in the job's run arena; %s of fmt... */
+/* This rank's layers of a model (the job's, or the teacher's) for windows of at most T tokens. */
+vq_status vq_job_stage(vq_job *job, const vq_model *model, int64_t T, vq_stage *stage);
+
+/* Whether this rank has the first or the last layers of its replica. */
+bool vq_job_is_end(const vq_job *job);
+
+/* RUN/name in the job's run arena. */
 vq_status vq_job_path(vq_job *job, char **path, const char *fmt, ...) VQ_PRINTF(3, 4);
+
+/* The files RUN/prefix*.h5, sorted: full paths in arena. */
+vq_status vq_job_files(vq_job *job, vq_arena *arena, const char *prefix, char ***paths, int64_t *n);
 
 /* Highest resident memory of this process so far, in bytes. */
 int64_t vq_peak_rss_bytes(void);

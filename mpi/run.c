@@ -3,12 +3,13 @@
 
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "cpu_backend.h"
 #include "error.h"
 #include "evaluate.h"
-#include "export.h"
+#include "exporter.h"
 #include "guard.h"
 #include "init.h"
 #include "log.h"
@@ -17,21 +18,47 @@
 
 #define PHASES (VQ_PHASE_TOKENS | VQ_PHASE_INIT | VQ_PHASE_TEACHER | VQ_PHASE_TRAIN)
 
-/* Removes what an earlier run left: only files that a run makes. */
+/* Whether a run makes a file of that name. */
+static bool is_ours(const char *name)
+{
+    static const char *const starts[] = {
+        "config.yaml",   "tokens.h5", "init-",     "teacher-",     "ckpt-",      "not-finite-",
+        "metrics.jsonl", "eval.json", "curve.svg", "results.json", "report.html"};
+    for (int i = 0; i < VQ_COUNT(starts); i++)
+        if (!strncmp(name, starts[i], strlen(starts[i]))) return true;
+    return false;
+}
+
+/* Removes what an earlier run left: with --no-resume all of its files, and the exported model's
+ * config.json, without which nobody takes that model for the new run's; otherwise only files that
+ * it was writing when it was killed. */
 static vq_status clear_folder(vq_job *job)
 {
-    static const char *const patterns[] = {"config.yaml", "tokens.h5",    "init-",
-                                           "teacher-",    "ckpt-",        "metrics.jsonl",
-                                           "eval.json",   "results.json", "report.html"};
+    const bool all = !job->config->resume;
     char **names, *path;
     int64_t n;
-    VQ_TRY(vq_folder_list(&job->run, job->config->out, "", &names, &n));
-    for (int64_t i = 0; i < n; i++)
-        for (int j = 0; j < VQ_COUNT(patterns); j++) {
-            if (strncmp(names[i], patterns[j], strlen(patterns[j])) != 0) continue;
-            VQ_TRY(vq_job_path(job, &path, "%s", names[i]));
-            if (unlink(path) != 0) return vq_file_error(path, "removed");
-        }
+    VQ_TRY(vq_folder_list(&job->run, job->config->out, all ? "" : ".tmp", &names, &n));
+    for (int64_t i = 0; i < n; i++) {
+        if (!is_ours(names[i])) continue;
+        VQ_TRY(vq_job_path(job, &path, "%s", names[i]));
+        if (unlink(path) != 0) return vq_file_error(path, "removed");
+    }
+    VQ_TRY(vq_job_path(job, &path, "model/config.json"));
+    if (all && vq_file_exists(path) && unlink(path) != 0) return vq_file_error(path, "removed");
+    return VQ_OK;
+}
+
+/* The export would overwrite a model that lies in its place. */
+static vq_status check_place(vq_job *job, const char *key, const char *input)
+{
+    struct stat in, out;
+    char *path;
+    VQ_TRY(vq_job_path(job, &path, "model"));
+    if (!input || stat(input, &in) != 0 || stat(path, &out) != 0) return VQ_OK;
+    VQ_CHECK(in.st_dev != out.st_dev || in.st_ino != out.st_ino, VQ_EUSAGE,
+             "--out %s: the quantized model goes into %s, which is the %s to read: expected a "
+             "folder that is not in use. Choose another --out",
+             job->config->out, path, key);
     return VQ_OK;
 }
 
@@ -39,11 +66,15 @@ static vq_status clear_folder(vq_job *job)
 static vq_status open_folder(vq_job *job, int argc, const char *const *argv)
 {
     const vq_config *c = job->config;
-    char *path, differs[1024];
+    char *path, *tokens, differs[1024];
+    VQ_TRY(check_place(job, "model", c->model));
+    VQ_TRY(check_place(job, "teacher.model", c->teacher.model));
     VQ_TRY(vq_make_folders(c->out));
-    if (!c->resume) VQ_TRY(clear_folder(job));
+    VQ_TRY(clear_folder(job));
     VQ_TRY(vq_job_path(job, &path, "config.yaml"));
-    if (vq_file_exists(path)) {
+    VQ_TRY(vq_job_path(job, &tokens, "tokens.h5"));
+    /* Before the first phase is through, other settings lose nothing. */
+    if (vq_file_exists(path) && vq_file_exists(tokens)) {
         vq_config before;
         VQ_TRY(vq_config_defaults(&job->run, &before));
         VQ_TRY(vq_config_read_yaml(&job->run, path, &before));
@@ -55,41 +86,49 @@ static vq_status open_folder(vq_job *job, int argc, const char *const *argv)
     return vq_config_write_yaml(c, path, argc, argv);
 }
 
+/* At the end of a phase, whose file is kept: VQ_ESTOPPED on every rank if a signal reached one. */
+static vq_status stop_if_asked(vq_job *job)
+{
+    return vq_comm_agree(job->comm, vq_guard_check(job->config->out));
+}
+
+static vq_status evaluate(vq_job *job, const vq_data *data, vq_mode mode, const char *label,
+                          uint64_t key, vq_results *r, double *perplexity)
+{
+    vq_eval_result e = {0};
+    VQ_TRY(vq_evaluate_once(job, &job->stage, mode, data, label, key, &e));
+    *perplexity = e.perplexity;
+    r->seconds.eval += e.seconds;
+    return stop_if_asked(job);
+}
+
 /* Perplexities before training: they cost little, and show early what is to be gained. */
 static vq_status evaluate_before(vq_job *job, const vq_data *data, vq_results *r)
 {
-    const vq_stage *stage = &job->stage;
-    vq_eval_result e;
+    const uint64_t model = job->model.fingerprint, init = job->init_key;
     if (data->eval.n == 0) return VQ_OK;
-    VQ_TRY(vq_evaluate_once(job, stage, VQ_MODE_FLOAT, data, "fp", job->model.fingerprint, &e));
-    r->perplexity.fp = e.perplexity;
-    VQ_TRY(vq_evaluate_once(job, stage, VQ_MODE_RTN, data, "rtn", job->init_key, &e));
-    r->perplexity.rtn = e.perplexity;
+    VQ_TRY(evaluate(job, data, VQ_MODE_FLOAT, "fp", model, r, &r->perplexity.fp));
+    VQ_TRY(evaluate(job, data, VQ_MODE_RTN, "rtn", init, r, &r->perplexity.rtn));
     if (!job->config->eval.start || job->config->method == VQ_METHOD_RTN) return VQ_OK;
-    VQ_TRY(vq_evaluate_once(job, stage, VQ_MODE_SOFT, data, "start_soft", job->init_key, &e));
-    r->perplexity.start_soft = e.perplexity;
-    VQ_TRY(vq_evaluate_once(job, stage, VQ_MODE_HARD, data, "start_hard", job->init_key, &e));
-    r->perplexity.start_hard = e.perplexity;
-    return VQ_OK;
+    VQ_TRY(evaluate(job, data, VQ_MODE_SOFT, "start_soft", init, r, &r->perplexity.start_soft));
+    return evaluate(job, data, VQ_MODE_HARD, "start_hard", init, r, &r->perplexity.start_hard);
 }
 
 static vq_status evaluate_after(vq_job *job, const vq_data *data, vq_results *r)
 {
-    vq_eval_result e;
+    const uint64_t key = job->train_key;
     if (data->eval.n == 0) return VQ_OK;
-    VQ_TRY(vq_evaluate_once(job, &job->stage, VQ_MODE_SOFT, data, "soft", job->train_key, &e));
-    r->perplexity.soft = e.perplexity;
-    VQ_TRY(vq_evaluate_once(job, &job->stage, VQ_MODE_HARD, data, "hard", job->train_key, &e));
-    r->perplexity.hard = e.perplexity;
-    return VQ_OK;
+    VQ_TRY(evaluate(job, data, VQ_MODE_SOFT, "soft", key, r, &r->perplexity.soft));
+    return evaluate(job, data, VQ_MODE_HARD, "hard", key, r, &r->perplexity.hard);
 }
 
 static vq_status train(vq_job *job, const vq_data *data, vq_results *r)
 {
     vq_teacher teacher;
-    vq_train_stats stats;
+    vq_train_stats stats = {0};
     VQ_TRY(vq_cache_teacher(job, data, &teacher));
-    vq_status status = vq_train(job, data, &teacher, &stats);
+    vq_status status = stop_if_asked(job);
+    if (!status) status = vq_comm_end(job->comm, vq_train(job, data, &teacher, &stats));
     vq_teacher_close(&teacher);
     r->seconds.teacher = teacher.seconds;
     r->seconds.train = stats.seconds;
@@ -98,22 +137,65 @@ static vq_status train(vq_job *job, const vq_data *data, vq_results *r)
     return status;
 }
 
-static vq_status finish(vq_job *job, vq_results *r)
+/* What a finished run depends on, all but the number of ranks. */
+static uint64_t results_key(const vq_job *job, const vq_data *data)
+{
+    uint64_t h = vq_config_phase_hash(job->config, PHASES);
+    h = vq_hash_u64(h, job->config->eval.start);
+    h = vq_hash_u64(h, job->model.fingerprint);
+    h = vq_hash_u64(h, job->teacher.dir ? job->teacher.fingerprint : job->model.fingerprint);
+    return vq_hash_u64(vq_hash_u64(h, data->calib_hash), data->eval_hash);
+}
+
+/* Whether the run is finished already; rank 0, which looks, then has its results. */
+static vq_status find_results(vq_job *job, vq_results *r, int64_t *found)
+{
+    char *path, *config;
+    VQ_TRY(vq_job_path(job, &path, "results.json"));
+    VQ_TRY(vq_job_path(job, &config, "model/config.json"));
+    *found = job->comm->rank == 0 && vq_file_exists(config) && vq_results_read(&job->run, path, r);
+    vq_tensor t = vq_tensor_1d(found, VQ_I64, 1);
+    return vq_comm_broadcast(job->comm, &t, 0);
+}
+
+static vq_status print_results(vq_job *job, const vq_results *r)
 {
     char *path;
-    r->peak_rss_bytes = vq_peak_rss_bytes();
+    if (job->comm->rank != 0) return VQ_OK;
     VQ_TRY(vq_job_path(job, &path, "results.json"));
-    VQ_TRY(vq_results_write(r, path));
-    VQ_TRY(vq_report_write(r, job->config->out));
     if (job->config->json) return vq_results_print_json(path);
     vq_results_print(r);
     return VQ_OK;
+}
+
+/* results.json and the report, on rank 0. */
+static vq_status write_results(vq_job *job, vq_results *r)
+{
+    char *path;
+    if (job->comm->rank != 0) return VQ_OK;
+    VQ_TRY(vq_job_path(job, &path, "results.json"));
+    VQ_TRY(vq_results_write(r, path));
+    VQ_TRY(vq_report_write(r, job->config->out));
+    return print_results(job, r);
+}
+
+/* Every rank's peak memory, from its place in a sum. */
+static vq_status gather_memory(vq_job *job, vq_results *r)
+{
+    const int n = job->comm->size;
+    VQ_TRY(VQ_NEW(&job->run, n, &r->peak_rss_bytes));
+    memset(r->peak_rss_bytes, 0, (size_t)n * sizeof *r->peak_rss_bytes);
+    r->peak_rss_bytes[job->comm->rank] = (double)vq_peak_rss_bytes();
+    r->n_ranks = n;
+    vq_tensor sum = vq_tensor_1d(r->peak_rss_bytes, VQ_F64, n);
+    return vq_comm_sum(job->comm, &sum);
 }
 
 static vq_status run(vq_job *job, int argc, const char *const *argv)
 {
     const vq_config *c = job->config;
     const bool is_vqround = c->method == VQ_METHOD_VQROUND;
+    const int64_t T_max = VQ_MAX(c->seqlen, c->eval.run ? c->eval.seqlen : 0);
     const double start_s = vq_seconds();
     vq_results r = {.model = c->model,
                     .method = is_vqround ? "vqround" : "rtn",
@@ -122,25 +204,35 @@ static vq_status run(vq_job *job, int argc, const char *const *argv)
                     .group_size = c->group_size,
                     .K = c->K,
                     .D = c->D,
+                    .n_stages = job->topo.n_stages,
+                    .n_replicas = job->topo.n_replicas,
                     .threads = vq_cpu_thread_count(&job->be)};
     vq_data data;
     vq_init_stats init;
+    int64_t is_finished;
     char *model_dir;
 
-    VQ_TRY(open_folder(job, argc, argv));
-    VQ_TRY(vq_job_path(job, &model_dir, "model"));
+    VQ_TRY(vq_comm_agree(job->comm, job->comm->rank == 0 ? open_folder(job, argc, argv) : VQ_OK));
+    VQ_TRY(vq_comm_agree(job->comm, vq_job_stage(job, &job->model, T_max, &job->stage)));
     VQ_TRY(vq_feed_prepare(job, &data));
     r.seconds.tokens = vq_seconds() - start_s;
-    VQ_TRY(vq_job_stage(job, &job->model, VQ_MAX(data.calib.T, data.eval.T), &job->stage));
+    r.key = results_key(job, &data);
+    VQ_TRY(find_results(job, &r, &is_finished));
+    if (is_finished) {
+        vq_log(VQ_LOG_INFO, "done     %s is finished: nothing is left to do", c->out);
+        return vq_comm_agree(job->comm, print_results(job, &r));
+    }
     VQ_TRY(vq_init_codebooks(job, &init));
     r.seconds.init = init.seconds;
+    VQ_TRY(stop_if_asked(job));
     VQ_TRY(evaluate_before(job, &data, &r));
     if (is_vqround) {
         VQ_TRY(train(job, &data, &r));
         VQ_TRY(evaluate_after(job, &data, &r));
     }
     const double export_s = vq_seconds();
-    VQ_TRY(vq_export_dense(&job->stage, is_vqround ? VQ_MODE_HARD : VQ_MODE_RTN, model_dir));
+    VQ_TRY(vq_job_path(job, &model_dir, "model"));
+    VQ_TRY(vq_export_model(job, is_vqround ? VQ_MODE_HARD : VQ_MODE_RTN, model_dir));
     r.seconds.export = vq_seconds() - export_s;
 
     r.trained_parameters = is_vqround ? init.n_codes : 0;
@@ -148,14 +240,15 @@ static vq_status run(vq_job *job, int argc, const char *const *argv)
     r.bytes_before = (double)vq_weights_bytes(&job->model.weights);
     r.bytes_after = r.bytes_before - init.source_bytes + init.packed_bytes;
     r.seconds.total = vq_seconds() - start_s;
-    return finish(job, &r);
+    VQ_TRY(gather_memory(job, &r));
+    return vq_comm_agree(job->comm, write_results(job, &r));
 }
 
-vq_status vq_run(const vq_config *config, int argc, const char *const *argv)
+vq_status vq_run(const vq_config *config, vq_comm *comm, int argc, const char *const *argv)
 {
     vq_job job;
     vq_guard_init(config->max_hours);
-    vq_status status = vq_job_open(config, &job);
+    vq_status status = vq_job_open(config, comm, &job);
     if (!status) status = run(&job, argc, argv);
     vq_job_close(&job);
     return status;

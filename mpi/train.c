@@ -12,10 +12,11 @@
 #include "log.h"
 #include "loss.h"
 
-/* What a step gives besides the new codes. */
+/* What a step gives besides the new codes; the same on every rank but for the times. */
 typedef struct step_result {
-    double task, reg, grad_norm, seconds;
+    double task, reg, grad_norm, seconds, waited_s;
     int64_t n_tokens;
+    bool stop; /* a rank was asked to stop */
 } step_result;
 
 /* The run of steps. */
@@ -23,14 +24,18 @@ typedef struct loop {
     vq_job *job;
     const vq_config *config;
     const vq_data *data;
-    const vq_teacher *teacher;
-    vq_adam adam;
-    vq_kept kept;
-    vq_tensor hidden, dhidden; /* act [T, E_embed] */
-    double *by_slot;           /* [n_slots]: the regularizer */
-    FILE *metrics;
-    double seconds; /* of the steps before a resume */
+    vq_teacher *teacher;
+    vq_adam adam; /* moments on rank 0 alone; the step everywhere */
+    vq_pipeline pipeline;
+    vq_stream stream;
+    int64_t n_sequences; /* in the running step */
+    double *sums;        /* [n_slots + N_SUMS] f64: the regularizer by slot, task, stop */
+    double task;         /* of this rank's sequences in the running step */
+    FILE *metrics;       /* rank 0 */
+    double seconds;      /* of the steps before a resume */
 } loop;
+
+enum { SUM_TASK, SUM_STOP, N_SUMS };
 
 /* --- metrics.jsonl --------------------------------------------------------------------------- */
 
@@ -63,13 +68,15 @@ static vq_status open_metrics(loop *L)
 
 static vq_status write_metrics(loop *L, int64_t step, const step_result *r)
 {
-    int written = fprintf(L->metrics,
-                          "{\"step\": %lld, \"loss\": %.9g, \"task\": %.9g, \"reg\": %.9g, "
-                          "\"beta\": %.6g, \"grad_norm\": %.6g, \"seconds\": %.6g, "
-                          "\"tokens_per_s\": %.6g, \"rss_bytes\": %lld}\n",
-                          (long long)step, r->task + r->reg, r->task, r->reg,
-                          vq_loss_beta(L->config, step), r->grad_norm, r->seconds,
-                          (double)r->n_tokens / r->seconds, (long long)vq_peak_rss_bytes());
+    if (!L->metrics) return VQ_OK;
+    int written =
+        fprintf(L->metrics,
+                "{\"step\": %lld, \"loss\": %.9g, \"task\": %.9g, \"reg\": %.9g, \"beta\": %.6g, "
+                "\"grad_norm\": %.6g, \"seconds\": %.6g, \"waited_ratio\": %.4g, "
+                "\"tokens_per_s\": %.6g, \"rss_bytes\": %lld}\n",
+                (long long)step, r->task + r->reg, r->task, r->reg, vq_loss_beta(L->config, step),
+                r->grad_norm, r->seconds, r->waited_s / r->seconds,
+                (double)r->n_tokens / r->seconds, (long long)vq_peak_rss_bytes());
     VQ_CHECK(written > 0 && fflush(L->metrics) == 0, VQ_EMEM,
              "%s/metrics.jsonl: a line could not be written: the disk is full or gone. Make room "
              "and run again: the job goes on from its checkpoint",
@@ -79,30 +86,23 @@ static vq_status write_metrics(loop *L, int64_t step, const step_result *r)
 
 /* --- one step -------------------------------------------------------------------------------- */
 
-/* Forward and backward of one sequence. */
-static vq_status run_sequence(loop *L, int64_t sequence, int64_t n_sequences, double *task)
+static vq_status task_loss(void *ctx, int64_t micro, int64_t first, const vq_tensor *ids,
+                           const vq_tensor *hidden, vq_tensor *dhidden)
 {
-    vq_job *job = L->job;
-    size_t mark = vq_arena_mark(&job->step);
-    const vq_tensor ids = vq_feed_ids(&L->data->calib, sequence, 1);
-    vq_tensor target = {0};
-    if (L->config->train.loss == VQ_LOSS_KD)
-        VQ_TRY(vq_teacher_hidden(job, L->teacher, L->data, sequence, 1, &job->step, &target));
-    VQ_TRY(vq_stage_fwd(&job->stage, VQ_MODE_SOFT, &ids, &L->hidden, &L->kept));
-    VQ_TRY(vq_loss_task(&job->stage, L->config, &L->hidden, &target, vq_teacher_head(job), &ids,
-                        n_sequences, task, &L->dhidden));
-    VQ_TRY(vq_stage_bwd(&job->stage, &L->kept, &L->dhidden, NULL));
-    vq_arena_reset(&job->step, mark);
-    return VQ_OK;
+    loop *L = ctx;
+    const vq_tensor target = vq_teacher_rows(L->teacher, micro, first, hidden->dim[0]);
+    return vq_loss_task(&L->job->stage, L->config, hidden, &target, vq_teacher_head(L->job), ids,
+                        first, L->n_sequences, &L->task, dhidden);
 }
 
-/* Keeps the input of a step whose loss or gradient is not finite, and says where it was. */
-static vq_status fail_not_finite(loop *L, int64_t step, int64_t first, int64_t count,
-                                 const step_result *r)
+/* Keeps the input of a step whose loss or gradient is not finite, and says where it was. All ranks
+ * come here alike; rank 0 writes. */
+static vq_status fail_not_finite(loop *L, int64_t step, const step_result *r)
 {
     vq_job *job = L->job;
-    const char *where = isfinite(r->task + r->reg) ? "the gradient" : "the loss";
-    for (int64_t slot = 0; isfinite(r->task + r->reg) && slot < job->pool.n_slots; slot++) {
+    const bool is_loss = !isfinite(r->task + r->reg);
+    const char *where = is_loss ? "the loss" : "the gradient";
+    for (int64_t slot = 0; !is_loss && slot < job->pool.n_slots; slot++) {
         if (vq_pool_codes(&job->pool, slot) == 0) continue;
         const vq_tensor grad = vq_pool_part(&job->pool, &job->pool.grad, slot);
         double norm;
@@ -112,45 +112,71 @@ static vq_status fail_not_finite(loop *L, int64_t step, int64_t first, int64_t c
         break;
     }
     char *path;
-    vq_h5 h;
     VQ_TRY(vq_job_path(job, &path, "not-finite-%lld.h5", (long long)step));
-    VQ_TRY(vq_h5_create(&job->run, path, "step", 1, &h));
-    const vq_tensor ids = vq_feed_ids(&L->data->calib, first, count);
-    vq_status status = vq_h5_write(&h, "ids", &ids);
-    if (!status) status = vq_h5_write(&h, "codes", &job->pool.codes);
-    if (!status)
-        status = vq_h5_finish(&h);
-    else
-        vq_h5_close(&h);
-    VQ_TRY(status);
+    if (job->comm->rank == 0) {
+        int64_t first, n;
+        vq_h5 h;
+        vq_stream_share(&L->stream, step, 0, &first, &n);
+        const vq_tensor ids = vq_feed_ids(&L->data->calib, first, L->n_sequences);
+        VQ_TRY(vq_h5_create(&job->run, path, "step", 1, &h));
+        vq_status status = vq_h5_write(&h, "ids", &ids);
+        if (!status) status = vq_h5_write(&h, "codes", &job->pool.codes);
+        if (status) vq_h5_close(&h);
+        VQ_TRY(status);
+        VQ_TRY(vq_h5_finish(&h));
+    }
     VQ_FAIL(VQ_ENOTFINITE,
             "step %lld, %s: task loss %g, regularizer %g: expected finite numbers. The step's "
             "input is in %s; lower --lr, or leave that text out",
             (long long)step, where, r->task, r->reg, path);
 }
 
+/* The sums over ranks: each number comes from one rank, or one of each replica, and zeros from the
+ * others, so that any number of stages gives the same bits. */
+static vq_status sum_up(loop *L, double last_step_s, step_result *r)
+{
+    vq_job *job = L->job;
+    const int64_t n_slots = job->pool.n_slots;
+    vq_tensor sums = vq_tensor_1d(L->sums, VQ_F64, n_slots + N_SUMS);
+    L->sums[n_slots + SUM_TASK] = L->task;
+    L->sums[n_slots + SUM_STOP] = vq_guard_stop(2 * last_step_s) != NULL;
+    VQ_TRY(vq_comm_sum(job->comm, &sums));
+    VQ_TRY(vq_comm_sum(job->comm, &job->pool.grad));
+    r->task = L->sums[n_slots + SUM_TASK];
+    r->stop = L->sums[n_slots + SUM_STOP] > 0;
+    r->reg = 0;
+    for (int64_t i = 0; i < n_slots; i++) r->reg += L->sums[i];
+    VQ_TRY(vq_norm2(&job->be, &r->grad_norm, &job->pool.grad));
+    r->grad_norm = sqrt(r->grad_norm);
+    return VQ_OK;
+}
+
 static vq_status run_step(loop *L, int64_t step, step_result *r)
 {
     vq_job *job = L->job;
-    const double start_s = vq_seconds();
-    int64_t first, count;
-    *r = (step_result){0};
-    vq_feed_step(L->config, step, &first, &count);
-    r->n_tokens = count * L->data->calib.T;
+    const double start_s = vq_seconds(), waited_s = job->comm->waited_s, last_step_s = r->seconds;
+    int64_t first, n;
+    vq_tensor ids;
+    vq_comm_at(job->comm, "train, step %lld", (long long)step);
+    VQ_TRY(vq_stream_take(&L->stream, &first, &n, &ids));
+    L->n_sequences = vq_stream_total(&L->stream, step);
+    L->task = 0;
     VQ_TRY(vq_zero(&job->be, &job->pool.grad));
-    for (int64_t i = 0; i < count; i++) VQ_TRY(run_sequence(L, first + i, count, &r->task));
-    if (vq_loss_has_reg(L->config, step)) {
-        VQ_TRY(vq_loss_reg(&job->stage, L->config, step, L->by_slot));
-        for (int64_t i = 0; i < job->pool.n_slots; i++) r->reg += L->by_slot[i];
-    }
-    VQ_TRY(job->comm.ops->sum(job->comm.ctx, &job->pool.grad));
-    VQ_TRY(vq_norm2(&job->be, &r->grad_norm, &job->pool.grad));
-    if (!isfinite(r->task + r->reg + r->grad_norm))
-        return fail_not_finite(L, step, first, count, r);
-    r->grad_norm = sqrt(r->grad_norm);
-    VQ_TRY(vq_adam_update(&job->be, &L->adam, &job->pool, L->config->train.lr));
-    VQ_TRY(job->comm.ops->broadcast(job->comm.ctx, &job->pool.codes, 0));
+    memset(L->sums, 0, (size_t)(job->pool.n_slots + N_SUMS) * sizeof *L->sums);
+    VQ_TRY(vq_teacher_step(L->teacher, first, n));
+    VQ_TRY(vq_pipeline_step(&L->pipeline, (int)n, &ids, task_loss, L));
+    if (vq_loss_has_reg(L->config, step) && job->topo.replica == 0)
+        VQ_TRY(vq_loss_reg(&job->stage, L->config, step, L->sums));
+    VQ_TRY(sum_up(L, last_step_s, r));
+    if (!isfinite(r->task + r->reg + r->grad_norm)) return fail_not_finite(L, step, r);
+    if (job->comm->rank == 0)
+        VQ_TRY(vq_adam_update(&job->be, &L->adam, &job->pool, L->config->train.lr));
+    else
+        L->adam.step++;
+    VQ_TRY(vq_comm_broadcast(job->comm, &job->pool.codes, 0));
+    r->n_tokens = L->n_sequences * L->data->calib.T;
     r->seconds = vq_seconds() - start_s;
+    r->waited_s = job->comm->waited_s - waited_s;
     return VQ_OK;
 }
 
@@ -159,6 +185,7 @@ static vq_status run_step(loop *L, int64_t step, step_result *r)
 static vq_status run_steps(loop *L, vq_train_stats *stats)
 {
     const int64_t steps = L->config->train.steps, every = L->config->checkpoint.every;
+    const bool is_writer = L->job->comm->rank == 0;
     step_result r = {0};
     vq_progress p;
     vq_progress_begin(&p, "train", "steps", L->adam.step, steps);
@@ -168,60 +195,83 @@ static vq_status run_steps(loop *L, vq_train_stats *stats)
         L->seconds += r.seconds;
         vq_progress_step(&p, step + 1, "task %.4g  reg %.4g  beta %.1f", r.task, r.reg,
                          vq_loss_beta(L->config, step));
-        const bool is_end = step + 1 == steps;
-        const char *why = is_end ? NULL : vq_guard_stop(2 * r.seconds);
-        if (is_end || why || (every > 0 && (step + 1) % every == 0))
+        const bool is_end = step + 1 == steps, stop = r.stop && !is_end;
+        if (is_writer && (is_end || stop || (every > 0 && (step + 1) % every == 0)))
             VQ_TRY(vq_checkpoint_save(L->job, &L->adam));
-        VQ_CHECK(!why, VQ_ESTOPPED,
+        VQ_CHECK(!stop, VQ_ESTOPPED,
                  "%s: stopped by %s after step %lld of %lld, as asked. Run the same command again "
                  "to go on",
-                 L->config->out, why, (long long)step + 1, (long long)steps);
+                 L->config->out,
+                 vq_guard_stop(2 * r.seconds) ? vq_guard_stop(2 * r.seconds) : "another rank",
+                 (long long)step + 1, (long long)steps);
     }
     if (p.done > p.first) vq_progress_end(&p);
+    VQ_TRY(vq_stream_close(&L->stream));
     stats->steps = steps;
     stats->seconds = L->seconds;
     stats->last_task = r.task;
     return VQ_OK;
 }
 
-/* Keep all activations when they take less than half of the free memory. */
-static vq_status want_recompute(const loop *L, int64_t T, bool *recompute)
+/* What is kept for the backward: all activations when they take less than half of the free memory;
+ * slices need all. */
+static vq_status choose_keep(const loop *L, int64_t T, int max_micro, vq_keep *keep)
 {
     size_t free_bytes, total_bytes;
+    const vq_switch recompute = L->config->train.recompute;
     VQ_TRY(vq_mem_info(&L->job->be, &free_bytes, &total_bytes));
-    *recompute = L->config->train.recompute == VQ_ON ||
-                 (L->config->train.recompute == VQ_AUTO &&
-                  vq_kept_bytes(&L->job->stage, 1, T, false) > free_bytes / 2);
+    *keep = L->config->slices > 1 ? VQ_KEEP_SLICES
+            : recompute == VQ_ON ||
+                    (recompute == VQ_AUTO &&
+                     vq_pipeline_bytes(L->job, T, max_micro, VQ_KEEP_ALL) > free_bytes / 2)
+                ? VQ_KEEP_INPUTS
+                : VQ_KEEP_ALL;
     return VQ_OK;
+}
+
+static vq_status open_state(loop *L, vq_train_stats *stats)
+{
+    vq_job *job = L->job;
+    const int64_t T = L->data->calib.T;
+    const int max_micro = (int)VQ_CEIL_DIV(L->config->train.batch, job->topo.n_replicas);
+    vq_keep keep;
+    VQ_CHECK(L->config->slices <= T, VQ_EUSAGE,
+             "--slices %lld: a window has %lld tokens: expected at most one slice a token. Lower "
+             "--slices",
+             (long long)L->config->slices, (long long)T);
+    VQ_TRY(choose_keep(L, T, max_micro, &keep));
+    stats->kept_bytes = (int64_t)vq_pipeline_bytes(job, T, max_micro, keep);
+    VQ_TRY(vq_pipeline_init(&job->step, job, T, max_micro, (int)L->config->slices, keep,
+                            &L->pipeline));
+    VQ_TRY(VQ_NEW(&job->step, job->pool.n_slots + N_SUMS, &L->sums));
+    if (job->comm->rank != 0) return VQ_OK;
+    VQ_TRY(vq_adam_init(&job->run, &job->be, &job->pool, &L->adam));
+    VQ_TRY(vq_checkpoint_load(job, &L->adam));
+    return open_metrics(L);
 }
 
 static vq_status prepare(loop *L, vq_train_stats *stats)
 {
     vq_job *job = L->job;
-    const int64_t T = L->data->calib.T, E = vq_stage_out_width(&job->stage);
-    bool recompute;
     job->train_key = vq_hash_u64(vq_config_phase_hash(L->config, VQ_PHASE_TRAIN), job->init_key);
     job->train_key = vq_hash_u64(job->train_key, L->data->calib_hash);
     job->train_key = vq_hash_u64(job->train_key, job->teacher.dir ? job->teacher.fingerprint
                                                                   : job->model.fingerprint);
-    VQ_TRY(vq_adam_init(&job->run, &job->be, &job->pool, &L->adam));
-    VQ_TRY(vq_checkpoint_load(job, &L->adam));
-    VQ_TRY(want_recompute(L, T, &recompute));
-    stats->kept_bytes = (int64_t)vq_kept_bytes(&job->stage, 1, T, recompute);
-    VQ_TRY(vq_kept_init(&job->step, &job->stage, 1, T, recompute, &L->kept));
-    VQ_TRY(vq_tensor_new(&job->step, job->be.place, job->be.act, VQ_DIMS(T, E), &L->hidden));
-    VQ_TRY(vq_tensor_new(&job->step, job->be.place, job->be.act, VQ_DIMS(T, E), &L->dhidden));
-    VQ_TRY(VQ_NEW(&job->step, job->pool.n_slots, &L->by_slot));
-    memset(L->by_slot, 0, (size_t)job->pool.n_slots * sizeof *L->by_slot);
-    return open_metrics(L);
+    VQ_TRY(vq_comm_agree(job->comm, open_state(L, stats)));
+    vq_tensor step = vq_tensor_1d(&L->adam.step, VQ_I64, 1);
+    VQ_TRY(vq_comm_broadcast(job->comm, &step, 0));
+    VQ_TRY(vq_comm_broadcast(job->comm, &job->pool.codes, 0));
+    const int64_t next = L->adam.step, count = L->config->train.steps;
+    VQ_TRY(vq_stream_steps(&job->step, job, &L->data->calib, next, count, &L->stream));
+    return vq_teacher_start(L->teacher, L->data, &job->step, next, count);
 }
 
-vq_status vq_train(vq_job *job, const vq_data *data, const vq_teacher *teacher,
-                   vq_train_stats *stats)
+vq_status vq_train(vq_job *job, const vq_data *data, vq_teacher *teacher, vq_train_stats *stats)
 {
     loop L = {.job = job, .config = job->config, .data = data, .teacher = teacher};
     size_t mark = vq_arena_mark(&job->step);
     *stats = (vq_train_stats){0};
+    vq_comm_at(job->comm, "train");
     vq_status status = prepare(&L, stats);
     if (!status) status = run_steps(&L, stats);
     if (L.metrics) fclose(L.metrics);

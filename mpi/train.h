@@ -1,7 +1,8 @@
 /* train.h - the codebooks trained end to end by distilling the teacher.
  *
  * Leaves checkpoints and RUN/metrics.jsonl, a line a step: step, loss, task, reg, beta, grad_norm,
- * seconds, tokens_per_s, rss_bytes. */
+ * seconds, waited_ratio (rank 0's share of the step spent waiting for other ranks), tokens_per_s,
+ * rss_bytes. */
 #pragma once
 #include "cache.h"
 
@@ -15,5 +16,4 @@ typedef struct vq_train_stats {
 /* All steps from the newest checkpoint on. Sets job->train_key.
  * Fails: VQ_ESTOPPED (a signal or the time limit, after a checkpoint); VQ_ENOTFINITE (with step,
  * linear, and the file that holds the step's input); VQ_EFILE; VQ_EMEM. */
-vq_status vq_train(vq_job *job, const vq_data *data, const vq_teacher *teacher,
-                   vq_train_stats *stats);
+vq_status vq_train(vq_job *job, const vq_data *data, vq_teacher *teacher, vq_train_stats *stats);

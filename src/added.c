@@ -48,7 +48,7 @@ vq_status vq_added_trie_make(vq_arena *arena, const char *const *texts, const si
             }
             at = child;
         }
-        if (!nodes[at].token) nodes[at].token = tokens[i];
+        nodes[at].token = tokens[i];
     }
     return VQ_OK;
 }
@@ -62,10 +62,10 @@ static int32_t character_before(const char *text, size_t at, size_t *length)
 }
 
 const vq_added_token *vq_added_next(const vq_added_trie *trie, const char *text, size_t n,
-                                    size_t done, size_t *start, size_t *end)
+                                    size_t done, size_t *from, size_t *start, size_t *end)
 {
     size_t length;
-    for (size_t i = done; i < n; i++) {
+    for (size_t i = *from; i < n; i++) {
         if (!trie->starts[(uint8_t)text[i]]) continue;
         const vq_added_token *token = NULL;
         int32_t at = 0;
@@ -79,6 +79,7 @@ const vq_added_token *vq_added_next(const vq_added_trie *trie, const char *text,
             i = *end - 1; /* part of a longer word: pass over it */
             continue;
         }
+        *from = *end;
         while (token->lstrip && *start > done &&
                vq_utf8_is_space(character_before(text, *start, &length)))
             *start -= length;

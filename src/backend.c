@@ -132,6 +132,24 @@ vq_status vq_gemm(const vq_backend *be, vq_tensor *c, const vq_tensor *a, bool t
     return be->ops->gemm(be->ctx, c, a, trans_a, b, trans_b, alpha, beta);
 }
 
+vq_status vq_syrk(const vq_backend *be, vq_tensor *h, const vq_tensor *x, double alpha)
+{
+    WANT_ROWS(x, ACT, ANY, ANY);
+    WANT(h, TYPE(VQ_F64), x->dim[1], x->dim[1]);
+    return be->ops->syrk(be->ctx, h, x, alpha);
+}
+
+vq_status vq_inverse_factor(const vq_backend *be, vq_tensor *u, bool *positive, const vq_tensor *h,
+                            const vq_tensor *order, double damp)
+{
+    WANT(h, TYPE(VQ_F64), ANY, ANY);
+    WANT(h, TYPE(VQ_F64), h->dim[0], h->dim[0]);
+    WANT_LIKE(u, REAL, h);
+    WANT(order, TYPE(VQ_I32), h->dim[0]);
+    VQ_ASSERT(positive && h->dim[0] > 0 && damp >= 0);
+    return be->ops->inverse_factor(be->ctx, u, positive, h, order, damp);
+}
+
 /* --- layer ----------------------------------------------------------------------------------- */
 
 vq_status vq_embed(const vq_backend *be, vq_tensor *out, const vq_tensor *table,
@@ -359,6 +377,43 @@ vq_status vq_grid_split(const vq_backend *be, vq_tensor *base, vq_tensor *rest, 
     WANT(scale, REAL, w->dim[0], VQ_CEIL_DIV(w->dim[1], group_size));
     WANT_LIKE(zero, REAL, scale);
     return be->ops->grid_split(be->ctx, base, rest, w, scale, zero, bits, group_size);
+}
+
+static unsigned int_types(int bits)
+{
+    return bits <= 7 ? TYPE(VQ_I8) | TYPE(VQ_I16) : TYPE(VQ_I16);
+}
+
+vq_status vq_grid_value(const vq_backend *be, vq_tensor *out, const vq_tensor *ints,
+                        const vq_quant *q)
+{
+    WANT(out, ACT, ANY, ANY);
+    VQ_ASSERT(q->group_size > 0 && q->bits >= 1 && q->bits <= 8);
+    WANT_LIKE(ints, int_types(q->bits), out);
+    const vq_tensor *scale = &q->scale, *zero = &q->zero;
+    WANT(scale, REAL, out->dim[0], VQ_CEIL_DIV(out->dim[1], q->group_size));
+    WANT_LIKE(zero, REAL, scale);
+    return be->ops->grid_value(be->ctx, out, ints, q);
+}
+
+vq_status vq_gptq_sweep(const vq_backend *be, vq_quant *q, vq_tensor *ints, vq_tensor *rest,
+                        double *error, const vq_tensor *w, const vq_tensor *u,
+                        const vq_tensor *order, const vq_tensor *dead, const vq_sweep_rule *rule)
+{
+    WANT(w, FLOATS, ANY, ANY);
+    const int64_t in = w->dim[1];
+    VQ_ASSERT(error && q->group_size > 0 && q->bits >= 1 && q->bits <= 8);
+    VQ_ASSERT(rule->block_size > 0 && vq_dtype_is_float(rule->scale_dtype));
+    const vq_tensor *base = &q->base, *scale = &q->scale, *zero = &q->zero;
+    WANT_LIKE(base, int_types(q->bits), w);
+    WANT_LIKE(ints, TYPE(base->dtype), w);
+    WANT_LIKE(rest, REAL, w);
+    WANT(scale, REAL, w->dim[0], VQ_CEIL_DIV(in, q->group_size));
+    WANT_LIKE(zero, REAL, scale);
+    WANT(u, REAL, in, in);
+    WANT(order, TYPE(VQ_I32), in);
+    WANT(dead, TYPE(VQ_U8), in);
+    return be->ops->gptq_sweep(be->ctx, q, ints, rest, error, w, u, order, dead, rule);
 }
 
 vq_status vq_kmeans_assign(const vq_backend *be, vq_tensor *idx, double *objective,

@@ -39,6 +39,16 @@ typedef struct vq_quant {
     int64_t group_size; /* columns that share a scale: in, or fewer */
 } vq_quant;
 
+/* How gptq_sweep goes over the columns of a weight. */
+typedef struct vq_sweep_rule {
+    int64_t block_size; /* columns between two updates of all that follow */
+    bool symmetric;
+    vq_dtype scale_dtype;
+    bool static_groups;    /* a column's group is that of its place in W, found before the sweep;
+                              otherwise of its turn, found when that comes */
+    bool hessian_residual; /* rest = clamp(u - floor(u) - e, 0, 1) in place of u - floor(u) */
+} vq_sweep_rule;
+
 typedef struct vq_ops {
     const char *name; /* "cpu" */
 
@@ -55,6 +65,9 @@ typedef struct vq_ops {
     /* dense */
     vq_status (*gemm)(void *ctx, vq_tensor *c, const vq_tensor *a, bool trans_a, const vq_tensor *b,
                       bool trans_b, double alpha, double beta);
+    vq_status (*syrk)(void *ctx, vq_tensor *h, const vq_tensor *x, double alpha);
+    vq_status (*inverse_factor)(void *ctx, vq_tensor *u, bool *positive, const vq_tensor *h,
+                                const vq_tensor *order, double damp);
 
     /* layer */
     vq_status (*embed)(void *ctx, vq_tensor *out, const vq_tensor *table, const vq_tensor *ids,
@@ -101,6 +114,10 @@ typedef struct vq_ops {
                             const vq_tensor *scale, const vq_tensor *zero, int bits,
                             int64_t group_size);
     vq_status (*grid_round)(void *ctx, vq_tensor *out, const vq_tensor *w, const vq_quant *q);
+    vq_status (*grid_value)(void *ctx, vq_tensor *out, const vq_tensor *ints, const vq_quant *q);
+    vq_status (*gptq_sweep)(void *ctx, vq_quant *q, vq_tensor *ints, vq_tensor *rest, double *error,
+                            const vq_tensor *w, const vq_tensor *u, const vq_tensor *order,
+                            const vq_tensor *dead, const vq_sweep_rule *rule);
     vq_status (*kmeans_assign)(void *ctx, vq_tensor *idx, double *objective, const vq_tensor *x,
                                const vq_tensor *codes);
     vq_status (*kmeans_update)(void *ctx, vq_tensor *codes, vq_tensor *counts, const vq_tensor *x,
@@ -150,6 +167,23 @@ vq_status vq_sync(const vq_backend *be);
  * alone. The usual three: y = x W^T (trans_b), dx = dy W, dW = dy^T x (trans_a). */
 vq_status vq_gemm(const vq_backend *be, vq_tensor *c, const vq_tensor *a, bool trans_a,
                   const vq_tensor *b, bool trans_b, double alpha, double beta);
+
+/* h += alpha x^T x.  The lower triangle of h is read and written, the rest left alone.
+ * h f64 [n, n]; x act [rows, n], rows may have a stride. Products are summed in real over at most
+ * 1,024 rows, those sums in f64 in their order. */
+vq_status vq_syrk(const vq_backend *be, vq_tensor *h, const vq_tensor *x, double alpha);
+
+/* The upper triangular U with U^T U = (H + damp I)^-1,  H[i, j] = h[order[i], order[j]].
+ *
+ * u         real [n, n], out; zeros below the diagonal
+ * positive  out: whether H + damp I is positive definite, no pivot being lost in rounding; if not,
+ *           u is not set
+ * h         f64 [n, n], its lower triangle
+ * order     i32 [n]: a permutation
+ *
+ * In f64 up to the last rounding. Synchronous. */
+vq_status vq_inverse_factor(const vq_backend *be, vq_tensor *u, bool *positive, const vq_tensor *h,
+                            const vq_tensor *order, double damp);
 
 /* --- layer ----------------------------------------------------------------------------------- */
 
@@ -243,8 +277,9 @@ vq_status vq_round_reg(const vq_backend *be, double *loss, vq_tensor *dcodes,
  * asymmetric: s = (max - min) / qmax, z = round(-min / s); symmetric: max = |w|max, min = -max if
  * the group has a negative weight, else 0; s = (max - min) / qmax, z = (qmax + 1) / 2.
  * include_zero (always so for symmetric): min <= 0 <= max, and an all-zero group is [-1, 1];
- * without it s = 0 becomes 1. s is rounded to scale_dtype before z is computed. Rounding is half to
- * even; all arithmetic in real.
+ * without it s = 0 becomes 1. s is rounded to scale_dtype before z is computed, and an s > 0 that
+ * would become 0 is scale_dtype's least number; with include_zero, z stays within [0, qmax] then
+ * too. Rounding is half to even; all arithmetic in real.
  * scale, zero real [out, groups], out; w weight [out, in]. */
 vq_status vq_grid_minmax(const vq_backend *be, vq_tensor *scale, vq_tensor *zero,
                          const vq_tensor *w, int bits, int64_t group_size, bool symmetric,
@@ -260,6 +295,38 @@ vq_status vq_grid_split(const vq_backend *be, vq_tensor *base, vq_tensor *rest, 
  * out act [out, in]; w weight [out, in]; of q scale, zero, bits and group_size are read. */
 vq_status vq_grid_round(const vq_backend *be, vq_tensor *out, const vq_tensor *w,
                         const vq_quant *q);
+
+/* out = s (ints - z): the weight of given integers.
+ * out act [out, in]; ints as q's base, each in [0, qmax]; of q scale, zero, bits and group_size are
+ * read. */
+vq_status vq_grid_value(const vq_backend *be, vq_tensor *out, const vq_tensor *ints,
+                        const vq_quant *q);
+
+/* GPTQ: rounds one column of w after the other, in the order order[0], order[1]..., and makes up
+ * for each one's error in those that follow:
+ *
+ *   u = w / s,  n = clamp(round(u) + z, 0, qmax),  e = (w - s (n - z)) / U[j, j],
+ *   w_k -= e U[j, k] for all k after j
+ *
+ * with the grid of vq_grid_minmax with include_zero: of whole rows before the sweep where one group
+ * spans the row; by groups as the rule says, a running group's from what w is when the last block
+ * of columns was finished.
+ *
+ * q      out: base = clamp(floor(u) + z, -1, qmax), scale, zero; bits and group_size are read.
+ *        Groups are runs of columns of w, but with running groups runs in the order of the sweep
+ * ints   as base, out: n
+ * rest   real [out, in], out: u - floor(u) in [0, 1], or as the rule says
+ * error  out: the sum of e^2, which is that of squared output errors over the inputs behind U (and
+ *        damping); not finite when a weight or scale is not. Fixed order
+ * w      weight [out, in]
+ * u      real [in, in]: from vq_inverse_factor with the same order
+ * dead   u8 [in]: 1 for columns whose input is always 0: their weights become 0, after whole rows'
+ *        grids were found
+ *
+ * Arithmetic in real, in the order of the formulas. Synchronous. */
+vq_status vq_gptq_sweep(const vq_backend *be, vq_quant *q, vq_tensor *ints, vq_tensor *rest,
+                        double *error, const vq_tensor *w, const vq_tensor *u,
+                        const vq_tensor *order, const vq_tensor *dead, const vq_sweep_rule *rule);
 
 /* idx[i] = argmin_k |x[i] - codes[k]|^2, the lowest k among equals;  objective = sum of the least
  * distances (may be NULL).  idx u32 [n]; x real [n, D]; codes real [K, D]. Synchronous. */

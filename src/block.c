@@ -100,6 +100,12 @@ vq_status vq_act_grads_init(vq_arena *arena, const vq_backend *be, const vq_mode
     return vq_zero(be, &g->dv);
 }
 
+size_t vq_act_grads_bytes(const vq_backend *be, const vq_model_config *c, int64_t B, int64_t T)
+{
+    const int64_t width = (c->H + 2 * c->G) * c->S + 2 * c->E + (is_opt(c) ? 1 : 2) * c->F;
+    return (size_t)(B * T * width) * vq_dtype_bytes(be->act);
+}
+
 /* --- one slice ------------------------------------------------------------------------------- */
 
 /* The rows that a pass works on. */

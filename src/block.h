@@ -52,6 +52,9 @@ size_t vq_acts_bytes(const vq_backend *be, const vq_model_config *config, int64_
 vq_status vq_act_grads_init(vq_arena *arena, const vq_backend *be, const vq_model_config *config,
                             int64_t B, int64_t T, vq_act_grads *grads);
 
+size_t vq_act_grads_bytes(const vq_backend *be, const vq_model_config *config, int64_t B,
+                          int64_t T);
+
 /* Tokens [first, first + n) from acts->x (filled by the caller) to acts->sum2 or, with the norms
  * after, to y. y act [B*n, E] is the layer's output and is always written; it may be the next
  * layer's x. With B > 1: first = 0, n = T. */

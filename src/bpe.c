@@ -96,8 +96,8 @@ static vq_status reserve(vq_bpe_work *w, int64_t n)
     n = VQ_MAX(VQ_MAX(n, 2 * w->capacity), 256);
     VQ_TRY(VQ_NEW(w->arena, n, &w->symbols));
     VQ_TRY(VQ_NEW(w->arena, n, &w->ids));
-    /* A neighbour pair each at the start, and two new ones after each merge. */
-    VQ_TRY(VQ_NEW(w->arena, 3 * n, &w->heap));
+    /* A candidate for each pair of neighbours; a merge takes one out and puts at most two in. */
+    VQ_TRY(VQ_NEW(w->arena, 2 * n, &w->heap));
     w->capacity = n;
     return VQ_OK;
 }
@@ -179,13 +179,21 @@ static int32_t fall_back(const vq_bpe *b, const char *text, size_t n_char, int32
     return (int32_t)n_char;
 }
 
+static int64_t count_characters(const char *text, size_t n)
+{
+    int64_t count = 0;
+    for (size_t i = 0; i < n; i++) count += ((uint8_t)text[i] & 0xc0) != 0x80;
+    return count;
+}
+
 vq_status vq_bpe_encode(const vq_bpe *b, vq_bpe_work *w, const char *text, size_t n_bytes)
 {
     VQ_CHECK(n_bytes <= PIECE_MAX_BYTES, VQ_EUNSUPPORTED,
              "text: a piece of %zu bytes without a place to split it, expected at most %zu. Break "
              "the text into documents",
              n_bytes, PIECE_MAX_BYTES);
-    VQ_TRY(reserve(w, (int64_t)n_bytes + 1));
+    VQ_TRY(
+        reserve(w, b->byte_fallback ? (int64_t)n_bytes + 1 : count_characters(text, n_bytes) + 1));
     w->n_ids = 0;
     if (b->whole_first) {
         int32_t whole = vq_bpe_find(b, text, n_bytes);

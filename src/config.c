@@ -44,8 +44,8 @@ enum {
 };
 
 static const char in_model[] = "Model and texts", in_grid[] = "Quantization",
-                  in_codebook[] = "Codebook", in_train[] = "Training",
-                  in_eval[] = "Evaluation and export", in_run[] = "Run";
+                  in_gptq[] = "GPTQ (--init gptq, --method gptq)", in_codebook[] = "Codebook",
+                  in_train[] = "Training", in_eval[] = "Evaluation and export", in_run[] = "Run";
 
 #define AT(field) .offset = offsetof(vq_config, field)
 #define RANGE(low, high) .min = (low), .max = (high)
@@ -80,8 +80,10 @@ static const key keys[] = {
      .help = "the model to learn from; without it the model itself", .commands = Q,
      .phases = FOR_TEACHER},
 
-    {"method", NULL, in_grid, CHOICE, AT(method), .standard = "vqround", .choices = "vqround|rtn",
-     .help = "learned rounding, or round to nearest", .commands = Q, .phases = FOR_INIT},
+    {"method", NULL, in_grid, CHOICE, AT(method), .standard = "vqround",
+     .choices = "vqround|rtn|gptq",
+     .help = "learned rounding, or the baselines: round to nearest, GPTQ", .commands = Q,
+     .phases = FOR_INIT},
     {"bits", NULL, in_grid, INTEGER, AT(bits), .standard = "4", .choices = "2|3|4|8",
      .unit = "bits", .help = "bits of a quantized weight", .commands = Q, .phases = FOR_INIT},
     {"group_size", NULL, in_grid, INTEGER, AT(group_size), .standard = "-1", FROM(-1),
@@ -89,8 +91,9 @@ static const key keys[] = {
      .commands = Q, .phases = FOR_INIT},
     {"sym", NULL, in_grid, BOOL, AT(sym), .standard = "false", .help = "symmetric grid",
      .commands = Q, .phases = FOR_INIT},
-    {"init", NULL, in_grid, CHOICE, AT(init), .standard = "rtn", .choices = "rtn",
-     .help = "where the grid comes from: round to nearest", .commands = Q, .phases = FOR_INIT},
+    {"init", NULL, in_grid, CHOICE, AT(init), .standard = "rtn", .choices = "rtn|gptq",
+     .help = "what learned rounding starts from: the weights themselves, or GPTQ's", .commands = Q,
+     .phases = FOR_INIT},
     {"skip", NULL, in_grid, LIST, AT(skip), .standard = "lm_head", .unit = "NAME",
      .help = "leave linear layers with this in their name unquantized; may be repeated",
      .commands = Q, .phases = FOR_INIT},
@@ -99,6 +102,31 @@ static const key keys[] = {
      .phases = FOR_INIT},
     {"grid.scale_dtype", NULL, in_grid, CHOICE, AT(grid.scale_dtype), .standard = "auto",
      .choices = "auto|f32|f16|bf16", .help = "precision of the scales; auto is the model's",
+     .commands = Q, .phases = FOR_INIT},
+
+    {"gptq.block_size", NULL, in_gptq, INTEGER, AT(gptq.block_size), .standard = "128",
+     RANGE(1, 1 << 20), .unit = "columns",
+     .help = "columns that are rounded before the rest of the weight is updated", .commands = Q,
+     .phases = FOR_INIT},
+    {"gptq.percdamp", NULL, in_gptq, REAL, AT(gptq.percdamp), .standard = "0.01", RANGE(0, 100),
+     .unit = "of the mean diagonal", .help = "damping of the Hessian", .commands = Q,
+     .phases = FOR_INIT},
+    {"gptq.act_order", NULL, in_gptq, BOOL, AT(gptq.act_order), .standard = "false",
+     .help = "round the columns with the largest inputs first", .commands = Q, .phases = FOR_INIT},
+    {"gptq.static_groups", NULL, in_gptq, CHOICE, AT(gptq.static_groups), .standard = "auto",
+     .choices = "auto|on|off",
+     .help = "find the groups' scales before the sweep instead of on the way; auto is with "
+             "act_order",
+     .commands = Q, .phases = FOR_INIT},
+    {"gptq.residual", NULL, in_gptq, CHOICE, AT(gptq.residual), .standard = "exact",
+     .choices = "exact|hessian",
+     .help = "what the codebook is fitted to: GPTQ's own rounding, or the reference's mix with its "
+             "errors",
+     .commands = Q, .phases = FOR_INIT},
+    {"gptq.propagate", NULL, in_gptq, CHOICE, AT(gptq.propagate), .standard = "auto",
+     .choices = "auto|float|quantized",
+     .help = "which weights give the next layer's inputs; auto is float to start from, quantized "
+             "as a method",
      .commands = Q, .phases = FOR_INIT},
 
     {"D", NULL, in_codebook, INTEGER, AT(D), .standard = "8", RANGE(1, 64), .unit = "logits",
@@ -190,13 +218,17 @@ static const key keys[] = {
      .unit = "hours",
      .help = "checkpoint and stop (exit code 75) before this time is over; 0 is no limit",
      .commands = Q},
-    {"stages", NULL, in_run, INTEGER, AT(stages), .standard = "1", RANGE(1, 4096),
-     .help = "pipeline stages: runs of layers", .commands = Q},
-    {"replicas", NULL, in_run, INTEGER, AT(replicas), .standard = "1", RANGE(1, 4096),
-     .help = "copies of the pipeline, for the windows of a step", .commands = Q},
-    {"slices", NULL, in_run, INTEGER, AT(slices), .standard = "1", RANGE(1, 4096),
-     .help = "slices of a window that flow through the pipeline one after the other",
+    {"stages", NULL, in_run, INTEGER, AT(stages), .standard = "0", RANGE(0, 4096),
+     .help = "pipeline stages: runs of layers; 0 is chosen from the ranks", .commands = Q | E},
+    {"replicas", NULL, in_run, INTEGER, AT(replicas), .standard = "0", RANGE(0, 4096),
+     .help = "copies of the pipeline, which share a step's windows; 0 is chosen from the ranks",
      .commands = Q},
+    {"slices", NULL, in_run, INTEGER, AT(slices), .standard = "1", RANGE(1, 4096),
+     .help = "slices of a window that flow through the pipeline one after the other", .commands = Q,
+     .phases = FOR_TRAIN},
+    {"comm.limit_s", NULL, in_run, REAL, AT(comm.limit_s), .standard = "1800", RANGE(0.1, 1e6),
+     .unit = "seconds", .help = "a rank that waits longer than this for another ends the job",
+     .commands = Q | E},
     {"device", NULL, in_run, CHOICE, AT(device), .standard = "auto", .choices = "auto|cpu|cuda",
      .help = "where to compute; auto is a GPU where there is one", .commands = ALL},
     {"threads", NULL, in_run, INTEGER, AT(threads), .standard = "0", RANGE(0, 4096),
@@ -756,6 +788,29 @@ const char *vq_config_where(const vq_config *config, const char *name, char text
     return text;
 }
 
+bool vq_config_uses_gptq(const vq_config *config)
+{
+    return config->method == VQ_METHOD_GPTQ ||
+           (config->method == VQ_METHOD_VQROUND && config->init == VQ_INIT_GPTQ);
+}
+
+static vq_status check_gptq(const vq_config *config)
+{
+    char where[256], other[256];
+    VQ_CHECK(config->method != VQ_METHOD_RTN || config->init == VQ_INIT_RTN, VQ_EUSAGE,
+             "%s = gptq: with %s = rtn expected rtn, since nothing is learned. Leave it out, or "
+             "give --method gptq",
+             vq_config_where(config, "init", where), vq_config_where(config, "method", other));
+    VQ_CHECK(!vq_config_uses_gptq(config) || !config->gptq.act_order || config->group_size == -1 ||
+                 config->gptq.static_groups != VQ_OFF,
+             VQ_EUNSUPPORTED,
+             "%s = off: expected on or auto with gptq.act_order and groups (%s = %lld), since "
+             "groups of scattered columns are not supported. Leave it out",
+             vq_config_where(config, "gptq.static_groups", where),
+             vq_config_where(config, "group_size", other), (long long)config->group_size);
+    return VQ_OK;
+}
+
 vq_status vq_config_check(const vq_config *config, vq_command command)
 {
     const char *name = vq_command_name(command);
@@ -777,6 +832,11 @@ vq_status vq_config_check(const vq_config *config, vq_command command)
              "%s = 0: expected -1 (the whole row) or a positive number. Change it, or see "
              "\"vqround %s --help\"",
              vq_config_where(config, "group_size", where), name);
+    VQ_CHECK(config->eval.seqlen != 1, VQ_EUSAGE,
+             "%s = 1: expected 0 (as seqlen) or at least 2, since a window's first token is not "
+             "predicted. Change it, or see \"vqround %s --help\"",
+             vq_config_where(config, "eval.seqlen", where), name);
+    VQ_TRY(check_gptq(config));
     VQ_CHECK(config->train.beta_lo <= config->train.beta_hi, VQ_EUSAGE,
              "%s = %g: expected at most train.beta_hi = %g (%s). Change one of them",
              vq_config_where(config, "train.beta_lo", where), config->train.beta_lo,

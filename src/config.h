@@ -16,8 +16,8 @@ typedef struct vq_list {
 } vq_list;
 
 /* The values of the choices, in the order of the table. */
-typedef enum vq_method { VQ_METHOD_VQROUND, VQ_METHOD_RTN } vq_method;
-typedef enum vq_init_kind { VQ_INIT_RTN } vq_init_kind;
+typedef enum vq_method { VQ_METHOD_VQROUND, VQ_METHOD_RTN, VQ_METHOD_GPTQ } vq_method;
+typedef enum vq_init_kind { VQ_INIT_RTN, VQ_INIT_GPTQ } vq_init_kind;
 typedef enum vq_calib_mode {
     VQ_CALIB_WIKITEXT2, /* the documents joined by blank lines, windows at random places */
     VQ_CALIB_C4         /* a window each from documents, chosen at random, that are long enough */
@@ -35,6 +35,15 @@ typedef enum vq_kmeans_engine {
 typedef enum vq_kmeans_start { VQ_START_SHARED, VQ_START_OWN } vq_kmeans_start;
 typedef enum vq_loss_kind { VQ_LOSS_KD, VQ_LOSS_LM } vq_loss_kind;
 typedef enum vq_switch { VQ_AUTO, VQ_ON, VQ_OFF } vq_switch;
+typedef enum vq_residual {
+    VQ_RESIDUAL_EXACT,  /* u - floor(u): hard rounding is GPTQ's own */
+    VQ_RESIDUAL_HESSIAN /* clamp(u - floor(u) - e, 0, 1), the reference's */
+} vq_residual;
+typedef enum vq_propagate {
+    VQ_PROPAGATE_AUTO,
+    VQ_PROPAGATE_FLOAT,
+    VQ_PROPAGATE_QUANTIZED
+} vq_propagate;
 typedef enum vq_dataset {
     VQ_DATASET_STREAM,    /* the documents joined by blank lines; one file: as it is */
     VQ_DATASET_WIKITEXT2, /* rows joined by blank lines; a text file has a row a line */
@@ -63,6 +72,14 @@ typedef struct vq_config {
         bool include_zero;
         vq_scale_dtype scale_dtype;
     } grid;
+    struct {
+        int64_t block_size;
+        double percdamp;
+        bool act_order;
+        vq_switch static_groups;
+        vq_residual residual;
+        vq_propagate propagate;
+    } gptq;
     struct {
         vq_kmeans_engine engine;
         vq_kmeans_start start;
@@ -96,6 +113,9 @@ typedef struct vq_config {
     double max_hours;
     bool resume;
     int64_t stages, replicas, slices;
+    struct {
+        double limit_s;
+    } comm;
     vq_device device;
     int64_t threads;
     bool json, verbose, quiet;
@@ -139,6 +159,9 @@ vq_status vq_config_read_yaml(vq_arena *arena, const char *path, vq_config *conf
 vq_status vq_config_parse_args(vq_arena *arena, vq_command command, int argc,
                                const char *const *argv, vq_config *config);
 vq_status vq_config_check(const vq_config *config, vq_command command);
+
+/* Whether GPTQ makes the grid: as the method, or as the start of VQRound. */
+bool vq_config_uses_gptq(const vq_config *config);
 
 /* Where a key was set, for the first part of a message: "a.yaml:14 seqlen", "--seqlen", or
  * "seqlen (default)", into text. Returns text. */

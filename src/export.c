@@ -69,50 +69,60 @@ static vq_status put_tensor(vq_stage *stage, vq_mode mode, vq_safetensors_writer
     return VQ_OK;
 }
 
-/* The tensors in the order of the layers: shards then hold whole layers where they can. */
-typedef struct plan {
-    vq_tensor *tensor; /* [n] */
-    int32_t *shard;    /* [n] */
-    int64_t n;
-    int32_t n_shards;
-    int64_t total_bytes;
-} plan;
+/* The layer that a tensor belongs to; -1: none, before the layers; N: none, after them. */
+static int64_t layer_of(const vq_model *m, const vq_tensor *t)
+{
+    const char *at = strstr(t->name, "layers.");
+    if (at) return strtoll(at + strlen("layers."), NULL, 10);
+    const vq_tensor *const after[] = {&m->final_norm_weight, &m->final_norm_bias, &m->project_out,
+                                      &m->head};
+    for (int i = 0; i < VQ_COUNT(after); i++)
+        if (t->data == after[i]->data && t->data != m->embed.data) return m->config.N;
+    return -1;
+}
 
-static vq_status make_plan(vq_stage *stage, plan *p)
+static bool is_own(const vq_stage *stage, const vq_tensor *t)
+{
+    const int64_t layer = layer_of(stage->model, t);
+    if (layer < 0) return vq_stage_is_first(stage);
+    if (layer >= stage->model->config.N) return vq_stage_is_last(stage);
+    return layer >= stage->first && layer < stage->last;
+}
+
+vq_status vq_export_plan(vq_arena *arena, const vq_stage *stage, vq_export *p)
 {
     const vq_weights *w = &stage->model->weights;
-    *p = (plan){.n_shards = 1};
-    VQ_TRY(VQ_NEW(stage->scratch, w->n, &p->tensor));
-    VQ_TRY(VQ_NEW(stage->scratch, w->n, &p->shard));
     int64_t in_shard = 0;
+    *p = (vq_export){.n_shards = 1};
+    VQ_TRY(VQ_NEW(arena, w->n, &p->tensor));
+    VQ_TRY(VQ_NEW(arena, w->n, &p->shard));
     for (int64_t i = 0; i < w->n; i++) {
-        if (is_stray(&w->tensor[i])) continue;
+        if (is_stray(&w->tensor[i]) || !is_own(stage, &w->tensor[i])) continue;
         const int64_t bytes = (int64_t)vq_tensor_bytes(&w->tensor[i]);
         if (in_shard > 0 && in_shard + bytes > VQ_SHARD_BYTES) {
             p->n_shards++;
             in_shard = 0;
         }
         in_shard += bytes;
-        p->total_bytes += bytes;
         p->shard[p->n] = p->n_shards - 1;
         p->tensor[p->n++] = w->tensor[i];
     }
     return VQ_OK;
 }
 
-static void shard_name(const plan *p, int32_t shard, char name[64])
+static void file_name(int32_t file, int32_t n_files, char name[64])
 {
-    if (p->n_shards == 1)
+    if (n_files == 1)
         snprintf(name, 64, "model.safetensors");
     else
-        snprintf(name, 64, "model-%05d-of-%05d.safetensors", shard + 1, p->n_shards);
+        snprintf(name, 64, "model-%05d-of-%05d.safetensors", file + 1, n_files);
 }
 
-static vq_status write_shard(vq_stage *stage, vq_mode mode, const plan *p, int32_t shard,
+static vq_status write_shard(const vq_export *p, vq_stage *stage, vq_mode mode, int32_t shard,
                              const char *path)
 {
     int64_t first = 0, n = 0;
-    while (p->shard[first] != shard) first++;
+    while (first < p->n && p->shard[first] != shard) first++;
     while (first + n < p->n && p->shard[first + n] == shard) n++;
     vq_safetensors_writer writer;
     VQ_TRY(vq_safetensors_create(stage->scratch, path, &p->tensor[first], n, &writer));
@@ -126,63 +136,94 @@ static vq_status write_shard(vq_stage *stage, vq_mode mode, const plan *p, int32
     return vq_safetensors_finish(&writer);
 }
 
-static vq_status write_index(const plan *p, const char *path)
+vq_status vq_export_files(const vq_export *p, vq_stage *stage, vq_mode mode, const char *dir,
+                          int32_t first_file, int32_t n_files)
 {
-    json_t *map = json_object();
-    char name[64];
-    for (int64_t i = 0; i < p->n; i++) {
-        shard_name(p, p->shard[i], name);
-        json_object_set_new(map, p->tensor[i].name, json_string(name));
+    size_t mark = vq_arena_mark(stage->scratch);
+    for (int32_t s = 0; s < p->n_shards; s++) {
+        char *path, name[64];
+        file_name(first_file + s, n_files, name);
+        VQ_TRY(vq_path_join(stage->scratch, dir, name, &path));
+        VQ_TRY(write_shard(p, stage, mode, s, path));
     }
-    json_t *root = json_pack("{s:{s:I}, s:o}", "metadata", "total_size", (json_int_t)p->total_bytes,
-                             "weight_map", map);
-    char *text = json_dumps(root, JSON_INDENT(2));
+    vq_arena_reset(stage->scratch, mark);
+    return VQ_OK;
+}
+
+/* Adds the tensors of a written file to the index. */
+static vq_status index_file(vq_arena *scratch, const char *dir, const char *name, json_t *map,
+                            int64_t *bytes)
+{
+    char *path;
+    vq_safetensors file;
+    VQ_TRY(vq_path_join(scratch, dir, name, &path));
+    VQ_TRY(vq_safetensors_open(scratch, path, &file));
+    for (int64_t i = 0; i < file.n; i++) {
+        json_object_set_new(map, file.tensor[i].name, json_string(name));
+        *bytes += (int64_t)vq_tensor_bytes(&file.tensor[i]);
+    }
+    vq_safetensors_close(&file);
+    return VQ_OK;
+}
+
+static vq_status write_index(vq_arena *scratch, const char *dir, int32_t n_files)
+{
+    vq_status status = VQ_OK;
+    json_t *map = json_object();
+    int64_t bytes = 0;
+    for (int32_t i = 0; !status && i < n_files; i++) {
+        char name[64];
+        file_name(i, n_files, name);
+        status = index_file(scratch, dir, name, map, &bytes);
+    }
+    json_t *root =
+        json_pack("{s:{s:I}, s:o}", "metadata", "total_size", (json_int_t)bytes, "weight_map", map);
+    char *path, *text = json_dumps(root, JSON_INDENT(2) | JSON_SORT_KEYS);
     json_decref(root);
-    VQ_ASSERT(text);
-    vq_status status = vq_file_write(path, text, strlen(text));
+    if (!status) status = vq_path_join(scratch, dir, "model.safetensors.index.json", &path);
+    if (!status) status = vq_file_write(path, text, strlen(text));
     free(text);
     return status;
 }
 
-static vq_status copy_beside(vq_stage *stage, const char *dir, const char *name)
+static vq_status copy_beside(vq_arena *scratch, const vq_model *model, const char *dir,
+                             const char *name)
 {
     char *from, *to;
-    VQ_TRY(vq_path_join(stage->scratch, stage->model->dir, name, &from));
-    VQ_TRY(vq_path_join(stage->scratch, dir, name, &to));
-    return vq_file_exists(from) ? vq_file_copy(from, to) : VQ_OK;
-}
-
-static vq_status write_folder(vq_stage *stage, vq_mode mode, const char *dir)
-{
-    plan p;
-    char *path, name[64];
-    VQ_TRY(vq_make_folders(dir));
-    VQ_TRY(vq_path_join(stage->scratch, dir, "config.json", &path));
-    unlink(path);
-    VQ_TRY(make_plan(stage, &p));
-    vq_progress progress;
-    vq_progress_begin(&progress, "export", "files", 0, p.n_shards);
-    for (int32_t s = 0; s < p.n_shards; s++) {
-        shard_name(&p, s, name);
-        VQ_TRY(vq_path_join(stage->scratch, dir, name, &path));
-        VQ_TRY(write_shard(stage, mode, &p, s, path));
-        vq_progress_step(&progress, s + 1, NULL);
-    }
-    if (p.n_shards > 1) {
-        VQ_TRY(vq_path_join(stage->scratch, dir, "model.safetensors.index.json", &path));
-        VQ_TRY(write_index(&p, path));
-    }
-    for (int i = 0; i < VQ_COUNT(companions); i++) VQ_TRY(copy_beside(stage, dir, companions[i]));
-    VQ_TRY(copy_beside(stage, dir, "config.json"));
-    vq_progress_step(&progress, p.n_shards, "%s", dir);
-    vq_progress_end(&progress);
+    VQ_TRY(vq_path_join(scratch, model->dir, name, &from));
+    VQ_TRY(vq_path_join(scratch, dir, name, &to));
+    if (vq_file_exists(from)) return vq_file_copy(from, to);
+    unlink(to); /* of another model exported here before */
     return VQ_OK;
 }
 
-vq_status vq_export_dense(vq_stage *stage, vq_mode mode, const char *dir)
+vq_status vq_export_finish(vq_arena *scratch, const vq_model *model, const char *dir,
+                           int32_t n_files)
 {
-    size_t mark = vq_arena_mark(stage->scratch);
-    vq_status status = write_folder(stage, mode, dir);
-    vq_arena_reset(stage->scratch, mark);
-    return status;
+    size_t mark = vq_arena_mark(scratch);
+    if (n_files > 1) VQ_TRY(write_index(scratch, dir, n_files));
+    for (int i = 0; i < VQ_COUNT(companions); i++)
+        VQ_TRY(copy_beside(scratch, model, dir, companions[i]));
+    VQ_TRY(copy_beside(scratch, model, dir, "config.json"));
+    vq_arena_reset(scratch, mark);
+    return VQ_OK;
+}
+
+vq_status vq_export_begin(vq_arena *scratch, const char *dir)
+{
+    size_t mark = vq_arena_mark(scratch);
+    char **names, *path;
+    int64_t n;
+    VQ_TRY(vq_make_folders(dir));
+    VQ_TRY(vq_path_join(scratch, dir, "config.json", &path));
+    unlink(path);
+    VQ_TRY(vq_folder_list(scratch, dir, "", &names, &n));
+    for (int64_t i = 0; i < n; i++) {
+        if (strncmp(names[i], "model", strlen("model")) != 0 || !strstr(names[i], ".safetensors"))
+            continue;
+        VQ_TRY(vq_path_join(scratch, dir, names[i], &path));
+        if (unlink(path) != 0) return vq_file_error(path, "removed");
+    }
+    vq_arena_reset(scratch, mark);
+    return VQ_OK;
 }

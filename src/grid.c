@@ -59,28 +59,20 @@ static int64_t first_not_finite(const vq_tensor *t)
     return i;
 }
 
-/* The rest of a weight is finite unless the weight or its scale is not, and so is their sum of
- * squares, which needs no second pass over weights of 16 bits. */
-static vq_status check_finite(const vq_backend *be, const vq_quant *q, const vq_tensor *rest,
-                              const vq_tensor *w, vq_dtype scale_dtype)
+vq_status vq_grid_check_finite(const vq_quant *q, const vq_tensor *w, vq_dtype scale_dtype)
 {
     const char *name = w->name ? w->name : "weight";
-    int64_t in = w->dim[1], groups = q->scale.dim[1];
-    double sum_rest, sum_scale;
-    VQ_TRY(vq_norm2(be, &sum_rest, rest));
-    VQ_TRY(vq_norm2(be, &sum_scale, &q->scale));
-    if (isfinite(sum_rest) && isfinite(sum_scale)) return VQ_OK;
-
-    int64_t i = first_not_finite(w);
+    int64_t in = w->dim[1], groups = q->scale.dim[1], i = first_not_finite(w);
     VQ_CHECK(i == vq_tensor_count(w), VQ_ENOTFINITE,
              "%s: row %lld, column %lld is %g, expected a finite number. The file is damaged, or "
              "the model was saved after it diverged: get it again",
              name, (long long)(i / in), (long long)(i % in), element(w, i));
     i = first_not_finite(&q->scale);
-    VQ_FAIL(VQ_EUNSUPPORTED,
-            "%s: row %lld, group %lld: weights span more than %s can hold as a scale. Set "
-            "grid.scale_dtype to f32 or bf16",
-            name, (long long)(i / groups), (long long)(i % groups), vq_dtype_name(scale_dtype));
+    VQ_CHECK(i == vq_tensor_count(&q->scale), VQ_EUNSUPPORTED,
+             "%s: row %lld, group %lld: weights span more than %s can hold as a scale. Set "
+             "grid.scale_dtype to f32 or bf16",
+             name, (long long)(i / groups), (long long)(i % groups), vq_dtype_name(scale_dtype));
+    return VQ_OK;
 }
 
 vq_status vq_grid_make(const vq_backend *be, vq_quant *q, vq_tensor *rest, const vq_tensor *w,
@@ -89,7 +81,13 @@ vq_status vq_grid_make(const vq_backend *be, vq_quant *q, vq_tensor *rest, const
     VQ_TRY(vq_grid_minmax(be, &q->scale, &q->zero, w, c->bits, q->group_size, c->symmetric,
                           c->include_zero, c->scale_dtype));
     VQ_TRY(vq_grid_split(be, &q->base, rest, w, &q->scale, &q->zero, c->bits, q->group_size));
-    return check_finite(be, q, rest, w, c->scale_dtype);
+    /* The rest of a weight is finite unless the weight or its scale is not, and so is their sum of
+     * squares, which needs no second pass over weights of 16 bits. */
+    double sum_rest, sum_scale;
+    VQ_TRY(vq_norm2(be, &sum_rest, rest));
+    VQ_TRY(vq_norm2(be, &sum_scale, &q->scale));
+    if (isfinite(sum_rest) && isfinite(sum_scale)) return VQ_OK;
+    return vq_grid_check_finite(q, w, c->scale_dtype);
 }
 
 vq_status vq_grid_round(const vq_backend *be, vq_tensor *out, const vq_tensor *w, const vq_quant *q)

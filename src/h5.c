@@ -13,6 +13,7 @@
 #define KIND_KEY "kind"
 #define VERSION_KEY "layout_version"
 #define DTYPE_KEY "dtype"
+#define CHUNK_BYTES ((hsize_t)1 << 20) /* HDF5 keeps as much of a dataset in memory */
 
 /* --- errors --- */
 
@@ -80,6 +81,7 @@ vq_status vq_h5_create(vq_arena *arena, const char *path, const char *kind, int6
     if (!probe) return vq_file_error(path, "written");
     fclose(probe);
     hid_t access = access_without_locks();
+    H5Pset_libver_bounds(access, H5F_LIBVER_V110, H5F_LIBVER_V110); /* its own data has checksums */
     out->id = H5Fcreate(temporary, H5F_ACC_TRUNC, H5P_DEFAULT, access);
     vq_status status = out->id < 0 ? h5_failed(out, "the file", "made") : VQ_OK;
     H5Pclose(access); /* which forgets the error */
@@ -304,12 +306,26 @@ static vq_status move_rows(const vq_h5 *h, const char *name, direction way, int6
     return status;
 }
 
+/* Stores a dataset in chunks, each with a checksum: a file that rotted on its disk is refused. */
+static herr_t add_checksums(hid_t how, const vq_tensor *shape, const hsize_t *dim)
+{
+    hsize_t chunk[VQ_MAX_NDIM], rest = (hsize_t)vq_tensor_bytes(shape);
+    if (shape->ndim == 0 || rest == 0) return 0;
+    for (int i = 0; i < shape->ndim; i++) {
+        rest /= dim[i]; /* bytes of one step along this dim */
+        chunk[i] = VQ_MIN(dim[i], VQ_MAX(CHUNK_BYTES / rest, 1));
+    }
+    if (H5Pset_chunk(how, shape->ndim, chunk) < 0) return -1;
+    return H5Pset_fletcher32(how);
+}
+
 vq_status vq_h5_make(vq_h5 *h, const char *name, const vq_tensor *shape)
 {
     hsize_t dim[VQ_MAX_NDIM];
     VQ_ASSERT(h->writing && h->id >= 0 && !vq_h5_has(h, name));
     for (int i = 0; i < shape->ndim; i++) dim[i] = (hsize_t)shape->dim[i];
     hid_t links = H5Pcreate(H5P_LINK_CREATE), how = H5Pcreate(H5P_DATASET_CREATE);
+    VQ_ASSERT(add_checksums(how, shape, dim) >= 0);
     H5Pset_create_intermediate_group(links, 1);
     H5Pset_obj_track_times(how, 0); /* the same run makes the same file */
     hid_t type = make_type(shape->dtype);

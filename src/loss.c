@@ -20,11 +20,12 @@ bool vq_loss_has_reg(const vq_config *config, int64_t step)
 
 vq_status vq_loss_task(const vq_stage *stage, const vq_config *config, const vq_tensor *hidden,
                        const vq_tensor *teacher, const vq_tensor *head_teacher,
-                       const vq_tensor *ids, int64_t n_sequences, double *loss, vq_tensor *dhidden)
+                       const vq_tensor *ids, int64_t first, int64_t n_sequences, double *loss,
+                       vq_tensor *dhidden)
 {
     const vq_backend *be = stage->be;
     const vq_tensor *head = &stage->model->head;
-    const int64_t B = ids->dim[0], T = ids->dim[1];
+    const int64_t T = vq_tensor_count(ids), n = hidden->dim[0];
     if (config->train.loss == VQ_LOSS_KD)
         return vq_head_kd(be, loss, dhidden, hidden, teacher, head, head_teacher,
                           config->train.kd_temperature,
@@ -33,9 +34,9 @@ vq_status vq_loss_task(const vq_stage *stage, const vq_config *config, const vq_
     const int32_t *id = ids->data;
     int32_t *target;
     vq_tensor targets;
-    VQ_TRY(VQ_NEW(stage->scratch, B * T, &target));
-    for (int64_t i = 0; i < B * T; i++) target[i] = i % T == T - 1 ? -1 : id[i + 1];
-    VQ_TRY(vq_tensor_new(stage->scratch, be->place, VQ_I32, VQ_DIMS(B * T), &targets));
+    VQ_TRY(VQ_NEW(stage->scratch, n, &target));
+    for (int64_t i = 0; i < n; i++) target[i] = first + i + 1 < T ? id[first + i + 1] : -1;
+    VQ_TRY(vq_tensor_new(stage->scratch, be->place, VQ_I32, VQ_DIMS(n), &targets));
     VQ_TRY(vq_upload(be, &targets, target));
     VQ_TRY(vq_head_nll(be, loss, dhidden, hidden, head, &targets,
                        1 / (double)(n_sequences * (T - 1))));

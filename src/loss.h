@@ -15,18 +15,19 @@ double vq_loss_beta(const vq_config *config, int64_t step);
 /* Whether the regularizer is on in this step: from a tenth of the steps, if it has a weight. */
 bool vq_loss_has_reg(const vq_config *config, int64_t step);
 
-/* The task loss of one micro-batch and its gradient, on the last stage.
+/* The task loss of tokens [first, first + n) of one sequence and its gradient, on the last stage.
  *
- * hidden   act [B*T, E_embed]: lm_head's input
- * teacher  float [B*T, E_teacher]: the teacher's (kd; NULL for lm)
- * head     the student's lm_head; head_teacher the teacher's
- * ids      i32 [B, T] on the host (lm: the targets are the next ids)
+ * hidden   act [n, E_embed]: lm_head's input
+ * teacher  float [n, E_teacher]: the teacher's (kd; not read for lm)
+ * head_teacher  the teacher's lm_head
+ * ids      i32 [T] on the host, the whole sequence (lm: the targets are the next ids)
  * n_sequences  in the whole step, over all micro-batches and replicas
  * loss     added to, f64
  * dhidden  act as hidden, out; NULL: the value alone */
 vq_status vq_loss_task(const vq_stage *stage, const vq_config *config, const vq_tensor *hidden,
                        const vq_tensor *teacher, const vq_tensor *head_teacher,
-                       const vq_tensor *ids, int64_t n_sequences, double *loss, vq_tensor *dhidden);
+                       const vq_tensor *ids, int64_t first, int64_t n_sequences, double *loss,
+                       vq_tensor *dhidden);
 
 /* The regularizer of the stage's linears: its value by slot into by_slot [n_slots] (others are left
  * alone), its gradient added to theirs. */

@@ -1,4 +1,6 @@
 /* main - the subcommands. */
+#include <errno.h>
+#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,9 +13,9 @@
 #include "log.h"
 #include "run.h"
 
-static vq_status quantize(const vq_config *config, int argc, const char *const *argv)
+static vq_status quantize(const vq_config *config, vq_comm *comm, int argc, const char *const *argv)
 {
-    return vq_run(config, argc, argv);
+    return vq_run(config, comm, argc, argv);
 }
 
 static vq_status do_eval(vq_job *job)
@@ -22,8 +24,9 @@ static vq_status do_eval(vq_job *job)
     vq_stage stage;
     vq_eval_result r;
     VQ_TRY(vq_feed_eval(job, &job->config->text, &data));
-    VQ_TRY(vq_job_stage(job, &job->model, data.eval.T, &stage));
+    VQ_TRY(vq_comm_agree(job->comm, vq_job_stage(job, &job->model, data.eval.T, &stage)));
     VQ_TRY(vq_evaluate(job, &stage, VQ_MODE_FLOAT, &data.eval, job->model.dir, &r));
+    if (job->comm->rank != 0) return VQ_OK;
     if (job->config->json)
         printf("{\"perplexity\": %.9g, \"tokens\": %lld, \"windows\": %lld, \"seconds\": %.6g}\n",
                r.perplexity, (long long)r.tokens, (long long)r.windows, r.seconds);
@@ -37,62 +40,87 @@ static vq_status do_tokens(vq_job *job)
 {
     vq_windows w;
     VQ_TRY(vq_feed_write(job, job->config->out, &w));
-    if (job->config->json)
-        printf("{\"windows\": %lld, \"tokens\": %lld, \"file\": \"%s\"}\n", (long long)w.n,
-               (long long)(w.n * w.T), job->config->out);
-    else
+    if (job->comm->rank != 0) return VQ_OK;
+    if (job->config->json) {
+        json_t *row = json_pack("{s:I, s:I, s:s}", "windows", (json_int_t)w.n, "tokens",
+                                (json_int_t)(w.n * w.T), "file", job->config->out);
+        json_dumpf(row, stdout, JSON_COMPACT);
+        putchar('\n');
+        json_decref(row);
+    } else {
         printf("%s: %lld windows of %lld tokens\n", job->config->out, (long long)w.n,
                (long long)w.T);
+    }
     return VQ_OK;
 }
 
-static vq_status with_job(const vq_config *config, vq_status (*f)(vq_job *))
+static vq_status with_job(const vq_config *config, vq_comm *comm, vq_status (*f)(vq_job *))
 {
     vq_job job;
-    vq_status status = vq_job_open(config, &job);
+    vq_status status = vq_job_open(config, comm, &job);
     if (!status) status = f(&job);
     vq_job_close(&job);
     return status;
 }
 
-static vq_status eval(const vq_config *config, int argc, const char *const *argv)
+static vq_status eval(const vq_config *config, vq_comm *comm, int argc, const char *const *argv)
 {
     (void)argc, (void)argv;
-    return with_job(config, do_eval);
+    return with_job(config, comm, do_eval);
 }
 
-static vq_status tokens(const vq_config *config, int argc, const char *const *argv)
+static vq_status tokens(const vq_config *config, vq_comm *comm, int argc, const char *const *argv)
 {
     (void)argc, (void)argv;
-    return with_job(config, do_tokens);
+    return with_job(config, comm, do_tokens);
 }
 
-static vq_status inspect(const vq_config *config, int argc, const char *const *argv)
+static vq_status inspect(const vq_config *config, vq_comm *comm, int argc, const char *const *argv)
 {
     (void)argc, (void)argv;
+    if (comm->rank != 0) return VQ_OK;
     return vq_inspect(config->args.item[0], config->json);
 }
 
 static const struct {
     vq_command command;
-    vq_status (*run)(const vq_config *config, int argc, const char *const *argv);
+    vq_status (*run)(const vq_config *config, vq_comm *comm, int argc, const char *const *argv);
 } commands[] = {
     {VQ_QUANTIZE, quantize}, {VQ_EVAL, eval}, {VQ_TOKENS, tokens}, {VQ_INSPECT, inspect}};
 
-static vq_status run_command(vq_arena *arena, int argc, const char *const *argv)
+static vq_status read_command(vq_arena *arena, int argc, const char *const *argv,
+                              vq_command *command, vq_config *config)
+{
+    VQ_TRY(vq_command_find(argv[1], command));
+    return vq_config_load(arena, *command, argc - 2, argv + 2, config);
+}
+
+static vq_status run_command(vq_arena *arena, vq_comm *comm, int argc, const char *const *argv)
 {
     vq_command command;
     vq_config config;
-    VQ_TRY(vq_command_find(argv[1], &command));
-    VQ_TRY(vq_config_load(arena, command, argc - 2, argv + 2, &config));
+    vq_comm_at(comm, "the command line");
+    VQ_TRY(vq_comm_agree(comm, read_command(arena, argc, argv, &command, &config)));
     if (config.help) {
-        vq_config_print_help(stdout, command);
+        if (comm->rank == 0) vq_config_print_help(stdout, command);
         return VQ_OK;
     }
-    vq_log_init(config.quiet ? VQ_LOG_WARN : config.verbose ? VQ_LOG_DEBUG : VQ_LOG_INFO, 0);
+    comm->limit_s = config.comm.limit_s;
+    vq_log_init(config.quiet     ? VQ_LOG_WARN
+                : config.verbose ? VQ_LOG_DEBUG
+                                 : VQ_LOG_INFO,
+                comm->rank);
     for (int i = 0; i < VQ_COUNT(commands); i++)
-        if (commands[i].command == command) return commands[i].run(&config, argc, argv);
+        if (commands[i].command == command) return commands[i].run(&config, comm, argc, argv);
     return VQ_OK;
+}
+
+/* The pending error, unless another rank says it. */
+static void print_error(vq_status status)
+{
+    if (!status || !vq_error_message()[0]) return;
+    vq_log(status == VQ_ESTOPPED ? VQ_LOG_WARN : VQ_LOG_ERROR, "%s", vq_error_message());
+    vq_log(VQ_LOG_DEBUG, "(%s, from %s)", vq_status_name(status), vq_error_origin());
 }
 
 /* libgomp reads before main() how long a thread spins where it waits. Its default is long, which
@@ -102,6 +130,17 @@ static void choose_waiting(char **argv)
 {
     if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT")) return;
     if (setenv("GOMP_SPINCOUNT", "3000", 1) == 0) execv("/proc/self/exe", argv);
+}
+
+/* Results that were not written are no success: a full disk, a closed pipe. */
+static vq_status flush_output(void)
+{
+    errno = EIO; /* of a write that failed before this one */
+    VQ_CHECK(fflush(stdout) == 0 && !ferror(stdout), VQ_EMEM,
+             "stdout: the results could not be written: %s. Expected room for them: check where "
+             "the output goes",
+             strerror(errno));
+    return VQ_OK;
 }
 
 int main(int argc, char **argv)
@@ -116,14 +155,16 @@ int main(int argc, char **argv)
         puts("vqround " VQ_VERSION);
         return VQ_OK;
     }
-    vq_arena arena;
-    vq_status status = vq_arena_init(&arena, "config", (size_t)64 << 20);
-    if (!status) status = run_command(&arena, argc, (const char *const *)argv);
-    if (status == VQ_ESTOPPED)
-        vq_log(VQ_LOG_WARN, "%s", vq_error_message());
-    else if (status)
-        vq_log(VQ_LOG_ERROR, "%s", vq_error_message());
-    if (status) vq_log(VQ_LOG_DEBUG, "(%s, from %s)", vq_status_name(status), vq_error_origin());
+    vq_arena arena = {0};
+    vq_comm comm;
+    vq_status status = vq_comm_open(&comm);
+    if (!status) {
+        status = vq_arena_init(&arena, "config", (size_t)64 << 20);
+        if (!status) status = run_command(&arena, &comm, argc, (const char *const *)argv);
+        if (!status) status = flush_output();
+    }
+    print_error(status);
     vq_arena_close(&arena);
+    vq_comm_close(&comm);
     return (int)status;
 }

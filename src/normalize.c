@@ -30,25 +30,53 @@ vq_status vq_buffer_put(vq_buffer *b, vq_arena *arena, const char *data, size_t 
 /* Characters below this compose with nothing before them, so a text may be cut before each. */
 #define FIRST_COMBINING 0x300
 
+static int combining_class(utf8proc_int32_t code)
+{
+    return utf8proc_get_property(code)->combining_class;
+}
+
+/* Canonical order: stable by combining class within each run of combining characters. A counting
+ * sort, as a run can be as long as the text. spare has room for n. */
+static void reorder(utf8proc_int32_t *codes, utf8proc_int32_t *spare, int64_t n)
+{
+    for (int64_t from = 0, to; from < n; from = to) {
+        int64_t place[257] = {0};
+        for (to = from; to < n && combining_class(codes[to]) > 0; to++)
+            place[combining_class(codes[to]) + 1]++;
+        if (to - from > 1) {
+            for (int c = 1; c < 257; c++) place[c] += place[c - 1];
+            for (int64_t i = from; i < to; i++)
+                spare[place[combining_class(codes[i])]++] = codes[i];
+            memcpy(codes + from, spare, (size_t)(to - from) * sizeof *codes);
+        }
+        if (to == from) to++;
+    }
+}
+
+/* The most characters that one decomposes into. */
+#define DECOMPOSED_MAX 4
+
 /* Composes a run of characters into out. */
 static vq_status compose(vq_arena *arena, const char *text, size_t n, vq_buffer *out)
 {
-    size_t mark = vq_arena_mark(arena);
-    const utf8proc_uint8_t *s = (const utf8proc_uint8_t *)text;
+    size_t mark = vq_arena_mark(arena), length;
     utf8proc_option_t options = UTF8PROC_STABLE | UTF8PROC_COMPOSE;
-    utf8proc_int32_t small[64], *codes = small;
-    utf8proc_ssize_t size = (utf8proc_ssize_t)n,
-                     count = utf8proc_decompose(s, size, codes, VQ_COUNT(small), options);
-    if (count > VQ_COUNT(small)) {
-        VQ_TRY(VQ_NEW(arena, count, &codes));
-        count = utf8proc_decompose(s, size, codes, count, options);
+    utf8proc_int32_t *codes, *spare;
+    int64_t count = 0, room = DECOMPOSED_MAX * (int64_t)n;
+    VQ_TRY(VQ_NEW(arena, room, &codes));
+    VQ_TRY(VQ_NEW(arena, room, &spare));
+    for (size_t i = 0; i < n; i += length) {
+        int boundary = 0;
+        utf8proc_ssize_t more =
+            utf8proc_decompose_char(vq_utf8_decode(text + i, n - i, &length), codes + count,
+                                    room - count, options, &boundary);
+        VQ_ASSERT(more >= 0 && more <= room - count);
+        count += more;
     }
-    VQ_CHECK(count >= 0, VQ_EUNSUPPORTED,
-             "text: %zu bytes cannot be composed (%s), expected valid UTF-8. Break the text into "
-             "documents",
-             n, utf8proc_errmsg(count));
+    reorder(codes, spare, count);
     count = utf8proc_normalize_utf32(codes, count, options);
-    for (utf8proc_ssize_t i = 0; i < count; i++)
+    VQ_ASSERT(count >= 0);
+    for (int64_t i = 0; i < count; i++)
         out->n_bytes += vq_utf8_encode(codes[i], out->data + out->n_bytes);
     vq_arena_reset(arena, mark);
     return VQ_OK;

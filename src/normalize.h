@@ -27,8 +27,7 @@ typedef struct vq_normal_step {
 } vq_normal_step;
 
 /* Runs the steps one after another over valid UTF-8. *out is text itself, or in one of the two
- * buffers, which the next call uses again. Fails: VQ_EMEM, VQ_EUNSUPPORTED (2^30 bytes or more at
- * once). Local, pure. */
+ * buffers, which the next call uses again. Fails: VQ_EMEM. Local, pure. */
 vq_status vq_normalize(const vq_normal_step *steps, int n_steps, vq_arena *arena,
                        vq_buffer buffers[2], const char *text, size_t n, const char **out,
                        size_t *n_out);

@@ -12,6 +12,8 @@ const char *const vq_gpt2_pattern =
     "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
 
 #define JIT_STACK_BYTES ((size_t)32 << 20)
+#define MATCH_LIMIT                                                                                \
+    (UINT32_C(1) << 28) /* steps: a run of 100 MB of spaces, or a pattern gone wrong */
 
 vq_status vq_pretokenizer_init(vq_pretokenizer *p)
 {
@@ -25,7 +27,7 @@ vq_status vq_pretokenizer_init(vq_pretokenizer *p)
         VQ_FAIL(VQ_EMEM, "tokenizer: no memory for PCRE2's match data, expected a few hundred "
                          "bytes. Give the job more memory");
     }
-    pcre2_set_match_limit(p->context, UINT32_MAX);
+    pcre2_set_match_limit(p->context, MATCH_LIMIT);
     if (p->stack) pcre2_jit_stack_assign(p->context, NULL, p->stack);
     return VQ_OK;
 }
@@ -48,6 +50,12 @@ void vq_pretokenizer_close(vq_pretokenizer *p)
     "\\x{1fff}\\x{200b}-\\x{2027}\\x{202a}-\\x{202e}\\x{2030}-\\x{205e}\\x{2060}-\\x{2fff}"        \
     "\\x{3001}-\\x{d7ff}\\x{e000}-\\x{10ffff}"
 
+/* Alphabetic, marks, digits and connectors; the ranges are circled and squared letters. */
+#define WORD                                                                                       \
+    "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{24b6}-\\x{24e9}\\x{1f130}-\\x{1f149}\\x{1f150}-\\x{"     \
+    "1f169}"                                                                                       \
+    "\\x{1f170}-\\x{1f189}"
+
 /* What an escape stands for: as members of a class, and its complement's members if there are
  * any to list. */
 static const struct {
@@ -55,7 +63,7 @@ static const struct {
     const char *members, *others;
 } escapes[] = {
     {'s', 'S', SPACES, NOT_SPACES},
-    {'w', 'W', "\\p{L}\\p{M}\\p{Nd}\\p{Pc}", NULL},
+    {'w', 'W', WORD, NULL},
     {'d', 'D', "\\p{Nd}", "\\P{Nd}"},
     {'h', 'H', "0-9A-Fa-f", NULL},
 };
@@ -115,7 +123,8 @@ static vq_status translate(vq_arena *arena, const char *pattern, vq_buffer *out,
 static vq_status new_step(vq_pretokenizer *p, const char *where, vq_pretoken_step **out)
 {
     VQ_CHECK(p->n_steps < VQ_PRETOKEN_STEPS, VQ_EUNSUPPORTED,
-             "%s: more than %d steps, expected a handful. Use a model with a simpler tokenizer",
+             "%s: pre_tokenizer has more than %d steps, expected a handful. Use a model with a "
+             "simpler tokenizer",
              where, VQ_PRETOKEN_STEPS);
     *out = &p->steps[p->n_steps];
     **out = (vq_pretoken_step){0};
@@ -130,10 +139,11 @@ vq_status vq_pretokenizer_split(vq_pretokenizer *p, vq_arena *arena, const char 
     const char *refused;
     VQ_TRY(new_step(p, where, &step));
     VQ_TRY(translate(arena, pattern, &text, &refused));
-    VQ_CHECK(!refused, VQ_EUNSUPPORTED,
-             "%s = \"%s\": \"%.16s\" means something else in PCRE2, expected a pattern that both "
-             "Oniguruma and PCRE2 understand. Write the pattern in another way",
-             where, pattern, refused);
+    VQ_CHECK(
+        !refused, VQ_EUNSUPPORTED,
+        "%s: pattern \"%s\": \"%.16s\" means something else in PCRE2, expected a pattern that both "
+        "Oniguruma and PCRE2 understand. Write the pattern in another way",
+        where, pattern, refused);
     int error;
     PCRE2_SIZE place;
     pcre2_code *regex =
@@ -143,7 +153,8 @@ vq_status vq_pretokenizer_split(vq_pretokenizer *p, vq_arena *arena, const char 
         PCRE2_UCHAR reason[256];
         pcre2_get_error_message(error, reason, sizeof reason);
         VQ_FAIL(VQ_EUNSUPPORTED,
-                "%s = \"%s\": PCRE2 says \"%s\", expected a regular expression it can run. Write "
+                "%s: pattern \"%s\": PCRE2 says \"%s\", expected a regular expression it can run. "
+                "Write "
                 "the pattern in another way",
                 where, pattern, (const char *)reason);
     }

@@ -36,7 +36,7 @@ extern const char *const vq_gpt2_pattern;
 vq_status vq_pretokenizer_init(vq_pretokenizer *p);
 void vq_pretokenizer_close(vq_pretokenizer *p);
 
-/* Adds a split at the matches of pattern. where names the pattern in messages; arena is for
+/* Adds a split at the matches of pattern. where names the file in messages; arena is for
  * rewriting. Fails: VQ_EUNSUPPORTED (a pattern that PCRE2 does not take or understands
  * differently, too many steps). */
 vq_status vq_pretokenizer_split(vq_pretokenizer *p, vq_arena *arena, const char *where,

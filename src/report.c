@@ -1,7 +1,9 @@
 /* report - results.json, the closing table, and a page with the curves. */
 #include "report.h"
 
+#include <inttypes.h>
 #include <jansson.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,37 +32,109 @@ static void rows_of(const vq_results *r, row rows[N_ROWS])
     memcpy(rows, all, sizeof all);
 }
 
+/* The largest rank's. */
+static double peak_memory(const vq_results *r)
+{
+    double peak = 0;
+    for (int i = 0; i < r->n_ranks; i++) peak = VQ_MAX(peak, r->peak_rss_bytes[i]);
+    return peak;
+}
+
 static json_t *or_null(double x)
 {
     return x > 0 ? json_real(x) : json_null();
 }
 
+static const char *key_text(uint64_t key, char text[24])
+{
+    snprintf(text, 24, "%016" PRIx64, key);
+    return text;
+}
+
+static json_t *results_json(const vq_results *r)
+{
+    char key[24];
+    json_t *root = json_pack("{s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:I}", "version", VQ_VERSION,
+                             "key", key_text(r->key, key), "model", r->model, "method", r->method,
+                             "bits", (json_int_t)r->bits, "group_size", (json_int_t)r->group_size,
+                             "K", (json_int_t)r->K, "D", (json_int_t)r->D);
+    json_object_set_new(
+        root, "perplexity",
+        json_pack("{s:o, s:o, s:o, s:o, s:o, s:o}", "fp", or_null(r->perplexity.fp), "rtn",
+                  or_null(r->perplexity.rtn), "start_soft", or_null(r->perplexity.start_soft),
+                  "start_hard", or_null(r->perplexity.start_hard), "soft",
+                  or_null(r->perplexity.soft), "hard", or_null(r->perplexity.hard)));
+    json_object_set_new(
+        root, "seconds",
+        json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "tokens", r->seconds.tokens, "init",
+                  r->seconds.init, "teacher", r->seconds.teacher, "train", r->seconds.train, "eval",
+                  r->seconds.eval, "export", r->seconds.export, "total", r->seconds.total));
+    json_t *ranks = json_array();
+    for (int i = 0; i < r->n_ranks; i++)
+        json_array_append_new(ranks, json_integer((json_int_t)r->peak_rss_bytes[i]));
+    json_object_set_new(root, "peak_rss_bytes", ranks);
+    json_object_set_new(root, "steps", json_integer((json_int_t)r->steps));
+    json_object_set_new(root, "seconds_per_step", json_real(r->seconds_per_step));
+    json_object_set_new(root, "trained_parameters",
+                        json_integer((json_int_t)r->trained_parameters));
+    json_object_set_new(root, "quantized_weights", json_integer((json_int_t)r->quantized_weights));
+    json_object_set_new(
+        root, "model_bytes",
+        json_pack("{s:f, s:f}", "before", r->bytes_before, "after", r->bytes_after));
+    json_object_set_new(root, "machine",
+                        json_pack("{s:s, s:i, s:i, s:i, s:i, s:s}", "device", "cpu", "ranks",
+                                  r->n_ranks, "stages", r->n_stages, "replicas", r->n_replicas,
+                                  "threads", r->threads, "compiler", __VERSION__));
+    return root;
+}
+
 vq_status vq_results_write(const vq_results *r, const char *path)
 {
-    json_t *root = json_pack(
-        "{s:s, s:s, s:s, s:I, s:I, s:I, s:I,"
-        " s:{s:o, s:o, s:o, s:o, s:o, s:o},"
-        " s:{s:f, s:f, s:f, s:f, s:f, s:f, s:f},"
-        " s:[I], s:I, s:f, s:I, s:I, s:{s:f, s:f}, s:{s:s, s:i, s:s}}",
-        "version", VQ_VERSION, "model", r->model, "method", r->method, "bits", (json_int_t)r->bits,
-        "group_size", (json_int_t)r->group_size, "K", (json_int_t)r->K, "D", (json_int_t)r->D,
-        "perplexity", "fp", or_null(r->perplexity.fp), "rtn", or_null(r->perplexity.rtn),
-        "start_soft", or_null(r->perplexity.start_soft), "start_hard",
-        or_null(r->perplexity.start_hard), "soft", or_null(r->perplexity.soft), "hard",
-        or_null(r->perplexity.hard), "seconds", "tokens", r->seconds.tokens, "init",
-        r->seconds.init, "teacher", r->seconds.teacher, "train", r->seconds.train, "eval",
-        r->seconds.eval, "export", r->seconds.export, "total", r->seconds.total, "peak_rss_bytes",
-        (json_int_t)r->peak_rss_bytes, "steps", (json_int_t)r->steps, "seconds_per_step",
-        r->seconds_per_step, "trained_parameters", (json_int_t)r->trained_parameters,
-        "quantized_weights", (json_int_t)r->quantized_weights, "model_bytes", "before",
-        r->bytes_before, "after", r->bytes_after, "machine", "device", "cpu", "threads", r->threads,
-        "compiler", __VERSION__);
+    json_t *root = results_json(r);
     char *text = root ? json_dumps(root, JSON_INDENT(2)) : NULL;
     json_decref(root);
     VQ_ASSERT(text);
     vq_status status = vq_file_write(path, text, strlen(text));
     free(text);
     return status;
+}
+
+static double number(const json_t *object, const char *key)
+{
+    return json_number_value(json_object_get(object, key));
+}
+
+bool vq_results_read(vq_arena *arena, const char *path, vq_results *r)
+{
+    char key[24];
+    json_t *root = json_load_file(path, 0, NULL);
+    const char *found = json_string_value(json_object_get(root, "key"));
+    const json_t *perplexity = json_object_get(root, "perplexity");
+    const json_t *seconds = json_object_get(root, "seconds");
+    const json_t *bytes = json_object_get(root, "model_bytes");
+    const json_t *ranks = json_object_get(root, "peak_rss_bytes");
+    const int n = (int)json_array_size(ranks);
+    const bool same = found && !strcmp(found, key_text(r->key, key)) &&
+                      VQ_NEW(arena, n, &r->peak_rss_bytes) == VQ_OK;
+    if (same) {
+        r->perplexity.fp = number(perplexity, "fp");
+        r->perplexity.rtn = number(perplexity, "rtn");
+        r->perplexity.start_soft = number(perplexity, "start_soft");
+        r->perplexity.start_hard = number(perplexity, "start_hard");
+        r->perplexity.soft = number(perplexity, "soft");
+        r->perplexity.hard = number(perplexity, "hard");
+        r->seconds.train = number(seconds, "train");
+        r->seconds.total = number(seconds, "total");
+        r->steps = (int64_t)number(root, "steps");
+        r->trained_parameters = (int64_t)number(root, "trained_parameters");
+        r->bytes_before = number(bytes, "before");
+        r->bytes_after = number(bytes, "after");
+        for (int i = 0; i < n; i++)
+            r->peak_rss_bytes[i] = json_number_value(json_array_get(ranks, (size_t)i));
+        r->n_ranks = n;
+    }
+    json_decref(root);
+    return same;
 }
 
 vq_status vq_results_print_json(const char *path)
@@ -92,7 +166,7 @@ void vq_results_print(const vq_results *r)
            vq_bytes_text(r->bytes_before, a), vq_bytes_text(r->bytes_after, b));
     printf("  %-24s %12s (training %s)\n", "time", vq_duration_text(r->seconds.total, a),
            vq_duration_text(r->seconds.train, b));
-    printf("  %-24s %12s\n", "peak memory", vq_bytes_text((double)r->peak_rss_bytes, a));
+    printf("  %-24s %12s\n", "peak memory", vq_bytes_text(peak_memory(r), a));
     printf("  %-24s %s/model\n  %-24s %s/report.html\n\n", "model", r->out, "report", r->out);
     fflush(stdout);
 }
@@ -120,16 +194,22 @@ static vq_status write_columns(const char *metrics, FILE *to)
 /* Draws one column of the metrics against the step into svg. False without gnuplot. */
 static bool draw(const char *metrics, const char *svg, const char *title, int column)
 {
+    /* Where gnuplot is missing the shell ends at once: writing to it must not end us too. */
+    const struct sigaction ignore = {.sa_handler = SIG_IGN};
+    struct sigaction before;
     char command[] = "gnuplot 2>/dev/null";
     FILE *plot = popen(command, "w");
     if (!plot) return false;
+    sigaction(SIGPIPE, &ignore, &before);
     fprintf(plot,
             "set terminal svg size 640,300 dynamic font 'sans-serif,12' background '#ffffff'\n"
             "set output '%s'\nset key off\nset grid lc rgb '#dddddd'\nset xlabel 'step'\n"
             "set ylabel '%s'\nplot '-' using 1:%d with lines lw 1.5 lc rgb '#1f6fb4'\n",
             svg, title, column);
     bool ok = write_columns(metrics, plot) == VQ_OK;
-    return pclose(plot) == 0 && ok && vq_file_exists(svg);
+    ok = pclose(plot) == 0 && ok && vq_file_exists(svg);
+    sigaction(SIGPIPE, &before, NULL);
+    return ok;
 }
 
 static vq_status add_curves(vq_arena *arena, vq_writer *w, const char *run_dir)
@@ -184,7 +264,7 @@ static vq_status write_page(vq_arena *arena, vq_writer *w, const vq_results *r, 
     VQ_TRY(vq_writer_printf(w, "<tr><td>time</td><td>%s</td></tr>\n",
                             vq_duration_text(r->seconds.total, a)));
     VQ_TRY(vq_writer_printf(w, "<tr><td>peak memory</td><td>%s</td></tr>\n</table>\n",
-                            vq_bytes_text((double)r->peak_rss_bytes, a)));
+                            vq_bytes_text(peak_memory(r), a)));
     VQ_TRY(add_curves(arena, w, run_dir));
     return vq_writer_printf(w, "</html>\n");
 }

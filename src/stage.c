@@ -84,12 +84,13 @@ vq_status vq_stage_init(vq_arena *arena, const vq_backend *be, const vq_model *m
 
 /* --- what a backward needs ------------------------------------------------------------------- */
 
-vq_status vq_kept_init(vq_arena *arena, const vq_stage *s, int64_t B, int64_t T, bool recompute,
+vq_status vq_kept_init(vq_arena *arena, const vq_stage *s, int64_t B, int64_t T, vq_keep keep,
                        vq_kept *k)
 {
     const vq_model_config *c = &s->model->config;
     const vq_backend *be = s->be;
     const int64_t n_layers = s->last - s->first, n = B * T;
+    const bool recompute = keep == VQ_KEEP_INPUTS;
     *k = (vq_kept){.B = B, .T = T, .recompute = recompute};
     VQ_TRY(VQ_NEW(arena, recompute ? 1 : n_layers, &k->layer));
     VQ_TRY(VQ_NEW(arena, n_layers, &k->input));
@@ -100,6 +101,11 @@ vq_status vq_kept_init(vq_arena *arena, const vq_stage *s, int64_t B, int64_t T,
             VQ_TRY(vq_tensor_new(arena, be->place, be->act, VQ_DIMS(n, c->E), &k->input[l]));
         else
             k->input[l] = k->layer[l].x;
+    if (keep == VQ_KEEP_SLICES) {
+        VQ_TRY(VQ_NEW(arena, n_layers, &k->grads));
+        for (int64_t l = 0; l < n_layers; l++)
+            VQ_TRY(vq_act_grads_init(arena, be, c, B, T, &k->grads[l]));
+    }
     if (!vq_stage_is_last(s)) return VQ_OK;
     if (c->final_norm || c->E_embed != c->E)
         VQ_TRY(vq_tensor_new(arena, be->place, be->act, VQ_DIMS(n, c->E), &k->final_in));
@@ -112,13 +118,14 @@ vq_status vq_kept_init(vq_arena *arena, const vq_stage *s, int64_t B, int64_t T,
     return VQ_OK;
 }
 
-size_t vq_kept_bytes(const vq_stage *s, int64_t B, int64_t T, bool recompute)
+size_t vq_kept_bytes(const vq_stage *s, int64_t B, int64_t T, vq_keep keep)
 {
     const vq_model_config *c = &s->model->config;
     const size_t n_layers = (size_t)(s->last - s->first);
     const size_t row = (size_t)(B * T * c->E) * vq_dtype_bytes(s->be->act);
-    size_t acts = vq_acts_bytes(s->be, c, B, T);
-    size_t total = recompute ? acts + n_layers * row : n_layers * acts;
+    const size_t acts = vq_acts_bytes(s->be, c, B, T);
+    size_t total = keep == VQ_KEEP_INPUTS ? acts + n_layers * row : n_layers * acts;
+    if (keep == VQ_KEEP_SLICES) total += n_layers * vq_act_grads_bytes(s->be, c, B, T);
     if (vq_stage_is_last(s)) total += 2 * row + 2 * (size_t)(B * T) * vq_dtype_bytes(s->be->real);
     return total;
 }
@@ -132,7 +139,7 @@ static vq_status upload_ids(const vq_stage *s, const int32_t *ids, int64_t n, vq
 }
 
 /* x = embedding of the ids (through project_in), plus OPT's learned positions. */
-static vq_status embed(const vq_stage *s, const vq_tensor *ids, vq_tensor *x)
+vq_status vq_stage_embed(const vq_stage *s, const vq_tensor *ids, int64_t first, vq_tensor *x)
 {
     const vq_model *m = s->model;
     const int64_t T = ids->dim[1], n = ids->dim[0] * T;
@@ -156,7 +163,8 @@ static vq_status embed(const vq_stage *s, const vq_tensor *ids, vq_tensor *x)
     if (m->positions.data) {
         int32_t *position;
         VQ_TRY(VQ_NEW(s->scratch, n, &position));
-        for (int64_t i = 0; i < n; i++) position[i] = (int32_t)(i % T) + OPT_POSITION_OFFSET;
+        for (int64_t i = 0; i < n; i++)
+            position[i] = (int32_t)(first + i % T) + OPT_POSITION_OFFSET;
         VQ_TRY(upload_ids(s, position, n, &ids_there));
         VQ_TRY(vq_embed(s->be, x, &m->positions, &ids_there, true));
     }
@@ -170,29 +178,40 @@ static bool has_final(const vq_stage *s)
     return s->model->config.final_norm || s->model->project_out.data;
 }
 
+/* The rows of tokens [first, first + n) of a kept tensor. */
+static vq_tensor rows(const vq_tensor *t, const vq_kept *k, int64_t first, int64_t n)
+{
+    return t->data ? vq_tensor_rows(t, first, k->B * n) : *t;
+}
+
 /* lm_head's input from the last layer's output in k->final_in. */
-static vq_status final_fwd(const vq_stage *s, vq_kept *k, vq_tensor *out)
+static vq_status final_fwd(const vq_stage *s, vq_kept *k, int64_t first, int64_t n, vq_tensor *out)
 {
     const vq_model *m = s->model;
     const vq_model_config *c = &m->config;
-    const vq_tensor *x = &k->final_in;
+    const vq_tensor in = rows(&k->final_in, k, first, n);
+    vq_tensor normed = rows(&k->final_out, k, first, n), mean = rows(&k->final_mean, k, first, n),
+              rstd = rows(&k->final_rstd, k, first, n);
+    const vq_tensor *x = &in;
     if (c->final_norm) {
-        vq_tensor *y = m->project_out.data ? &k->final_out : out;
+        vq_tensor *y = m->project_out.data ? &normed : out;
         if (m->final_norm_bias.data)
-            VQ_TRY(vq_layernorm_fwd(s->be, y, &k->final_mean, &k->final_rstd, x,
-                                    &m->final_norm_weight, &m->final_norm_bias, c->norm_eps));
+            VQ_TRY(vq_layernorm_fwd(s->be, y, &mean, &rstd, x, &m->final_norm_weight,
+                                    &m->final_norm_bias, c->norm_eps));
         else
-            VQ_TRY(vq_rmsnorm_fwd(s->be, y, &k->final_rstd, x, &m->final_norm_weight, c->norm_eps));
+            VQ_TRY(vq_rmsnorm_fwd(s->be, y, &rstd, x, &m->final_norm_weight, c->norm_eps));
         x = y;
     }
     return m->project_out.data ? vq_gemm(s->be, out, x, false, &m->project_out, true, 1, 0) : VQ_OK;
 }
 
 /* dx of the last layer's output. */
-static vq_status final_bwd(const vq_stage *s, const vq_kept *k, const vq_tensor *dout,
-                           vq_tensor *dx)
+static vq_status final_bwd(const vq_stage *s, const vq_kept *k, int64_t first, int64_t n,
+                           const vq_tensor *dout, vq_tensor *dx)
 {
     const vq_model *m = s->model;
+    const vq_tensor x = rows(&k->final_in, k, first, n), mean = rows(&k->final_mean, k, first, n),
+                    rstd = rows(&k->final_rstd, k, first, n);
     const vq_tensor *dy = dout;
     if (m->project_out.data) {
         VQ_TRY(vq_gemm(s->be, dx, dout, false, &m->project_out, false, 1, 0));
@@ -200,82 +219,109 @@ static vq_status final_bwd(const vq_stage *s, const vq_kept *k, const vq_tensor 
     }
     if (!m->config.final_norm) return VQ_OK;
     if (m->final_norm_bias.data)
-        return vq_layernorm_bwd(s->be, dx, dy, &k->final_in, &m->final_norm_weight, &k->final_mean,
-                                &k->final_rstd, false);
-    return vq_rmsnorm_bwd(s->be, dx, dy, &k->final_in, &m->final_norm_weight, &k->final_rstd,
-                          false);
+        return vq_layernorm_bwd(s->be, dx, dy, &x, &m->final_norm_weight, &mean, &rstd, false);
+    return vq_rmsnorm_bwd(s->be, dx, dy, &x, &m->final_norm_weight, &rstd, false);
 }
 
 /* --- the run of layers ----------------------------------------------------------------------- */
 
-vq_status vq_stage_fwd(const vq_stage *s, vq_mode mode, const vq_tensor *in, vq_tensor *out,
-                       vq_kept *kept)
+/* The activations of layer l, with its input in place. */
+static vq_acts *acts_of(const vq_stage *s, vq_kept *k, int64_t l)
 {
-    const bool is_first = vq_stage_is_first(s);
+    vq_acts *acts = &k->layer[k->recompute ? 0 : l];
+    acts->x = k->input[l];
+    if (!s->model->config.norm_before) acts->attn_in = acts->x;
+    return acts;
+}
+
+vq_status vq_stage_fwd(const vq_stage *s, vq_mode mode, int64_t B, int64_t first,
+                       const vq_tensor *in, vq_tensor *out, vq_kept *kept)
+{
+    const bool is_first = vq_stage_is_first(s), has_end = vq_stage_is_last(s) && has_final(s);
     VQ_ASSERT(in->dtype == (is_first ? VQ_I32 : s->be->act) && in->ndim == 2);
-    const int64_t B = is_first ? in->dim[0] : kept ? kept->B : 1;
-    const int64_t T = is_first ? in->dim[1] : in->dim[0] / B;
+    const int64_t n = is_first ? in->dim[1] : in->dim[0] / B;
     const int64_t n_layers = s->last - s->first;
-    VQ_ASSERT(!kept || (kept->B == B && kept->T == T));
+    VQ_ASSERT(kept ? kept->B == B && first + n <= kept->T : first == 0);
     size_t mark = vq_arena_mark(s->scratch);
     vq_kept forward_only;
     if (!kept) {
         /* One layer's activations, used again by every layer. */
-        VQ_TRY(vq_kept_init(s->scratch, s, B, T, true, &forward_only));
+        VQ_TRY(vq_kept_init(s->scratch, s, B, n, VQ_KEEP_INPUTS, &forward_only));
         kept = &forward_only;
     }
-    vq_tensor *x = &kept->input[0];
+    VQ_ASSERT(!kept->recompute || n == kept->T);
+    vq_tensor x = rows(&kept->input[0], kept, first, n);
     if (is_first)
-        VQ_TRY(embed(s, in, x));
+        VQ_TRY(vq_stage_embed(s, in, first, &x));
     else
-        VQ_TRY(vq_copy(s->be, x, in));
+        VQ_TRY(vq_copy(s->be, &x, in));
     for (int64_t l = 0; l < n_layers; l++) {
-        vq_acts *acts = &kept->layer[kept->recompute ? 0 : l];
-        bool is_end = l == n_layers - 1;
-        vq_tensor *y = !is_end                               ? &kept->input[l + 1]
-                       : vq_stage_is_last(s) && has_final(s) ? &kept->final_in
-                                                             : out;
-        acts->x = kept->input[l];
-        if (!s->model->config.norm_before) acts->attn_in = acts->x;
-        VQ_TRY(vq_block_fwd(&s->block[l], mode, s->scratch, acts, 0, T, y));
+        const bool is_end = l == n_layers - 1;
+        vq_tensor y = !is_end   ? rows(&kept->input[l + 1], kept, first, n)
+                      : has_end ? rows(&kept->final_in, kept, first, n)
+                                : *out;
+        VQ_TRY(vq_block_fwd(&s->block[l], mode, s->scratch, acts_of(s, kept, l), first, n, &y));
     }
-    if (vq_stage_is_last(s) && has_final(s)) VQ_TRY(final_fwd(s, kept, out));
+    if (has_end) VQ_TRY(final_fwd(s, kept, first, n, out));
     VQ_TRY(vq_sync(s->be));
     vq_arena_reset(s->scratch, mark);
     return VQ_OK;
 }
 
-vq_status vq_stage_bwd(const vq_stage *s, vq_kept *kept, const vq_tensor *dout, vq_tensor *din)
+/* One layer back: dx in place, and its codebooks' gradient unless slices pass. */
+static vq_status layer_bwd(const vq_stage *s, vq_kept *k, int64_t l, int64_t first, int64_t n,
+                           vq_tensor *dx)
 {
-    const vq_model_config *c = &s->model->config;
-    const int64_t n = kept->B * kept->T;
+    const vq_block *block = &s->block[l];
+    const bool is_wanted = l > 0 || !vq_stage_is_first(s);
+    vq_acts *acts = acts_of(s, k, l);
+    if (k->grads)
+        return vq_block_bwd(block, VQ_MODE_SOFT, s->scratch, acts, &k->grads[l], first, n, dx,
+                            is_wanted ? dx : NULL);
     size_t mark = vq_arena_mark(s->scratch);
-    vq_tensor dx, y;
-    VQ_TRY(vq_tensor_new(s->scratch, s->be->place, s->be->act, VQ_DIMS(n, c->E), &dx));
+    vq_act_grads grads;
+    if (k->recompute) {
+        vq_tensor y;
+        VQ_TRY(vq_tensor_new(s->scratch, s->be->place, s->be->act, VQ_DIMS(dx->dim[0], dx->dim[1]),
+                             &y));
+        VQ_TRY(vq_block_fwd(block, VQ_MODE_SOFT, s->scratch, acts, 0, k->T, &y));
+    }
+    VQ_TRY(vq_act_grads_init(s->scratch, s->be, &s->model->config, k->B, k->T, &grads));
+    VQ_TRY(vq_block_bwd(block, VQ_MODE_SOFT, s->scratch, acts, &grads, first, n, dx,
+                        is_wanted ? dx : NULL));
+    VQ_TRY(vq_block_bwd_codes(block, s->scratch, acts, &grads));
+    vq_arena_reset(s->scratch, mark);
+    return VQ_OK;
+}
+
+vq_status vq_stage_bwd(const vq_stage *s, vq_kept *kept, int64_t first, const vq_tensor *dout,
+                       vq_tensor *din)
+{
+    const int64_t n = dout->dim[0] / kept->B;
+    VQ_ASSERT(kept->grads || n == kept->T);
+    size_t mark = vq_arena_mark(s->scratch);
+    vq_tensor dx;
+    VQ_TRY(vq_tensor_new(s->scratch, s->be->place, s->be->act,
+                         VQ_DIMS(dout->dim[0], s->model->config.E), &dx));
     if (vq_stage_is_last(s) && has_final(s))
-        VQ_TRY(final_bwd(s, kept, dout, &dx));
+        VQ_TRY(final_bwd(s, kept, first, n, dout, &dx));
     else
         VQ_TRY(vq_copy(s->be, &dx, dout));
-    if (kept->recompute)
-        VQ_TRY(vq_tensor_new(s->scratch, s->be->place, s->be->act, VQ_DIMS(n, c->E), &y));
-    for (int64_t l = s->last - s->first - 1; l >= 0; l--) {
-        size_t layer_mark = vq_arena_mark(s->scratch);
-        vq_acts *acts = &kept->layer[kept->recompute ? 0 : l];
-        if (kept->recompute) {
-            acts->x = kept->input[l];
-            if (!c->norm_before) acts->attn_in = acts->x;
-            VQ_TRY(vq_block_fwd(&s->block[l], VQ_MODE_SOFT, s->scratch, acts, 0, kept->T, &y));
-        }
-        vq_act_grads grads;
-        VQ_TRY(vq_act_grads_init(s->scratch, s->be, c, kept->B, kept->T, &grads));
-        bool wanted = l > 0 || !vq_stage_is_first(s);
-        VQ_TRY(vq_block_bwd(&s->block[l], VQ_MODE_SOFT, s->scratch, acts, &grads, 0, kept->T, &dx,
-                            wanted ? &dx : NULL));
-        VQ_TRY(vq_block_bwd_codes(&s->block[l], s->scratch, acts, &grads));
-        vq_arena_reset(s->scratch, layer_mark);
-    }
+    for (int64_t l = s->last - s->first - 1; l >= 0; l--)
+        VQ_TRY(layer_bwd(s, kept, l, first, n, &dx));
     if (!vq_stage_is_first(s)) VQ_TRY(vq_copy(s->be, din, &dx));
     VQ_TRY(vq_sync(s->be));
     vq_arena_reset(s->scratch, mark);
     return VQ_OK;
+}
+
+vq_status vq_stage_bwd_codes(const vq_stage *s, vq_kept *kept)
+{
+    for (int64_t l = s->last - s->first - 1; kept->grads && l >= 0; l--) {
+        vq_act_grads *grads = &kept->grads[l];
+        VQ_TRY(vq_block_bwd_codes(&s->block[l], s->scratch, acts_of(s, kept, l), grads));
+        VQ_TRY(vq_zero(s->be, &grads->dk));
+        VQ_TRY(vq_zero(s->be, &grads->dv));
+    }
+    return vq_sync(s->be);
 }

@@ -20,11 +20,19 @@ typedef struct vq_kept {
     int64_t B, T;
     bool recompute;      /* keep each layer's input alone, run it again in the backward */
     vq_acts *layer;      /* [n_layers], or layer[0] alone, reused, with recompute */
+    vq_act_grads *grads; /* [n_layers] when slices pass; NULL: sequences pass whole */
     vq_tensor *input;    /* [n_layers] act [B*T, E]: each layer's input */
     vq_tensor final_in;  /* act [B*T, E]: the last layer's output, on the last stage */
     vq_tensor final_out; /* act [B*T, E]: after the final norm, where project_out follows */
     vq_tensor final_mean, final_rstd; /* real [B*T] */
 } vq_kept;
+
+/* How a micro-batch passes and what is kept of it. */
+typedef enum vq_keep {
+    VQ_KEEP_INPUTS, /* recompute in the backward */
+    VQ_KEEP_ALL,
+    VQ_KEEP_SLICES /* all, and the gradients of all layers until the sequence is through: B = 1 */
+} vq_keep;
 
 /* Sets the stage up in arena, with rotary tables for T_max tokens. No linear is quantized yet:
  * vq_stage_linear gives each to whoever loads its codes.
@@ -41,22 +49,34 @@ bool vq_stage_is_last(const vq_stage *stage);
 /* Columns of what the stage gives: E, or E_embed on the last. */
 int64_t vq_stage_out_width(const vq_stage *stage);
 
-vq_status vq_kept_init(vq_arena *arena, const vq_stage *stage, int64_t B, int64_t T, bool recompute,
+vq_status vq_kept_init(vq_arena *arena, const vq_stage *stage, int64_t B, int64_t T, vq_keep keep,
                        vq_kept *kept);
-size_t vq_kept_bytes(const vq_stage *stage, int64_t B, int64_t T, bool recompute);
+size_t vq_kept_bytes(const vq_stage *stage, int64_t B, int64_t T, vq_keep keep);
 
-/* Forward of B sequences of T tokens.
+/* What goes into layer 0: the embedding of the ids (through project_in), plus OPT's learned
+ * positions from `first` on.  ids i32 [B, n] on the host; x act [B*n, E], out.
+ * Fails: VQ_EFILE (a token id outside the vocabulary). */
+vq_status vq_stage_embed(const vq_stage *stage, const vq_tensor *ids, int64_t first, vq_tensor *x);
+
+/* Forward of tokens [first, first + n) of each of B sequences: whole (first 0, n = T), or one
+ * sequence in slices, in order.
  *
- * in    i32 [B, T] token ids on the first stage (host), else act [B*T, E]
- * out   act [B*T, E or E_embed], out
- * kept  what a backward needs, out; NULL: nothing is kept (teacher, evaluation)
+ * in    i32 [B, n] token ids on the first stage (host), else act [B*n, E]
+ * out   act [B*n, E or E_embed], out
+ * kept  what a backward needs, out; NULL: nothing is kept and the sequences are whole (teacher,
+ *       evaluation); then B is said by `B`
  *
  * Fails: VQ_EINTERNAL; VQ_EFILE (a token id outside the vocabulary). */
-vq_status vq_stage_fwd(const vq_stage *stage, vq_mode mode, const vq_tensor *in, vq_tensor *out,
-                       vq_kept *kept);
+vq_status vq_stage_fwd(const vq_stage *stage, vq_mode mode, int64_t B, int64_t first,
+                       const vq_tensor *in, vq_tensor *out, vq_kept *kept);
 
-/* Backward of the same micro-batch in VQ_MODE_SOFT: adds to the gradients of the stage's codebooks,
- * layers from last to first.
+/* Backward of the same tokens in VQ_MODE_SOFT, layers from last to first; slices in reverse. Adds
+ * to the gradients of the stage's codebooks when the sequences pass whole; with slices
+ * vq_stage_bwd_codes does, after the last one.
  * dout  act as out
- * din   act [B*T, E], out; not written on the first stage (may be NULL there) */
-vq_status vq_stage_bwd(const vq_stage *stage, vq_kept *kept, const vq_tensor *dout, vq_tensor *din);
+ * din   act [B*n, E], out; not written on the first stage (may be NULL there) */
+vq_status vq_stage_bwd(const vq_stage *stage, vq_kept *kept, int64_t first, const vq_tensor *dout,
+                       vq_tensor *din);
+
+/* The codebooks' gradient of a sequence that passed in slices; nothing otherwise. */
+vq_status vq_stage_bwd_codes(const vq_stage *stage, vq_kept *kept);

@@ -217,9 +217,9 @@ static vq_status encode_piece(void *context, const char *piece, size_t n)
 /* The text between added tokens, after the normalizer. */
 static vq_status encode_normal(encoder *e, const char *text, size_t n, bool is_start)
 {
-    size_t done = 0, start, end;
+    size_t done = 0, from = 0, start, end;
     const vq_added_token *token;
-    while ((token = vq_added_next(&e->t->after, text, n, done, &start, &end))) {
+    while ((token = vq_added_next(&e->t->after, text, n, done, &from, &start, &end))) {
         VQ_TRY(
             vq_pretokenize(&e->t->pre, &e->pre, text + done, start - done, is_start && done == 0));
         VQ_TRY(put_ids(e, &token->id, 1));
@@ -236,12 +236,12 @@ static vq_status encode_plain(encoder *e, const char *text, size_t n, bool is_st
 
 static vq_status encode_text(encoder *e, const char *text, size_t n)
 {
-    size_t done = 0, start, end;
+    size_t done = 0, from = 0, start, end;
     const vq_added_token *token;
     VQ_TRY(vq_utf8_repair(e->scratch, text, n, &text, &n));
     VQ_TRY(put_ids(e, e->t->prefix, e->t->n_prefix));
-    while ((token = vq_added_next(&e->t->before, text, n, done, &start, &end))) {
-        VQ_TRY(encode_plain(e, text + done, start - done, done == 0));
+    while ((token = vq_added_next(&e->t->before, text, n, done, &from, &start, &end))) {
+        if (done < start) VQ_TRY(encode_plain(e, text + done, start - done, done == 0));
         VQ_TRY(put_ids(e, &token->id, 1));
         done = end;
     }

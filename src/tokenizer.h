@@ -28,7 +28,8 @@ void vq_tokenizer_close(vq_tokenizer *t);
  * are not UTF-8 become U+FFFD first, as with Python's errors="replace".
  *
  * arena    takes the ids, i32 [count], and nothing else
- * scratch  is used up to about 20 times the text, and reset; another arena than the first
+ * scratch  is used up to about 20 times the text, where nothing splits it 150 times, and reset;
+ *          another arena than the first
  *
  * One thread at a time per tokenizer. The ids depend on nothing but the text.
  * Fails: VQ_EMEM, VQ_EUNSUPPORTED (a regular expression ran out of its limits). Local. */

@@ -1,5 +1,4 @@
-/* tokenizer_files - tokenizer.json, vocab.json with merges.txt, tokenizer.model, and the two files
- * beside them that name special tokens. */
+/* tokenizer_files - which files a folder has, and what each kind of tokenizer adds to them. */
 #include "tokenizer_files.h"
 
 #include <jansson.h>
@@ -10,72 +9,12 @@
 #include "error.h"
 #include "fileio.h"
 #include "spm_bridge.h"
-#include "utf8.h"
 
 /* Qwen's splitting rule: like GPT-2's, but letters take one character before them along, digits
  * stand alone, and a run of punctuation takes the newlines behind it along. */
 static const char qwen_pattern[] = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{"
                                    "N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*"
                                    "|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
-
-/* One file that is being read. */
-typedef struct reader {
-    vq_arena *arena;
-    const char *where; /* the file's name in messages */
-    vq_tokenizer *t;
-} reader;
-
-static vq_status malformed(const reader *r, const char *key, const char *expected)
-{
-    VQ_FAIL(VQ_EFILE, "%s: %s is missing or malformed, expected %s. Get the file again", r->where,
-            key, expected);
-}
-
-static vq_status unsupported(const reader *r, const char *key, const json_t *value,
-                             const char *supported)
-{
-    char *text = json_dumps(value, JSON_COMPACT | JSON_ENCODE_ANY);
-    vq_status status =
-        vq_error_set(VQ_EUNSUPPORTED, __FILE__, __LINE__,
-                     "%s: %s = %.80s is not supported, expected %s. Use a model whose tokenizer "
-                     "has one of these",
-                     r->where, key, text ? text : "?", supported);
-    free(text);
-    return status;
-}
-
-/* A field that may be left out or null; then *out is fallback. */
-static vq_status get_bool(const reader *r, const json_t *object, const char *name, bool fallback,
-                          bool *out)
-{
-    const json_t *value = json_object_get(object, name);
-    *out = value && !json_is_null(value) ? json_is_true(value) : fallback;
-    return value && !json_is_null(value) && !json_is_boolean(value)
-               ? malformed(r, name, "true or false")
-               : VQ_OK;
-}
-
-/* The same for text, NULL where there is none. It is json's own. */
-static vq_status get_text(const reader *r, const json_t *object, const char *name, const char **out)
-{
-    const json_t *value = json_object_get(object, name);
-    *out = json_string_value(value);
-    return value && !json_is_null(value) && !*out ? malformed(r, name, "a string") : VQ_OK;
-}
-
-static const char *type_of(const json_t *object)
-{
-    const char *type = json_string_value(json_object_get(object, "type"));
-    return type ? type : "";
-}
-
-static vq_status copy_text(const reader *r, const char *text, const char **out)
-{
-    char *copy;
-    VQ_TRY(vq_arena_text(r->arena, text, strlen(text), &copy));
-    *out = copy;
-    return VQ_OK;
-}
 
 /* Reads a file as JSON with jansson's flags. The caller gives *out back with json_decref. */
 static vq_status load_json(const char *path, size_t flags, json_t **out)
@@ -91,424 +30,6 @@ static vq_status load_json(const char *path, size_t flags, json_t **out)
              error.text);
     *out = root;
     return VQ_OK;
-}
-
-/* Added tokens */
-
-/* Adds a token, or gives one of the same content new properties, its id unchanged. New contents
- * that are not in the vocabulary get the ids behind it. */
-static vq_status add_token(const reader *r, vq_added_token token)
-{
-    vq_added_set *set = &r->t->added;
-    int32_t next = (int32_t)r->t->vocab_size;
-    if (token.n_bytes == 0) return VQ_OK;
-    for (int64_t i = 0; i < set->n; i++) {
-        vq_added_token *known = &set->tokens[i];
-        next = VQ_MAX(next, known->id + 1);
-        if (known->n_bytes != token.n_bytes ||
-            memcmp(known->content, token.content, token.n_bytes) != 0)
-            continue;
-        token.id = known->id;
-        token.content = known->content;
-        *known = token;
-        return VQ_OK;
-    }
-    if (set->n == set->capacity) {
-        vq_added_token *old = set->tokens;
-        set->capacity = VQ_MAX(2 * set->capacity, 64);
-        VQ_TRY(VQ_NEW(r->arena, set->capacity, &set->tokens));
-        if (set->n) memcpy(set->tokens, old, (size_t)set->n * sizeof *old);
-    }
-    char *copy;
-    VQ_TRY(vq_arena_text(r->arena, token.content, token.n_bytes, &copy));
-    int32_t id = vq_bpe_find(&r->t->bpe, copy, token.n_bytes);
-    token.content = copy;
-    token.id = id >= 0 ? id : next;
-    set->tokens[set->n++] = token;
-    return VQ_OK;
-}
-
-static int32_t added_id(const vq_tokenizer *t, const char *content)
-{
-    for (int64_t i = 0; i < t->added.n; i++)
-        if (strcmp(t->added.tokens[i].content, content) == 0) return t->added.tokens[i].id;
-    return -1;
-}
-
-/* A token as tokenizer.json's added_tokens and the other files' objects have it, or only its text,
- * as a special token. */
-static vq_status add_json_token(const reader *r, const char *key, const json_t *value)
-{
-    vq_added_token token = {0};
-    bool special;
-    const json_t *content = json_is_string(value) ? value : json_object_get(value, "content");
-    if (!json_is_string(content)) return malformed(r, key, "a token: its text or its properties");
-    token.content = json_string_value(content);
-    token.n_bytes = json_string_length(content);
-    VQ_TRY(get_bool(r, value, "special", false, &special));
-    VQ_TRY(get_bool(r, value, "single_word", false, &token.single_word));
-    VQ_TRY(get_bool(r, value, "lstrip", false, &token.lstrip));
-    VQ_TRY(get_bool(r, value, "rstrip", false, &token.rstrip));
-    VQ_TRY(get_bool(r, value, "normalized", !special && !json_is_string(value), &token.normalized));
-    return add_token(r, token);
-}
-
-static vq_status read_added_tokens(const reader *r, const json_t *list)
-{
-    if (list && !json_is_array(list)) return malformed(r, "added_tokens", "a list");
-    for (size_t i = 0; i < json_array_size(list); i++)
-        VQ_TRY(add_json_token(r, "added_tokens", json_array_get(list, i)));
-    return VQ_OK;
-}
-
-/* The model */
-
-/* Takes the tokens of a {"text": id} object. */
-static vq_status read_vocab(const reader *r, json_t *vocab, size_t n_merges)
-{
-    const char *text;
-    json_t *id;
-    size_t n_bytes = 0;
-    if (!json_is_object(vocab)) return malformed(r, "vocab", "an object of tokens and ids");
-    json_object_foreach(vocab, text, id) n_bytes += strlen(text);
-    VQ_TRY(vq_bpe_init(&r->t->bpe, r->arena, (int64_t)json_object_size(vocab), (int64_t)n_merges));
-    char *copy;
-    VQ_TRY(VQ_NEW(r->arena, (int64_t)n_bytes, &copy));
-    json_object_foreach(vocab, text, id)
-    {
-        json_int_t value = json_integer_value(id);
-        VQ_CHECK(json_is_integer(id) && value >= 0 && value < INT32_MAX / 2, VQ_EFILE,
-                 "%s: the id of \"%.64s\" is no integer from 0 to 2^30, expected a token's place "
-                 "in the embedding. Get the file again",
-                 r->where, text);
-        size_t n = strlen(text);
-        memcpy(copy, text, n);
-        vq_bpe_put(&r->t->bpe, copy, n, (int32_t)value);
-        copy += n;
-    }
-    r->t->vocab_size = r->t->bpe.n_tokens;
-    return VQ_OK;
-}
-
-/* left and right, joined, must be a token too. */
-static vq_status read_merge(const reader *r, vq_buffer *joined, int32_t rank, const char *left,
-                            size_t n_left, const char *right, size_t n_right)
-{
-    vq_bpe *b = &r->t->bpe;
-    size_t skip = VQ_MIN(strlen(b->prefix), n_right);
-    joined->n_bytes = 0;
-    VQ_TRY(vq_buffer_put(joined, r->arena, left, n_left));
-    VQ_TRY(vq_buffer_put(joined, r->arena, right + skip, n_right - skip));
-    int32_t left_id = vq_bpe_find(b, left, n_left), right_id = vq_bpe_find(b, right, n_right);
-    int32_t id = vq_bpe_find(b, joined->data, joined->n_bytes);
-    VQ_CHECK(left_id >= 0 && right_id >= 0 && id >= 0, VQ_EFILE,
-             "%s: merge %d joins \"%.*s\" and \"%.*s\", and these or the result are not in the "
-             "vocabulary, expected all three there. Get the tokenizer's files again",
-             r->where, rank, (int)VQ_MIN(n_left, (size_t)64), left,
-             (int)VQ_MIN(n_right, (size_t)64), right);
-    vq_bpe_put_merge(b, left_id, right_id, rank, id);
-    return VQ_OK;
-}
-
-/* "left right", with one space. */
-static vq_status read_merge_line(const reader *r, vq_buffer *joined, int32_t rank, const char *line,
-                                 size_t n)
-{
-    const char *space = memchr(line, ' ', n);
-    size_t n_left = space ? (size_t)(space - line) : 0;
-    VQ_CHECK(n_left > 0 && n_left + 1 < n && !memchr(space + 1, ' ', n - n_left - 1), VQ_EFILE,
-             "%s: merge %d is \"%.*s\", expected two tokens with a space between them. Get the "
-             "file again",
-             r->where, rank, (int)VQ_MIN(n, (size_t)64), line);
-    return read_merge(r, joined, rank, line, n_left, space + 1, n - n_left - 1);
-}
-
-static vq_status read_merges(const reader *r, const json_t *merges)
-{
-    vq_buffer joined = {0};
-    for (size_t i = 0; i < json_array_size(merges); i++) {
-        const json_t *merge = json_array_get(merges, i), *left = json_array_get(merge, 0),
-                     *right = json_array_get(merge, 1);
-        if (json_is_string(merge))
-            VQ_TRY(read_merge_line(r, &joined, (int32_t)i, json_string_value(merge),
-                                   json_string_length(merge)));
-        else if (json_array_size(merge) == 2 && json_is_string(left) && json_is_string(right))
-            VQ_TRY(read_merge(r, &joined, (int32_t)i, json_string_value(left),
-                              json_string_length(left), json_string_value(right),
-                              json_string_length(right)));
-        else
-            return malformed(r, "model.merges",
-                             "a list of \"left right\" or [\"left\", \"right\"]");
-    }
-    return VQ_OK;
-}
-
-static vq_status read_model(const reader *r, json_t *model)
-{
-    vq_bpe *b = &r->t->bpe;
-    const json_t *merges = json_object_get(model, "merges"),
-                 *dropout = json_object_get(model, "dropout"),
-                 *type = json_object_get(model, "type");
-    const char *prefix, *suffix, *unknown;
-    if (!json_is_object(model)) return malformed(r, "model", "an object");
-    if (type && strcmp(type_of(model), "BPE") != 0)
-        return unsupported(r, "model.type", type, "\"BPE\"");
-    if (!json_is_array(merges)) return malformed(r, "model.merges", "a list");
-    if (json_is_number(dropout) && json_number_value(dropout) != 0)
-        return unsupported(r, "model.dropout", dropout, "null");
-    VQ_TRY(read_vocab(r, json_object_get(model, "vocab"), json_array_size(merges)));
-    VQ_TRY(get_text(r, model, "continuing_subword_prefix", &prefix));
-    VQ_TRY(get_text(r, model, "end_of_word_suffix", &suffix));
-    VQ_TRY(get_text(r, model, "unk_token", &unknown));
-    VQ_TRY(get_bool(r, model, "fuse_unk", false, &b->fuse_unk));
-    VQ_TRY(get_bool(r, model, "byte_fallback", false, &b->byte_fallback));
-    VQ_TRY(get_bool(r, model, "ignore_merges", false, &b->whole_first));
-    if (prefix) VQ_TRY(copy_text(r, prefix, &b->prefix));
-    if (suffix) VQ_TRY(copy_text(r, suffix, &b->suffix));
-    if (unknown) b->unk_id = vq_bpe_find(b, unknown, strlen(unknown));
-    vq_bpe_set_fallback(b);
-    return read_merges(r, merges);
-}
-
-/* A model that names a token for unknown characters has it, or knows every byte. */
-static vq_status check_unknown(const reader *r, const json_t *unknown)
-{
-    const vq_bpe *b = &r->t->bpe;
-    bool complete = r->t->byte_level || b->byte_fallback;
-    char text[4];
-    for (int i = 0; i < 256; i++) {
-        size_t n = vq_byte_character((uint8_t)i, text);
-        if ((r->t->byte_level ? vq_bpe_find(b, text, n) : b->byte_id[i]) < 0) complete = false;
-    }
-    VQ_CHECK(!json_is_string(unknown) || b->unk_id >= 0 || complete, VQ_EFILE,
-             "%s: model.unk_token = \"%s\" is not in the vocabulary, expected it there. Get the "
-             "file again",
-             r->where, json_string_value(unknown));
-    return VQ_OK;
-}
-
-/* Normalizer and pre-tokenizer */
-
-static vq_status new_normal_step(const reader *r, vq_normal_step step)
-{
-    VQ_CHECK(r->t->n_normal < VQ_NORMAL_STEPS, VQ_EUNSUPPORTED,
-             "%s: normalizer has more than %d steps, expected a handful. Use a model with a "
-             "simpler tokenizer",
-             r->where, VQ_NORMAL_STEPS);
-    step.n_from = step.from ? strlen(step.from) : 0;
-    step.n_to = step.to ? strlen(step.to) : 0;
-    r->t->normal[r->t->n_normal++] = step;
-    return VQ_OK;
-}
-
-static vq_status read_normalizer(const reader *r, const json_t *n)
-{
-    const char *type = type_of(n);
-    vq_normal_step step = {.kind = VQ_NORMAL_NFC};
-    if (!n || json_is_null(n)) return VQ_OK;
-    if (strcmp(type, "Sequence") == 0) {
-        const json_t *list = json_object_get(n, "normalizers");
-        if (!json_is_array(list)) return malformed(r, "normalizer.normalizers", "a list");
-        for (size_t i = 0; i < json_array_size(list); i++)
-            VQ_TRY(read_normalizer(r, json_array_get(list, i)));
-        return VQ_OK;
-    }
-    if (strcmp(type, "NFC") == 0) return new_normal_step(r, step);
-    if (strcmp(type, "Prepend") == 0) {
-        step.kind = VQ_NORMAL_PREPEND;
-        VQ_TRY(get_text(r, n, "prepend", &step.to));
-        if (!step.to) return malformed(r, "normalizer.prepend", "a string");
-        VQ_TRY(copy_text(r, step.to, &step.to));
-        return new_normal_step(r, step);
-    }
-    if (strcmp(type, "Replace") == 0) {
-        const json_t *pattern = json_object_get(n, "pattern");
-        step.kind = VQ_NORMAL_REPLACE;
-        VQ_TRY(get_text(r, pattern, "String", &step.from));
-        VQ_TRY(get_text(r, n, "content", &step.to));
-        if (!step.from || !*step.from)
-            return unsupported(r, "normalizer.pattern", pattern, "{\"String\": \"...\"}");
-        if (!step.to) return malformed(r, "normalizer.content", "a string");
-        VQ_TRY(copy_text(r, step.from, &step.from));
-        VQ_TRY(copy_text(r, step.to, &step.to));
-        return new_normal_step(r, step);
-    }
-    return unsupported(r, "normalizer", n, "NFC, Prepend, Replace, Sequence or null");
-}
-
-static vq_status read_byte_level(const reader *r, const json_t *p)
-{
-    bool add_space, use_regex;
-    vq_pretokenizer *pre = &r->t->pre;
-    VQ_TRY(get_bool(r, p, "add_prefix_space", true, &add_space));
-    VQ_TRY(get_bool(r, p, "use_regex", true, &use_regex));
-    r->t->byte_level = true;
-    if (add_space) VQ_TRY(vq_pretokenizer_mark(pre, r->where, " ", VQ_PREPEND_ALWAYS, false));
-    return use_regex ? vq_pretokenizer_split(pre, r->arena, r->where, vq_gpt2_pattern, true, true)
-                     : VQ_OK;
-}
-
-static vq_status read_split(const reader *r, const json_t *p)
-{
-    static const char key[] = "pre_tokenizer.pattern.Regex";
-    const json_t *pattern = json_object_get(p, "pattern"),
-                 *behavior = json_object_get(p, "behavior");
-    const char *regex, *text;
-    bool invert;
-    VQ_TRY(get_text(r, pattern, "Regex", &regex));
-    VQ_TRY(get_text(r, pattern, "String", &text));
-    VQ_TRY(get_bool(r, p, "invert", false, &invert));
-    if (!regex && !text) return malformed(r, "pre_tokenizer.pattern", "a Regex or a String");
-    const char *kind = json_is_string(behavior) ? json_string_value(behavior) : "";
-    bool isolated = strcmp(kind, "Isolated") == 0;
-    if (!isolated && strcmp(kind, "Removed") != 0)
-        return unsupported(r, "pre_tokenizer.behavior", behavior, "\"Isolated\" or \"Removed\"");
-    if (!regex) {
-        /* PCRE2 takes everything up to \E as it stands. */
-        vq_buffer quoted = {0};
-        if (strstr(text, "\\E") || !*text)
-            return unsupported(r, "pre_tokenizer.pattern", pattern, "text, without \\E");
-        VQ_TRY(vq_buffer_put(&quoted, r->arena, "\\Q", 2));
-        VQ_TRY(vq_buffer_put(&quoted, r->arena, text, strlen(text)));
-        VQ_TRY(vq_buffer_put(&quoted, r->arena, "\\E", 3));
-        regex = quoted.data;
-    }
-    char where[PATH_MAX + sizeof key];
-    snprintf(where, sizeof where, "%s: %s", r->where, key);
-    return vq_pretokenizer_split(&r->t->pre, r->arena, where, regex, isolated || invert,
-                                 isolated || !invert);
-}
-
-static vq_status read_metaspace(const reader *r, const json_t *p)
-{
-    static const struct {
-        const char *name;
-        vq_prepend prepend;
-    } schemes[] = {
-        {"always", VQ_PREPEND_ALWAYS}, {"first", VQ_PREPEND_FIRST}, {"never", VQ_PREPEND_NEVER}};
-    const char *mark, *scheme;
-    bool add_space, split;
-    VQ_TRY(get_text(r, p, "replacement", &mark));
-    VQ_TRY(get_text(r, p, "prepend_scheme", &scheme));
-    VQ_TRY(get_bool(r, p, "add_prefix_space", true, &add_space));
-    VQ_TRY(get_bool(r, p, "split", true, &split));
-    if (!mark || strcmp(mark, VQ_SPACE_MARK) != 0)
-        return unsupported(r, "pre_tokenizer.replacement", json_object_get(p, "replacement"),
-                           "\"" VQ_SPACE_MARK "\"");
-    vq_prepend prepend = add_space ? VQ_PREPEND_ALWAYS : VQ_PREPEND_NEVER;
-    int i = 0;
-    while (scheme && i < VQ_COUNT(schemes) && strcmp(scheme, schemes[i].name) != 0) i++;
-    if (i == VQ_COUNT(schemes))
-        return unsupported(r, "pre_tokenizer.prepend_scheme", json_object_get(p, "prepend_scheme"),
-                           "\"always\", \"first\" or \"never\"");
-    if (scheme) prepend = schemes[i].prepend;
-    VQ_TRY(vq_pretokenizer_mark(&r->t->pre, r->where, VQ_SPACE_MARK, prepend, true));
-    return split ? vq_pretokenizer_split(&r->t->pre, r->arena, r->where,
-                                         VQ_SPACE_MARK "[^" VQ_SPACE_MARK "]*", true, true)
-                 : VQ_OK;
-}
-
-static vq_status read_pretokenizer(const reader *r, const json_t *p)
-{
-    const char *type = type_of(p);
-    if (!p || json_is_null(p)) return VQ_OK;
-    if (strcmp(type, "Sequence") == 0) {
-        const json_t *list = json_object_get(p, "pretokenizers");
-        if (!json_is_array(list)) return malformed(r, "pre_tokenizer.pretokenizers", "a list");
-        for (size_t i = 0; i < json_array_size(list); i++)
-            VQ_TRY(read_pretokenizer(r, json_array_get(list, i)));
-        return VQ_OK;
-    }
-    /* What comes behind it would see its characters for bytes. */
-    if (r->t->byte_level) return unsupported(r, "pre_tokenizer", p, "ByteLevel as the last step");
-    if (strcmp(type, "ByteLevel") == 0) return read_byte_level(r, p);
-    if (strcmp(type, "Split") == 0) return read_split(r, p);
-    if (strcmp(type, "Metaspace") == 0) return read_metaspace(r, p);
-    if (strcmp(type, "Digits") == 0) {
-        bool individual;
-        VQ_TRY(get_bool(r, p, "individual_digits", false, &individual));
-        return vq_pretokenizer_split(&r->t->pre, r->arena, r->where,
-                                     individual ? "\\p{N}" : "\\p{N}+", true, true);
-    }
-    return unsupported(r, "pre_tokenizer", p,
-                       "ByteLevel, Split, Digits, Metaspace, Sequence or null");
-}
-
-/* Post-processor */
-
-/* Puts the ids of a template's special token behind or before those that are there. */
-static vq_status put_special(const reader *r, const json_t *processor, const json_t *name,
-                             bool before_text, int32_t **ids, int64_t *n)
-{
-    const char *id = json_string_value(name);
-    const json_t *special =
-                     json_object_get(json_object_get(processor, "special_tokens"), id ? id : ""),
-                 *list = json_object_get(special, "ids");
-    if (!json_is_array(list))
-        return malformed(r, "post_processor.special_tokens", "the ids of each special token");
-    int64_t more = (int64_t)json_array_size(list);
-    int32_t *grown, *added;
-    VQ_TRY(VQ_NEW(r->arena, *n + more, &grown));
-    /* A template around another one adds its ids outside of it; within a template they come in
-     * the order they are written, which the caller keeps by going outwards. */
-    memcpy(grown + (before_text ? more : 0), *ids, (size_t)*n * sizeof **ids);
-    added = grown + (before_text ? 0 : *n);
-    for (int64_t i = 0; i < more; i++) {
-        const json_t *value = json_array_get(list, (size_t)i);
-        json_int_t number = json_integer_value(value);
-        if (!json_is_integer(value) || number < 0 || number > INT32_MAX / 2)
-            return malformed(r, "post_processor.special_tokens.ids", "a list of ids");
-        added[i] = (int32_t)number;
-    }
-    *ids = grown;
-    *n += more;
-    return VQ_OK;
-}
-
-static vq_status read_template(const reader *r, const json_t *p)
-{
-    const json_t *single = json_object_get(p, "single");
-    int64_t n = (int64_t)json_array_size(single), text = -1;
-    for (int64_t i = 0; i < n; i++) {
-        const json_t *item = json_array_get(single, (size_t)i);
-        const char *id =
-            json_string_value(json_object_get(json_object_get(item, "Sequence"), "id"));
-        if (id && (text >= 0 || strcmp(id, "A") != 0))
-            return unsupported(r, "post_processor.single", single, "the text (A) once");
-        if (id)
-            text = i;
-        else if (!json_object_get(item, "SpecialToken"))
-            return malformed(r, "post_processor.single", "SpecialToken and Sequence");
-    }
-    if (text < 0) return unsupported(r, "post_processor.single", single, "the text (A) once");
-    for (int64_t i = text - 1; i >= 0; i--)
-        VQ_TRY(put_special(
-            r, p,
-            json_object_get(json_object_get(json_array_get(single, (size_t)i), "SpecialToken"),
-                            "id"),
-            true, &r->t->prefix, &r->t->n_prefix));
-    for (int64_t i = text + 1; i < n; i++)
-        VQ_TRY(put_special(
-            r, p,
-            json_object_get(json_object_get(json_array_get(single, (size_t)i), "SpecialToken"),
-                            "id"),
-            false, &r->t->suffix, &r->t->n_suffix));
-    return VQ_OK;
-}
-
-static vq_status read_postprocessor(const reader *r, const json_t *p)
-{
-    const char *type = type_of(p);
-    if (!p || json_is_null(p) || strcmp(type, "ByteLevel") == 0) return VQ_OK;
-    if (strcmp(type, "Sequence") == 0) {
-        const json_t *list = json_object_get(p, "processors");
-        if (!json_is_array(list)) return malformed(r, "post_processor.processors", "a list");
-        for (size_t i = 0; i < json_array_size(list); i++)
-            VQ_TRY(read_postprocessor(r, json_array_get(list, i)));
-        return VQ_OK;
-    }
-    if (strcmp(type, "TemplateProcessing") == 0) return read_template(r, p);
-    return unsupported(r, "post_processor", p, "TemplateProcessing, ByteLevel, Sequence or null");
 }
 
 /* tokenizer_config.json and special_tokens_map.json */
@@ -537,12 +58,12 @@ static const json_t *setting(const settings *s, const char *name)
     return value ? value : json_object_get(s->config, name);
 }
 
-/* The text of a special token. */
+/* The text of a special token: fallback where no file says, NULL where one says null. */
 static const char *special_text(const settings *s, const char *name, const char *fallback)
 {
     const json_t *value = setting(s, name);
-    if (json_is_object(value)) value = json_object_get(value, "content");
-    return json_is_string(value) ? json_string_value(value) : fallback;
+    if (!value) return fallback;
+    return json_string_value(json_is_object(value) ? json_object_get(value, "content") : value);
 }
 
 typedef struct numbered {
@@ -558,7 +79,7 @@ static int by_id(const void *a, const void *b)
 }
 
 /* Adds the tokens of an object by rising id: {"5": {"content": ...}} or {"text": 5}. */
-static vq_status add_numbered(const reader *r, const char *key, json_t *object, bool id_first)
+static vq_status add_numbered(const vq_reader *r, const char *key, json_t *object, bool id_first)
 {
     numbered *list;
     const char *name;
@@ -569,16 +90,17 @@ static vq_status add_numbered(const reader *r, const char *key, json_t *object, 
         (numbered){name, value, id_first ? atof(name) : json_number_value(value)};
     qsort(list, (size_t)n, sizeof *list, by_id);
     for (int64_t i = 0; i < n; i++)
-        VQ_TRY(id_first ? add_json_token(r, key, list[i].value)
-                        : add_token(r, (vq_added_token){.content = list[i].key,
-                                                        .n_bytes = strlen(list[i].key),
-                                                        .normalized = true}));
+        VQ_TRY(id_first ? vq_reader_add_json(r, key, list[i].value)
+                        : vq_reader_add(r, (vq_added_token){.content = list[i].key,
+                                                            .n_bytes = strlen(list[i].key),
+                                                            .normalized = true}));
     return VQ_OK;
 }
 
 /* Adds what the settings name beside the tokenizer's own. fallback[i] is the text of
  * special_names[i] where they do not name it, or NULL. */
-static vq_status add_special_tokens(const reader *r, const settings *s, const char *const *fallback)
+static vq_status add_special_tokens(const vq_reader *r, const settings *s,
+                                    const char *const *fallback)
 {
     static const char *const lists[] = {"extra_special_tokens", "additional_special_tokens"};
     json_t *decoder = json_object_get(s->config, "added_tokens_decoder");
@@ -590,14 +112,15 @@ static vq_status add_special_tokens(const reader *r, const settings *s, const ch
         const json_t *value = setting(s, special_names[i]);
         const char *name = special_text(s, special_names[i], fallback[i]);
         /* A name for a token that is there says nothing new about it. */
-        if (!name || added_id(r->t, name) >= 0 || json_is_null(value)) continue;
-        VQ_TRY(value ? add_json_token(r, special_names[i], value)
-                     : add_token(r, (vq_added_token){.content = name, .n_bytes = strlen(name)}));
+        if (!name || vq_added_id(r->t, name) >= 0) continue;
+        VQ_TRY(value
+                   ? vq_reader_add_json(r, special_names[i], value)
+                   : vq_reader_add(r, (vq_added_token){.content = name, .n_bytes = strlen(name)}));
     }
     for (int i = 0; i < VQ_COUNT(lists); i++) {
         const json_t *list = setting(s, lists[i]);
         for (size_t k = 0; k < json_array_size(list); k++)
-            VQ_TRY(add_json_token(r, lists[i], json_array_get(list, k)));
+            VQ_TRY(vq_reader_add_json(r, lists[i], json_array_get(list, k)));
     }
     return VQ_OK;
 }
@@ -607,97 +130,24 @@ static int32_t special_id(const vq_tokenizer *t, const settings *s, const char *
                           const char *fallback)
 {
     const char *text = special_text(s, name, fallback);
-    return text ? added_id(t, text) : -1;
+    return text ? vq_added_id(t, text) : -1;
 }
 
-/* bos and eos around the text where the settings ask for it. */
-static vq_status add_bos_eos(const reader *r, const settings *s, const char *const *fallback,
+/* bos and eos around the text where the settings ask for it and name them. */
+static vq_status add_bos_eos(const vq_reader *r, const settings *s, const char *const *fallback,
                              bool add_bos)
 {
     bool add_eos;
     vq_tokenizer *t = r->t;
-    VQ_TRY(get_bool(r, s->config, "add_bos_token", add_bos, &add_bos));
-    VQ_TRY(get_bool(r, s->config, "add_eos_token", false, &add_eos));
+    VQ_TRY(vq_reader_bool(r, s->config, "add_bos_token", add_bos, &add_bos));
+    VQ_TRY(vq_reader_bool(r, s->config, "add_eos_token", false, &add_eos));
     VQ_TRY(VQ_NEW(r->arena, 1, &t->prefix));
     VQ_TRY(VQ_NEW(r->arena, 1, &t->suffix));
-    t->n_prefix = add_bos;
-    t->n_suffix = add_eos;
     t->prefix[0] = special_id(t, s, "bos_token", fallback[0]);
     t->suffix[0] = special_id(t, s, "eos_token", fallback[1]);
-    VQ_CHECK((!add_bos || t->prefix[0] >= 0) && (!add_eos || t->suffix[0] >= 0), VQ_EFILE,
-             "%s: add_bos_token or add_eos_token is true and names no token, expected bos_token "
-             "and eos_token beside it. Get the tokenizer's files again",
-             r->where);
+    t->n_prefix = add_bos && t->prefix[0] >= 0;
+    t->n_suffix = add_eos && t->suffix[0] >= 0;
     return VQ_OK;
-}
-
-/* The whole */
-
-/* Whether no token has a mark behind another character: then words never grow together. */
-static bool tokens_keep_words(const vq_bpe *b)
-{
-    size_t n_mark = strlen(VQ_SPACE_MARK);
-    if (b->whole_first || *b->prefix || *b->suffix || vq_bpe_find(b, VQ_SPACE_MARK, n_mark) < 0)
-        return false;
-    for (int64_t i = 0; i <= b->token_mask; i++) {
-        const vq_bpe_token *t = &b->tokens[i];
-        for (size_t k = 1; t->text && k + n_mark <= t->n_bytes; k++)
-            if (memcmp(t->text + k, VQ_SPACE_MARK, n_mark) == 0 &&
-                (k < n_mark || memcmp(t->text + k - n_mark, VQ_SPACE_MARK, n_mark) != 0))
-                return false;
-    }
-    return true;
-}
-
-/* What follows from the parts: tries, sizes. */
-static vq_status finish(const reader *r, const char *kind)
-{
-    vq_tokenizer *t = r->t;
-    int64_t n = t->added.n, n_before = 0, n_after = 0, max_id = t->bpe.max_id;
-    const vq_added_token **tokens[2];
-    const char **texts[2];
-    size_t *sizes[2];
-    for (int i = 0; i < 2; i++) {
-        VQ_TRY(VQ_NEW(r->arena, n, &tokens[i]));
-        VQ_TRY(VQ_NEW(r->arena, n, &texts[i]));
-        VQ_TRY(VQ_NEW(r->arena, n, &sizes[i]));
-    }
-    for (int64_t i = 0; i < n; i++) {
-        const vq_added_token *token = &t->added.tokens[i];
-        int after = token->normalized;
-        int64_t k = after ? n_after++ : n_before++;
-        tokens[after][k] = token;
-        texts[after][k] = token->content;
-        sizes[after][k] = token->n_bytes;
-        max_id = VQ_MAX(max_id, token->id);
-        /* After the normalizer a token is looked for as the normalizer leaves it. */
-        if (after) {
-            vq_buffer buffers[2] = {{0}, {0}};
-            VQ_TRY(vq_normalize(t->normal, t->n_normal, r->arena, buffers, token->content,
-                                token->n_bytes, &texts[1][k], &sizes[1][k]));
-        }
-    }
-    VQ_TRY(vq_added_trie_make(r->arena, texts[0], sizes[0], tokens[0], n_before, &t->before));
-    VQ_TRY(vq_added_trie_make(r->arena, texts[1], sizes[1], tokens[1], n_after, &t->after));
-    t->vocab_size = VQ_MAX(t->vocab_size, max_id + 1);
-    t->split_words = !t->byte_level && tokens_keep_words(&t->bpe);
-    t->kind = kind;
-    return VQ_OK;
-}
-
-static vq_status read_json(const reader *r, json_t *root, const settings *s)
-{
-    VQ_TRY(vq_pretokenizer_init(&r->t->pre));
-    VQ_TRY(read_model(r, json_object_get(root, "model")));
-    VQ_TRY(read_normalizer(r, json_object_get(root, "normalizer")));
-    VQ_TRY(read_pretokenizer(r, json_object_get(root, "pre_tokenizer")));
-    VQ_TRY(check_unknown(r, json_object_get(json_object_get(root, "model"), "unk_token")));
-    VQ_TRY(read_postprocessor(r, json_object_get(root, "post_processor")));
-    VQ_TRY(read_added_tokens(r, json_object_get(root, "added_tokens")));
-    const reader beside = {r->arena, s->config_path, r->t};
-    VQ_TRY(add_special_tokens(&beside, s, no_names));
-    return finish(r,
-                  r->t->byte_level ? "byte-level BPE of tokenizer.json" : "BPE of tokenizer.json");
 }
 
 vq_status vq_tokenizer_read_json(vq_arena *arena, const char *where, const char *json,
@@ -707,25 +157,27 @@ vq_status vq_tokenizer_read_json(vq_arena *arena, const char *where, const char 
     json_t *root = json_loadb(json, n_bytes, 0, &error);
     VQ_CHECK(root, VQ_EFILE, "%s:%d: %s, expected JSON. Get the file again", where, error.line,
              error.text);
-    const reader r = {arena, where, t};
-    const settings none = {.config_path = where};
-    vq_status status = read_json(&r, root, &none);
+    const vq_reader r = {arena, where, t};
+    vq_status status = vq_reader_json(&r, root);
     json_decref(root);
-    return status;
+    return status == VQ_OK ? vq_reader_finish(&r) : status;
 }
 
 static vq_status from_json(vq_arena *arena, const char *path, const settings *s, vq_tokenizer *t)
 {
     json_t *root;
-    const reader r = {arena, path, t};
+    const vq_reader r = {arena, path, t};
     VQ_TRY(load_json(path, 0, &root));
-    vq_status status = read_json(&r, root, s);
+    vq_status status = vq_reader_json(&r, root);
     json_decref(root);
-    return status;
+    VQ_TRY(status);
+    const vq_reader config = {arena, s->config_path, t};
+    VQ_TRY(add_special_tokens(&config, s, no_names));
+    return vq_reader_finish(&r);
 }
 
 /* merges.txt: a merge a line, in the order of their ranks, below a line "#version...". */
-static vq_status read_merges_text(const reader *r, const char *text, size_t n_bytes)
+static vq_status read_merges_text(const vq_reader *r, const char *text, size_t n_bytes)
 {
     vq_buffer joined = {0};
     const char *end = text + n_bytes;
@@ -735,7 +187,7 @@ static vq_status read_merges_text(const reader *r, const char *text, size_t n_by
         text = line + n + 1;
         if (n > 0 && line[n - 1] == '\r') n--;
         if (n == 0 || (n >= 8 && memcmp(line, "#version", 8) == 0)) continue;
-        VQ_TRY(read_merge_line(r, &joined, rank++, line, n));
+        VQ_TRY(vq_reader_merge(r, &joined, rank++, line, n));
     }
     return VQ_OK;
 }
@@ -763,7 +215,7 @@ static vq_status find_class(vq_arena *arena, const char *dir, const settings *s,
 }
 
 /* GPT-2's and Qwen's tokenizers are all rules but for vocabulary and merges. */
-static vq_status read_vocab_merges(const reader *r, json_t *vocab, const char *merges_path,
+static vq_status read_vocab_merges(const vq_reader *r, json_t *vocab, const char *merges_path,
                                    const char *dir, const settings *s)
 {
     char class[64], *text;
@@ -778,14 +230,14 @@ static vq_status read_vocab_merges(const reader *r, json_t *vocab, const char *m
              "Qwen2Tokenizer. Save the tokenizer as tokenizer.json",
              s->config_path, class);
     VQ_TRY(vq_file_read(r->arena, merges_path, &text, &n_bytes));
-    VQ_TRY(read_vocab(r, vocab, n_bytes / 4));
-    const reader merges = {r->arena, merges_path, r->t};
+    VQ_TRY(vq_reader_vocab(r, vocab, n_bytes / 4));
+    const vq_reader merges = {r->arena, merges_path, r->t};
     VQ_TRY(read_merges_text(&merges, text, n_bytes));
-    const reader config = {r->arena, s->config_path, r->t};
-    VQ_TRY(get_bool(&config, s->config, "add_prefix_space", false, &add_space));
+    const vq_reader config = {r->arena, s->config_path, r->t};
+    VQ_TRY(vq_reader_bool(&config, s->config, "add_prefix_space", false, &add_space));
     VQ_TRY(vq_pretokenizer_init(pre));
     if (is_qwen) {
-        VQ_TRY(new_normal_step(r, (vq_normal_step){.kind = VQ_NORMAL_NFC}));
+        VQ_TRY(vq_reader_normal(r, (vq_normal_step){.kind = VQ_NORMAL_NFC}));
         VQ_TRY(vq_pretokenizer_split(pre, r->arena, r->where, qwen_pattern, true, true));
     }
     if (add_space) VQ_TRY(vq_pretokenizer_mark(pre, r->where, " ", VQ_PREPEND_ALWAYS, false));
@@ -794,7 +246,8 @@ static vq_status read_vocab_merges(const reader *r, json_t *vocab, const char *m
     r->t->byte_level = true;
     VQ_TRY(add_special_tokens(&config, s, names));
     VQ_TRY(add_bos_eos(&config, s, names, false));
-    return finish(r, "byte-level BPE of vocab.json and merges.txt");
+    r->t->kind = "byte-level BPE of vocab.json and merges.txt";
+    return vq_reader_finish(r);
 }
 
 static vq_status from_vocab(vq_arena *arena, const char *dir, const char *vocab_path,
@@ -802,7 +255,7 @@ static vq_status from_vocab(vq_arena *arena, const char *dir, const char *vocab_
 {
     char *merges_path;
     json_t *vocab;
-    const reader r = {arena, vocab_path, t};
+    const vq_reader r = {arena, vocab_path, t};
     VQ_TRY(vq_path_join(arena, dir, "merges.txt", &merges_path));
     VQ_TRY(load_json(vocab_path, 0, &vocab));
     vq_status status = read_vocab_merges(&r, vocab, merges_path, dir, s);
@@ -812,7 +265,7 @@ static vq_status from_vocab(vq_arena *arena, const char *dir, const char *vocab_
 
 #ifdef VQ_SENTENCEPIECE
 /* The pieces as tokens, those that no text becomes by itself as added ones. */
-static vq_status read_pieces(const reader *r)
+static vq_status read_pieces(const vq_reader *r)
 {
     vq_tokenizer *t = r->t;
     int size = vq_spm_size(t->spm), is_control;
@@ -822,31 +275,33 @@ static vq_status read_pieces(const reader *r)
         const char *piece = vq_spm_piece(t->spm, id, &n, &is_control);
         vq_bpe_put(&t->bpe, piece, n, id);
         if (is_control || id == vq_spm_unknown(t->spm))
-            VQ_TRY(add_token(r, (vq_added_token){.content = piece, .n_bytes = n}));
+            VQ_TRY(vq_reader_add(r, (vq_added_token){.content = piece, .n_bytes = n}));
     }
     t->vocab_size = size;
+    t->bpe.unk_id = vq_spm_unknown(t->spm);
     return VQ_OK;
 }
 
 /* LLaMA's rules: a mark in the place of each space. The legacy ones put another before each text
  * between special tokens; the later ones only before the first, unless it starts with one. */
-static vq_status read_spm(const reader *r, const settings *s)
+static vq_status read_spm(const vq_reader *r, const settings *s)
 {
     bool legacy, add_space;
     vq_tokenizer *t = r->t;
-    const reader config = {r->arena, s->config_path, t};
+    const vq_reader config = {r->arena, s->config_path, t};
     VQ_TRY(vq_pretokenizer_init(&t->pre));
     VQ_TRY(read_pieces(r));
-    VQ_TRY(get_bool(&config, s->config, "legacy", true, &legacy));
-    VQ_TRY(get_bool(&config, s->config, "add_prefix_space", true, &add_space));
+    VQ_TRY(vq_reader_bool(&config, s->config, "legacy", true, &legacy));
+    VQ_TRY(vq_reader_bool(&config, s->config, "add_prefix_space", true, &add_space));
     if (legacy && add_space)
         VQ_TRY(
-            new_normal_step(r, (vq_normal_step){.kind = VQ_NORMAL_PREPEND, .to = VQ_SPACE_MARK}));
+            vq_reader_normal(r, (vq_normal_step){.kind = VQ_NORMAL_PREPEND, .to = VQ_SPACE_MARK}));
     VQ_TRY(vq_pretokenizer_mark(&t->pre, r->where, VQ_SPACE_MARK,
                                 legacy || !add_space ? VQ_PREPEND_NEVER : VQ_PREPEND_FIRST, true));
     VQ_TRY(add_special_tokens(&config, s, llama_names));
     VQ_TRY(add_bos_eos(&config, s, llama_names, true));
-    return finish(r, "sentencepiece of tokenizer.model");
+    r->t->kind = "sentencepiece of tokenizer.model";
+    return vq_reader_finish(r);
 }
 
 static vq_status from_spm(vq_arena *arena, const char *path, const settings *s, vq_tokenizer *t)
@@ -854,7 +309,7 @@ static vq_status from_spm(vq_arena *arena, const char *path, const settings *s, 
     vq_map map;
     char reason[256] = "";
     const char *class = json_string_value(setting(s, "tokenizer_class"));
-    const reader r = {arena, path, t};
+    const vq_reader r = {arena, path, t};
     VQ_CHECK(!class || strncmp(class, "LlamaTokenizer", 14) == 0, VQ_EUNSUPPORTED,
              "%s: tokenizer_class = %s with a tokenizer.model, expected LlamaTokenizer. Save the "
              "tokenizer as tokenizer.json",
@@ -936,17 +391,4 @@ void vq_tokenizer_release(vq_tokenizer *t)
     if (t->spm) vq_spm_close(t->spm);
     t->spm = NULL;
 #endif
-}
-
-size_t vq_byte_character(uint8_t byte, char out[4])
-{
-    /* Printable Latin-1 stands for itself; the other 68 bytes are U+0100 and on, in order. */
-    int32_t code = byte;
-    if (byte <= 0x20)
-        code = 0x100 + byte;
-    else if (byte >= 0x7f && byte <= 0xa0)
-        code = 0x121 + byte - 0x7f;
-    else if (byte == 0xad)
-        code = 0x143;
-    return vq_utf8_encode(code, out);
 }

@@ -6,7 +6,7 @@
 
 const char *vq_mode_name(vq_mode mode)
 {
-    static const char *const names[VQ_N_MODES] = {"fp", "rtn", "soft", "hard"};
+    static const char *const names[VQ_N_MODES] = {"fp", "rtn", "soft", "hard", "gptq"};
     return names[mode];
 }
 
@@ -21,6 +21,7 @@ vq_status vq_vqlinear_weight(const vq_backend *be, const vq_vqlinear *linear, vq
     VQ_TRY(
         vq_tensor_new(arena, be->place, be->act, VQ_DIMS(source->dim[0], source->dim[1]), weight));
     if (mode == VQ_MODE_RTN) return vq_grid_round(be, weight, source, &linear->quant);
+    if (mode == VQ_MODE_GPTQ) return vq_grid_value(be, weight, &linear->ints, &linear->quant);
     return vq_round_fwd(be, weight, &linear->quant, &linear->codes,
                         mode == VQ_MODE_SOFT ? VQ_SOFT : VQ_HARD);
 }

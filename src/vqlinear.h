@@ -11,10 +11,11 @@ typedef enum vq_mode {
     VQ_MODE_RTN,   /* rounded to nearest on the student's grid: the baseline */
     VQ_MODE_SOFT,  /* the student in training */
     VQ_MODE_HARD,  /* the student as it is exported */
+    VQ_MODE_GPTQ,  /* GPTQ's own integers: the other baseline, and what the student starts from */
     VQ_N_MODES
 } vq_mode;
 
-const char *vq_mode_name(vq_mode mode); /* "fp", "rtn", "soft", "hard" */
+const char *vq_mode_name(vq_mode mode); /* "fp", "rtn", "soft", "hard", "gptq" */
 
 typedef struct vq_vqlinear {
     const vq_linear *source; /* borrowed: the model */
@@ -23,6 +24,7 @@ typedef struct vq_vqlinear {
     vq_tensor codes;  /* real [K, D]; borrowed: the pool */
     vq_tensor dcodes; /* real [K, D]; borrowed: the pool's gradient */
     vq_tensor counts; /* u32 [K, D] */
+    vq_tensor ints;   /* as quant.base [out, in]: GPTQ's own integers; no data: not kept */
 } vq_vqlinear;
 
 /* The weight in `mode`: the source's own tensor, or one made in arena (act [out, in]). */

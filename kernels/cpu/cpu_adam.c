@@ -7,7 +7,8 @@
  */
 #include "cpu_real.h"
 
-#include "../element.h"
+#include <math.h>
+
 #include "cpu_ops.h"
 #include "error.h"
 

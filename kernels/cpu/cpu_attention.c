@@ -8,12 +8,15 @@
  * chunks. */
 #include "cpu_real.h"
 
-#include "../element.h"
 #include "cpu_lanes.h"
 #include "cpu_ops.h"
+#include "element.h"
 #include "error.h"
 
-#define MAX_QUERIES 64
+/* Queries of a block: T / 8, as a block's products also cover what its first queries do not see,
+ * but not few, as each block packs all its keys anew. */
+#define MIN_QUERIES 64
+#define MAX_QUERIES 256
 #define TASKS 24
 
 typedef struct shape {
@@ -28,7 +31,8 @@ static vq_status make_shape(const vq_tensor *q, const vq_tensor *k, shape *out)
     shape s = {.T = q->dim[1], .T_k = k->dim[1], .H = q->dim[2], .G = k->dim[2], .S = q->dim[3]};
     s.prefix = s.T_k - s.T;
     /* The backward keeps two blocks of scores in a slab. */
-    s.queries = VQ_MIN(MAX_QUERIES, VQ_CPU_SLAB / 2 / VQ_MAX(s.T_k, 1));
+    s.queries = VQ_MAX(MIN_QUERIES, VQ_MIN(s.T / 8, MAX_QUERIES));
+    s.queries = VQ_MIN(s.queries, VQ_CPU_SLAB / 2 / VQ_MAX(s.T_k, 1));
     VQ_CHECK(s.queries > 0, VQ_EMEM,
              "attention: %lld keys, expected at most %lld in a sequence. Lower seqlen",
              (long long)s.T_k, (long long)(VQ_CPU_SLAB / 2));

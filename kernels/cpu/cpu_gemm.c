@@ -21,17 +21,19 @@
 #define BLAS_GEMM cblas_sgemm
 #endif
 
-/* Tiles of c from large to small: the first that gives TASKS pieces of work is taken. Tall ones,
- * as BLAS (by columns) packs rows of c's right factor best. */
-static const int64_t TILES[][2] = {{512, 512}, {512, 256}, {512, 128},
-                                   {256, 128}, {128, 128}, {128, 64}};
-#define TASKS 24
+/* Tiles of c from large to small: the first that makes `enough` tiles is taken. A large product can
+ * feed many cores at no cost; a small one is slower in small tiles, as each packs its operands
+ * anew, and stops at fewer. */
+static const struct {
+    int64_t rows, cols, enough;
+} TILES[] = {{512, 512, 48}, {512, 256, 48}, {256, 144, 8}, {128, 96, 4}, {64, 64, 0}};
 
 /* Blocks of k; two converted tiles of at most 768 rows (1.5 times 512) by this fit a slab. */
 #define K_BLOCK 1024
 
-/* A product with a small c and a long k (the head's gradient) is cut along k too, into slices of
- * at least K_SLICE whose partial sums are added in order. */
+/* A product with a small c and a long k (the head's gradient) is cut along k too, into SLICES
+ * pieces of work of at least K_SLICE, whose partial sums are added in order. */
+#define SLICES 12
 #define K_SLICE 4096
 #define SLICED_MAX (512 * 1024)
 
@@ -120,12 +122,13 @@ static plan make_plan(int64_t m, int64_t n, int64_t k)
 {
     plan p = {0};
     for (int i = 0; i < VQ_COUNT(TILES); i++) {
-        p.rows = pieces(m, TILES[i][0]);
-        p.cols = pieces(n, TILES[i][1]);
+        p.rows = pieces(m, TILES[i].rows);
+        p.cols = pieces(n, TILES[i].cols);
+        int64_t tiles = p.rows * p.cols;
         p.slices = 1;
         if (m * n <= SLICED_MAX)
-            p.slices = VQ_MAX(VQ_MIN(VQ_CEIL_DIV(TASKS, p.rows * p.cols), k / K_SLICE), 1);
-        if (p.rows * p.cols * p.slices >= TASKS) break;
+            p.slices = VQ_MAX(VQ_MIN(VQ_CEIL_DIV(SLICES, tiles), k / K_SLICE), 1);
+        if (tiles * p.slices >= (p.slices > 1 ? SLICES : TILES[i].enough)) break;
     }
     return p;
 }

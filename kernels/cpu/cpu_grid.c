@@ -36,6 +36,22 @@ static void widen(real *low, real *high, const uint8_t *w, vq_dtype dtype, int64
     *low = least, *high = greatest;
 }
 
+void vq_cpu_grid_of_range(real low, real high, real qmax, bool symmetric, bool include_zero,
+                          vq_dtype scale_dtype, real *scale, real *zero)
+{
+    const bool with_zero = include_zero || symmetric;
+    if (with_zero) low = VQ_MIN(low, 0), high = VQ_MAX(high, 0);
+    if (symmetric) {
+        high = VQ_MAX(-low, high);
+        low = low < 0 ? -high : 0;
+    }
+    if (low == high && with_zero) low = -1, high = 1;
+    *scale = low == high ? 1 : round_scale((high - low) / qmax, scale_dtype);
+    *zero = symmetric ? (qmax + 1) / 2 : (real)rint(-low / *scale);
+    /* A scale far off its exact value (a subnormal f16) must not push z off the grid. */
+    if (with_zero) *zero = VQ_MAX(0, VQ_MIN(*zero, qmax));
+}
+
 vq_status vq_cpu_grid_minmax(void *ctx, vq_tensor *scale, vq_tensor *zero, const vq_tensor *w,
                              int bits, int64_t group_size, bool symmetric, bool include_zero,
                              vq_dtype scale_dtype)
@@ -46,27 +62,16 @@ vq_status vq_cpu_grid_minmax(void *ctx, vq_tensor *scale, vq_tensor *zero, const
     real *s = scale->data, *z = zero->data;
     const uint8_t *weights = w->data;
     size_t bytes = vq_dtype_bytes(w->dtype);
-    bool with_zero = include_zero || symmetric;
 
 #pragma omp parallel for num_threads(cpu->n_threads) if (out * in > VQ_CPU_GRAIN)
     for (int64_t o = 0; o < out; o++) {
         for (int64_t g = 0; g < groups; g++) {
             int64_t first = g * group_size, at = o * groups + g;
-            real low = with_zero ? 0 : (real)INFINITY, high = with_zero ? 0 : -(real)INFINITY;
+            real low = (real)INFINITY, high = -(real)INFINITY;
             widen(&low, &high, weights + (size_t)(o * in + first) * bytes, w->dtype,
                   VQ_MIN(group_size, in - first));
-            if (symmetric) {
-                high = VQ_MAX(-low, high);
-                low = low < 0 ? -high : 0;
-            }
-            if (low == high && with_zero) low = -1, high = 1;
-            s[at] = low == high ? 1 : round_scale((high - low) / qmax, scale_dtype);
-            if (symmetric)
-                z[at] = (qmax + 1) / 2;
-            else
-                z[at] = (real)rint(-low / s[at]);
-            /* A scale far off its exact value (a subnormal f16) must not push z off the grid. */
-            if (with_zero) z[at] = VQ_MAX(0, VQ_MIN(z[at], qmax));
+            vq_cpu_grid_of_range(low, high, qmax, symmetric, include_zero, scale_dtype, &s[at],
+                                 &z[at]);
         }
     }
     return VQ_OK;
@@ -110,5 +115,27 @@ vq_status vq_cpu_grid_split(void *ctx, vq_tensor *base, vq_tensor *rest, const v
             }
         }
     }
+    return VQ_OK;
+}
+
+vq_status vq_cpu_grid_value(void *ctx, vq_tensor *out, const vq_tensor *ints, const vq_quant *q)
+{
+    const vq_cpu *cpu = ctx;
+    int64_t rows = out->dim[0], in = out->dim[1], groups = q->scale.dim[1];
+#pragma omp parallel for num_threads(cpu->n_threads) if (rows * in > VQ_CPU_GRAIN)
+    for (int64_t o = 0; o < rows; o++)
+        for (int64_t g = 0; g < groups; g++) {
+            real s = ((const real *)q->scale.data)[o * groups + g];
+            real z = ((const real *)q->zero.data)[o * groups + g];
+            int64_t at = o * in + g * q->group_size,
+                    n = VQ_MIN(q->group_size, in - g * q->group_size);
+            real *w = (real *)out->data + at;
+            if (ints->dtype == VQ_I8)
+                for (int64_t j = 0; j < n; j++)
+                    w[j] = s * ((real)((const int8_t *)ints->data)[at + j] - z);
+            else
+                for (int64_t j = 0; j < n; j++)
+                    w[j] = s * ((real)((const int16_t *)ints->data)[at + j] - z);
+        }
     return VQ_OK;
 }

@@ -1,9 +1,9 @@
 /* cpu_layer - the element-wise and row-wise operations of a decoder layer: threads take rows. */
 #include "cpu_real.h"
 
-#include "../element.h"
 #include "cpu_lanes.h"
 #include "cpu_ops.h"
+#include "element.h"
 #include "error.h"
 
 /* A small vector (a norm's weight, a bias) as real: its own data, or a copy in scratch. */

@@ -2,8 +2,8 @@
  * gradient of one chunk before the next, so that all logits at once never exist. */
 #include "cpu_real.h"
 
-#include "../element.h"
 #include "cpu_ops.h"
+#include "element.h"
 #include "error.h"
 
 /* Logits that a chunk may hold, teacher's and student's together: 64 MiB of floats. */

@@ -42,6 +42,11 @@ void vq_cpu_blas_gemm(bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t 
 vq_status vq_cpu_gemm(void *ctx, vq_tensor *c, const vq_tensor *a, bool trans_a, const vq_tensor *b,
                       bool trans_b, double alpha, double beta);
 
+/* dense: cpu_gptq.c */
+vq_status vq_cpu_syrk(void *ctx, vq_tensor *h, const vq_tensor *x, double alpha);
+vq_status vq_cpu_inverse_factor(void *ctx, vq_tensor *u, bool *positive, const vq_tensor *h,
+                                const vq_tensor *order, double damp);
+
 /* layer: cpu_layer.c, cpu_attention.c */
 vq_status vq_cpu_embed(void *ctx, vq_tensor *out, const vq_tensor *table, const vq_tensor *ids,
                        bool add);
@@ -79,13 +84,21 @@ vq_status vq_cpu_round_bwd(void *ctx, vq_tensor *dcodes, const vq_tensor *dw, co
 vq_status vq_cpu_round_reg(void *ctx, double *loss, vq_tensor *dcodes, const vq_tensor *codes,
                            const vq_tensor *counts, double weight, double beta);
 
-/* init: cpu_grid.c, cpu_kmeans.c */
+/* Scale and zero of a group whose weights lie in [low, high], as vq_grid_minmax says. Pure. */
+void vq_cpu_grid_of_range(real low, real high, real qmax, bool symmetric, bool include_zero,
+                          vq_dtype scale_dtype, real *scale, real *zero);
+
+/* init: cpu_grid.c, cpu_gptq.c, cpu_kmeans.c */
 vq_status vq_cpu_grid_minmax(void *ctx, vq_tensor *scale, vq_tensor *zero, const vq_tensor *w,
                              int bits, int64_t group_size, bool symmetric, bool include_zero,
                              vq_dtype scale_dtype);
 vq_status vq_cpu_grid_split(void *ctx, vq_tensor *base, vq_tensor *rest, const vq_tensor *w,
                             const vq_tensor *scale, const vq_tensor *zero, int bits,
                             int64_t group_size);
+vq_status vq_cpu_grid_value(void *ctx, vq_tensor *out, const vq_tensor *ints, const vq_quant *q);
+vq_status vq_cpu_gptq_sweep(void *ctx, vq_quant *q, vq_tensor *ints, vq_tensor *rest, double *error,
+                            const vq_tensor *w, const vq_tensor *u, const vq_tensor *order,
+                            const vq_tensor *dead, const vq_sweep_rule *rule);
 vq_status vq_cpu_kmeans_assign(void *ctx, vq_tensor *idx, double *objective, const vq_tensor *x,
                                const vq_tensor *codes);
 vq_status vq_cpu_kmeans_update(void *ctx, vq_tensor *codes, vq_tensor *counts, const vq_tensor *x,

@@ -16,6 +16,8 @@ typedef double real;
 #define vq_cpu_to_real vq_cpu_to_real_f64
 #define vq_cpu_blas_gemm vq_cpu_blas_gemm_f64
 #define vq_cpu_gemm vq_cpu_gemm_f64
+#define vq_cpu_syrk vq_cpu_syrk_f64
+#define vq_cpu_inverse_factor vq_cpu_inverse_factor_f64
 #define vq_cpu_embed vq_cpu_embed_f64
 #define vq_cpu_bias_add vq_cpu_bias_add_f64
 #define vq_cpu_add vq_cpu_add_f64
@@ -35,6 +37,9 @@ typedef double real;
 #define vq_cpu_round_reg vq_cpu_round_reg_f64
 #define vq_cpu_grid_minmax vq_cpu_grid_minmax_f64
 #define vq_cpu_grid_split vq_cpu_grid_split_f64
+#define vq_cpu_grid_of_range vq_cpu_grid_of_range_f64
+#define vq_cpu_grid_value vq_cpu_grid_value_f64
+#define vq_cpu_gptq_sweep vq_cpu_gptq_sweep_f64
 #define vq_cpu_kmeans_assign vq_cpu_kmeans_assign_f64
 #define vq_cpu_kmeans_update vq_cpu_kmeans_update_f64
 #define vq_cpu_head_kd vq_cpu_head_kd_f64

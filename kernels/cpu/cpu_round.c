@@ -7,8 +7,8 @@
  * anywhere. */
 #include "cpu_real.h"
 
-#include "../element.h"
 #include "cpu_ops.h"
+#include "element.h"
 #include "error.h"
 
 #define INLINE static inline __attribute__((always_inline))
@@ -18,7 +18,7 @@
 #define VECTORS_PER_CODE                                                                           \
     2 /* a chunk's at least, so that adding the chunks' tables costs little                        \
        */
-#define REG_BLOCK ((int64_t)4096)
+#define REG_BLOCK ((int64_t)1024)
 
 /* Constant arguments make variants of these inlined functions: D = 8 and the type of idx. */
 INLINE int64_t code_of(const vq_tensor *idx, int64_t v, bool wide)
@@ -245,17 +245,23 @@ vq_status vq_cpu_round_reg(void *ctx, double *loss, vq_tensor *dcodes, const vq_
     VQ_TRY(VQ_NEW(&cpu->scratch, n_blocks, &partial));
 #pragma omp parallel for num_threads(vq_cpu_threads(cpu, 16 * n)) schedule(static)
     for (int64_t block = 0; block < n_blocks; block++) {
+        int64_t first = block * REG_BLOCK, size = VQ_MIN(n - first, REG_BLOCK);
+        const real *a = (const real *)codes->data + first;
+        const uint32_t *count = (const uint32_t *)counts->data + first;
+        real h[REG_BLOCK], slope[REG_BLOCK];
+        for (int64_t i = 0; i < size; i++) {
+            h[i] = vq_soft_round(a[i]);
+            slope[i] = vq_soft_round_grad(a[i]);
+        }
         double sum = 0;
-        for (int64_t i = block * REG_BLOCK; i < VQ_MIN((block + 1) * REG_BLOCK, n); i++) {
-            real a = ((const real *)codes->data)[i];
-            double count = (double)((const uint32_t *)counts->data)[i];
-            double t = 2 * (double)vq_soft_round(a) - 1, size = fabs(t);
-            double power = pow(size, beta - 1); /* |t|^(beta - 1) */
-            sum += count * (1 - power * size);
-            if (!dcodes) continue;
-            double slope = -beta * power * (t > 0 ? 2 : t < 0 ? -2 : 0);
-            ((real *)dcodes->data)[i] +=
-                (real)(weight * count * slope * (double)vq_soft_round_grad(a));
+        for (int64_t i = 0; i < size; i++) {
+            double t = 2 * (double)h[i] - 1;
+            double power = pow(fabs(t), beta - 1), times = (double)count[i];
+            sum += times * (1 - power * fabs(t));
+            /* d|t|^beta / da = beta |t|^(beta - 1) sign(t) 2 h'; 0 at t = 0, as beta > 1. */
+            if (dcodes)
+                ((real *)dcodes->data)[first + i] -=
+                    (real)(weight * times * beta * copysign(power, t) * 2 * (double)slope[i]);
         }
         partial[block] = sum;
     }

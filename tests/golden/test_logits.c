@@ -35,7 +35,7 @@ static void check_model(const char *dir, const char *name)
     vq_tensor hidden;
     EXPECT_OK(
         vq_tensor_new(&f.arena, VQ_HOST, f.be.act, VQ_DIMS(T, f.model.config.E_embed), &hidden));
-    EXPECT_OK(vq_stage_fwd(&f.stage, VQ_MODE_FLOAT, &ids, &hidden, NULL));
+    EXPECT_OK(vq_stage_fwd(&f.stage, VQ_MODE_FLOAT, 1, 0, &ids, &hidden, NULL));
     check_logits(&f, &hidden, &file);
     if (vq_safetensors_find(&file, "hidden")) {
         const vq_tensor expected = golden(&file, "hidden");

@@ -98,7 +98,7 @@ static void student_open(student *s, const char *name)
     for (int64_t slot = 0; slot < s->pool.n_slots; slot++) load_linear(s, slot);
     const int64_t E = s->f.model.config.E_embed;
     s->ids = golden(&s->file, "ids");
-    EXPECT_OK(vq_kept_init(&s->f.arena, &s->f.stage, 1, SEQLEN, false, &s->kept));
+    EXPECT_OK(vq_kept_init(&s->f.arena, &s->f.stage, 1, SEQLEN, VQ_KEEP_ALL, &s->kept));
     vq_tensor *const acts[] = {&s->teacher, &s->hidden, &s->dhidden};
     for (int i = 0; i < 3; i++)
         EXPECT_OK(vq_tensor_new(&s->f.arena, VQ_HOST, VQ_F32, VQ_DIMS(SEQLEN, E), acts[i]));
@@ -117,11 +117,11 @@ static double run_sample(student *s, int64_t i)
     const vq_tensor ids = vq_tensor_rows(&s->ids, i, 1);
     const vq_tensor *head = &s->f.model.head;
     double loss = 0;
-    EXPECT_OK(vq_stage_fwd(&s->f.stage, VQ_MODE_FLOAT, &ids, &s->teacher, NULL));
-    EXPECT_OK(vq_stage_fwd(&s->f.stage, VQ_MODE_SOFT, &ids, &s->hidden, &s->kept));
-    EXPECT_OK(vq_loss_task(&s->f.stage, &s->config, &s->hidden, &s->teacher, head, &ids, 1, &loss,
-                           &s->dhidden));
-    EXPECT_OK(vq_stage_bwd(&s->f.stage, &s->kept, &s->dhidden, NULL));
+    EXPECT_OK(vq_stage_fwd(&s->f.stage, VQ_MODE_FLOAT, 1, 0, &ids, &s->teacher, NULL));
+    EXPECT_OK(vq_stage_fwd(&s->f.stage, VQ_MODE_SOFT, 1, 0, &ids, &s->hidden, &s->kept));
+    EXPECT_OK(vq_loss_task(&s->f.stage, &s->config, &s->hidden, &s->teacher, head, &ids, 0, 1,
+                           &loss, &s->dhidden));
+    EXPECT_OK(vq_stage_bwd(&s->f.stage, &s->kept, 0, &s->dhidden, NULL));
     return loss;
 }
 

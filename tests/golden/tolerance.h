@@ -16,3 +16,12 @@
 #define GRADIENT_NOISE 1e-5
 #define LOSS20_RELATIVE 1e-4
 #define CODES20_RELATIVE 1e-3
+
+/* GPTQ. H is f32 in the reference, sums over 240 tokens; where its last bits end up in a scale, a
+ * running group's, or in rest, a fraction of a step. Integers and bases are equal. */
+#define GPTQ_HESSIAN_RELATIVE 1e-5
+#define GPTQ_SCALE_RELATIVE 1e-6f
+#define GPTQ_REST 2e-5f
+
+/* The same behind a layer or two: noise of 2e-7 in the inputs moves rest by up to 1e-5. */
+#define GPTQ_MODEL_REST 5e-5f

@@ -94,7 +94,7 @@ static void bed_close(bed *b)
 static double loss_of(bed *b, vq_kept *kept, vq_tensor *dhidden)
 {
     double loss = 0;
-    EXPECT_OK(vq_stage_fwd(&b->stage, VQ_MODE_SOFT, &b->ids, &b->hidden, kept));
+    EXPECT_OK(vq_stage_fwd(&b->stage, VQ_MODE_SOFT, b->ids.dim[0], 0, &b->ids, &b->hidden, kept));
     EXPECT_OK(vq_head_kd(&b->be, &loss, dhidden, &b->hidden, &b->teacher, &b->model.head,
                          &b->model.head, 2, 1));
     return loss;
@@ -103,10 +103,11 @@ static double loss_of(bed *b, vq_kept *kept, vq_tensor *dhidden)
 static double backward(bed *b, bool recompute)
 {
     vq_kept kept;
-    EXPECT_OK(vq_kept_init(&b->arena, &b->stage, b->ids.dim[0], T, recompute, &kept));
+    EXPECT_OK(vq_kept_init(&b->arena, &b->stage, b->ids.dim[0], T,
+                           recompute ? VQ_KEEP_INPUTS : VQ_KEEP_ALL, &kept));
     EXPECT_OK(vq_zero(&b->be, &b->pool.grad));
     const double loss = loss_of(b, &kept, &b->dhidden);
-    EXPECT_OK(vq_stage_bwd(&b->stage, &kept, &b->dhidden, NULL));
+    EXPECT_OK(vq_stage_bwd(&b->stage, &kept, 0, &b->dhidden, NULL));
     return loss;
 }
 
@@ -160,52 +161,39 @@ static void test_recompute(void **state)
     bed_close(&b);
 }
 
-/* A layer in slices of 3, 2 and 2 tokens against the whole sequence. */
+/* All layers in slices of 3, 2 and 2 tokens against whole sequences; twice, since what the slices
+ * add up must be cleared for the next sequence. */
 static void test_slices(void **state)
 {
     static const int64_t cut[] = {0, 3, 5, 7};
     bed b;
-    vq_acts whole, sliced;
-    vq_act_grads whole_grads, sliced_grads;
-    vq_tensor y, dy, dx, ys, dxs;
+    vq_kept kept;
+    double *expected, *hidden;
     bed_open(&b, *state, 1);
-    const vq_model_config *c = &b.model.config;
-    const vq_block *block = &b.stage.block[0];
-    vq_tensor *const acts[] = {&y, &dy, &dx, &ys, &dxs};
-    for (int i = 0; i < 5; i++)
-        EXPECT_OK(vq_tensor_new(&b.arena, VQ_HOST, VQ_F64, VQ_DIMS(T, c->E), acts[i]));
-    EXPECT_OK(vq_acts_init(&b.arena, &b.be, c, 1, T, &whole));
-    EXPECT_OK(vq_acts_init(&b.arena, &b.be, c, 1, T, &sliced));
-    EXPECT_OK(vq_act_grads_init(&b.arena, &b.be, c, 1, T, &whole_grads));
-    EXPECT_OK(vq_act_grads_init(&b.arena, &b.be, c, 1, T, &sliced_grads));
-    fill(&whole.x, 6, -1, 1);
-    fill(&sliced.x, 6, -1, 1);
-    fill(&dy, 7, -1, 1);
-    EXPECT_OK(vq_block_fwd(block, VQ_MODE_SOFT, &b.scratch, &whole, 0, T, &y));
-    EXPECT_OK(vq_block_bwd(block, VQ_MODE_SOFT, &b.scratch, &whole, &whole_grads, 0, T, &dy, &dx));
-    for (int i = 0; i < 3; i++) {
-        vq_tensor rows = vq_tensor_rows(&ys, cut[i], cut[i + 1] - cut[i]);
-        EXPECT_OK(
-            vq_block_fwd(block, VQ_MODE_SOFT, &b.scratch, &sliced, cut[i], rows.dim[0], &rows));
-    }
-    for (int i = 2; i >= 0; i--) {
-        const int64_t n = cut[i + 1] - cut[i];
-        const vq_tensor dy_rows = vq_tensor_rows(&dy, cut[i], n);
-        vq_tensor dx_rows = vq_tensor_rows(&dxs, cut[i], n);
-        EXPECT_OK(vq_block_bwd(block, VQ_MODE_SOFT, &b.scratch, &sliced, &sliced_grads, cut[i], n,
-                               &dy_rows, &dx_rows));
-    }
-    check_same(ys.data, y.data, T * c->E, 1e-12, "output");
-    check_same(dxs.data, dx.data, T * c->E, 1e-12, "gradient of the input");
-    const int64_t n = vq_tensor_count(&b.pool.grad);
-    double *expected;
+    const int64_t n = vq_tensor_count(&b.pool.grad), E = b.model.config.E_embed;
     EXPECT_OK(VQ_NEW(&b.arena, n, &expected));
-    EXPECT_OK(vq_zero(&b.be, &b.pool.grad));
-    EXPECT_OK(vq_block_bwd_codes(block, &b.scratch, &whole, &whole_grads));
+    EXPECT_OK(VQ_NEW(&b.arena, T * E, &hidden));
+    backward(&b, false);
     memcpy(expected, b.pool.grad.data, (size_t)n * sizeof *expected);
-    EXPECT_OK(vq_zero(&b.be, &b.pool.grad));
-    EXPECT_OK(vq_block_bwd_codes(block, &b.scratch, &sliced, &sliced_grads));
-    check_same(b.pool.grad.data, expected, n, 1e-12, "gradient of the codes");
+    memcpy(hidden, b.hidden.data, (size_t)(T * E) * sizeof *hidden);
+    EXPECT_OK(vq_kept_init(&b.arena, &b.stage, 1, T, VQ_KEEP_SLICES, &kept));
+    for (int pass = 0; pass < 2; pass++) {
+        EXPECT_OK(vq_zero(&b.be, &b.pool.grad));
+        EXPECT_OK(vq_zero(&b.be, &b.hidden));
+        for (int i = 0; i < 3; i++) {
+            const int64_t rows = cut[i + 1] - cut[i];
+            const vq_tensor ids = vq_tensor_2d((int32_t *)b.ids.data + cut[i], VQ_I32, 1, rows);
+            vq_tensor out = vq_tensor_rows(&b.hidden, cut[i], rows);
+            EXPECT_OK(vq_stage_fwd(&b.stage, VQ_MODE_SOFT, 1, cut[i], &ids, &out, &kept));
+        }
+        for (int i = 2; i >= 0; i--) {
+            const vq_tensor dout = vq_tensor_rows(&b.dhidden, cut[i], cut[i + 1] - cut[i]);
+            EXPECT_OK(vq_stage_bwd(&b.stage, &kept, cut[i], &dout, NULL));
+        }
+        EXPECT_OK(vq_stage_bwd_codes(&b.stage, &kept));
+        check_same(b.hidden.data, hidden, T * E, 1e-12, "output");
+        check_same(b.pool.grad.data, expected, n, 1e-11, "gradient of the codes");
+    }
     bed_close(&b);
 }
 
@@ -235,13 +223,13 @@ static void test_stages(void **state)
     EXPECT_OK(vq_tensor_new(&b.arena, VQ_HOST, VQ_F64, VQ_DIMS(T, c->E), &between));
     EXPECT_OK(vq_tensor_new(&b.arena, VQ_HOST, VQ_F64, VQ_DIMS(T, c->E), &dbetween));
     EXPECT_OK(vq_tensor_new(&b.arena, VQ_HOST, VQ_F64, VQ_DIMS(T, c->E_embed), &hidden));
-    EXPECT_OK(vq_kept_init(&b.arena, &first, 1, T, false, &kept_first));
-    EXPECT_OK(vq_kept_init(&b.arena, &second, 1, T, false, &kept_second));
-    EXPECT_OK(vq_stage_fwd(&first, VQ_MODE_SOFT, &b.ids, &between, &kept_first));
-    EXPECT_OK(vq_stage_fwd(&second, VQ_MODE_SOFT, &between, &hidden, &kept_second));
+    EXPECT_OK(vq_kept_init(&b.arena, &first, 1, T, VQ_KEEP_ALL, &kept_first));
+    EXPECT_OK(vq_kept_init(&b.arena, &second, 1, T, VQ_KEEP_ALL, &kept_second));
+    EXPECT_OK(vq_stage_fwd(&first, VQ_MODE_SOFT, 1, 0, &b.ids, &between, &kept_first));
+    EXPECT_OK(vq_stage_fwd(&second, VQ_MODE_SOFT, 1, 0, &between, &hidden, &kept_second));
     assert_memory_equal(hidden.data, b.hidden.data, vq_tensor_bytes(&hidden));
-    EXPECT_OK(vq_stage_bwd(&second, &kept_second, &b.dhidden, &dbetween));
-    EXPECT_OK(vq_stage_bwd(&first, &kept_first, &dbetween, NULL));
+    EXPECT_OK(vq_stage_bwd(&second, &kept_second, 0, &b.dhidden, &dbetween));
+    EXPECT_OK(vq_stage_bwd(&first, &kept_first, 0, &dbetween, NULL));
     assert_memory_equal(expected, b.pool.grad.data, (size_t)n * sizeof *expected);
     bed_close(&b);
 }

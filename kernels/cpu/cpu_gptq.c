@@ -1,0 +1,380 @@
+/* cpu_gptq - the Hessian of a linear, its inverse's factor, and GPTQ's pass over the columns.
+ *
+ * The factor is had without inverting: with the order of rows and columns reversed, H = L L^T, and
+ * L^-1, reversed back, is the upper triangular U with U^T U = H^-1. All of it is tiles that depend
+ * on the size alone, one BLAS call on one thread each.
+ *
+ * In the sweep rows are independent: a thread takes some and carries them through all columns. Its
+ * part of w is kept transposed, so that a vector register holds one column of LANES rows. */
+#include <cblas.h>
+#include <float.h>
+#include <math.h>
+#include <omp.h>
+#include <string.h>
+
+#include "cpu_lanes.h"
+#include "cpu_ops.h"
+#include "error.h"
+
+/* --- h += alpha x^T x ------------------------------------------------------------------------ */
+
+#define SYRK_TILE 192
+#define SYRK_DEPTH 1024 /* rows whose products are summed in real */
+
+vq_status vq_cpu_syrk(void *ctx, vq_tensor *h, const vq_tensor *x, double alpha)
+{
+    const vq_cpu *cpu = ctx;
+    const int64_t n = x->dim[1], rows = x->dim[0], ld = x->stride[0];
+    const int64_t tiles = VQ_CEIL_DIV(n, SYRK_TILE);
+#pragma omp parallel for num_threads(vq_cpu_threads(cpu, rows *n)) schedule(dynamic, 1)
+    for (int64_t task = 0; task < tiles * tiles; task++) {
+        const int64_t i = task / tiles * SYRK_TILE, j = task % tiles * SYRK_TILE;
+        if (j > i) continue;
+        const int64_t height = VQ_MIN(SYRK_TILE, n - i), width = VQ_MIN(SYRK_TILE, n - j);
+        real *sum = vq_cpu_slab(cpu);
+        for (int64_t r = 0; r < rows; r += SYRK_DEPTH) {
+            const real *from = (const real *)x->data + r * ld;
+            vq_cpu_blas_gemm(true, false, height, width, VQ_MIN(SYRK_DEPTH, rows - r), 1, from + i,
+                             ld, from + j, ld, 0, sum, width);
+            for (int64_t a = 0; a < height; a++) {
+                double *to = (double *)h->data + (i + a) * n + j;
+                const int64_t end = i == j ? a + 1 : width;
+                for (int64_t b = 0; b < end; b++) to[b] += alpha * (double)sum[a * width + b];
+            }
+        }
+    }
+    return VQ_OK;
+}
+
+/* --- the factor of the inverse --------------------------------------------------------------- */
+
+#define BLOCK ((int64_t)128) /* columns factored at a time */
+#define TILE ((int64_t)256)  /* of the update behind them */
+
+/* One block on the diagonal, a = L L^T in its lower triangle. A pivot that is not above its noise
+ * is what rounding left of a zero: false. */
+static bool factor_block(double *a, int64_t ld, int64_t n, const double *noise)
+{
+    double column[BLOCK];
+    for (int64_t j = 0; j < n; j++) {
+        if (!(a[j * ld + j] > noise[j])) return false;
+        const double root = sqrt(a[j * ld + j]);
+        a[j * ld + j] = root;
+        for (int64_t i = j + 1; i < n; i++) column[i] = a[i * ld + j] /= root;
+        for (int64_t i = j + 1; i < n; i++) {
+            double *row = a + i * ld;
+            for (int64_t k = j + 1; k <= i; k++) row[k] -= row[j] * column[k];
+        }
+    }
+    return true;
+}
+
+/* a [n, n] = L L^T, lower triangle, in place. */
+static bool factor(const vq_cpu *cpu, double *a, int64_t n, const double *noise)
+{
+    const int threads = n <= 2 * BLOCK ? 1 : cpu->n_threads;
+    for (int64_t k = 0; k < n; k += BLOCK) {
+        const int64_t width = VQ_MIN(BLOCK, n - k), first = k + width;
+        const int64_t tiles = VQ_CEIL_DIV(n - first, TILE);
+        if (!factor_block(a + k * n + k, n, width, noise + k)) return false;
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+        for (int64_t t = 0; t < tiles; t++) {
+            const int64_t i = first + t * TILE;
+            cblas_dtrsm(CblasRowMajor, CblasRight, CblasLower, CblasTrans, CblasNonUnit,
+                        (int)VQ_MIN(TILE, n - i), (int)width, 1, a + k * n + k, (int)n,
+                        a + i * n + k, (int)n);
+        }
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+        for (int64_t t = 0; t < tiles * tiles; t++) {
+            const int64_t i = first + t / tiles * TILE, j = first + t % tiles * TILE;
+            if (j > i) continue;
+            cblas_dgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)VQ_MIN(TILE, n - i),
+                        (int)VQ_MIN(TILE, n - j), (int)width, -1, a + i * n + k, (int)n,
+                        a + j * n + k, (int)n, 1, a + i * n + j, (int)n);
+        }
+    }
+    return true;
+}
+
+/* Columns [first, first + width) of L^-1 from row `first` down, into x [n - first, width]. */
+static void invert_columns(const double *a, int64_t n, int64_t first, int64_t width, double *x)
+{
+    memset(x, 0, (size_t)((n - first) * width) * sizeof *x);
+    for (int64_t j = 0; j < width; j++) x[j * width + j] = 1;
+    for (int64_t i = first; i < n; i += BLOCK) {
+        const int64_t height = VQ_MIN(BLOCK, n - i);
+        double *to = x + (i - first) * width;
+        if (i > first)
+            cblas_dgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (int)height, (int)width,
+                        (int)(i - first), -1, a + i * n + first, (int)n, x, (int)width, 0, to,
+                        (int)width);
+        cblas_dtrsm(CblasRowMajor, CblasLeft, CblasLower, CblasNoTrans, CblasNonUnit, (int)height,
+                    (int)width, 1, a + i * n + i, (int)n, to, (int)width);
+    }
+}
+
+/* u = the inverse of a's lower triangle, both orders reversed. */
+static vq_status invert(vq_cpu *cpu, real *u, const double *a, int64_t n)
+{
+    double *columns;
+    VQ_TRY(VQ_NEW(&cpu->scratch, cpu->n_threads * n * BLOCK, &columns));
+#pragma omp parallel for num_threads(n <= 2 * BLOCK ? 1 : cpu->n_threads) schedule(dynamic, 1)
+    for (int64_t t = 0; t < VQ_CEIL_DIV(n, BLOCK); t++) {
+        const int64_t first = t * BLOCK, width = VQ_MIN(BLOCK, n - first);
+        double *x = columns + omp_get_thread_num() * n * BLOCK;
+        invert_columns(a, n, first, width, x);
+        for (int64_t i = 0; i < n; i++) {
+            real *to = u + (n - 1 - i) * n + n - 1 - first;
+            for (int64_t j = 0; j < width; j++)
+                to[-j] = i < first + j ? 0 : (real)x[(i - first) * width + j];
+        }
+    }
+    return VQ_OK;
+}
+
+vq_status vq_cpu_inverse_factor(void *ctx, vq_tensor *u, bool *positive, const vq_tensor *h,
+                                const vq_tensor *order, double damp)
+{
+    vq_cpu *cpu = ctx;
+    const int64_t n = h->dim[0];
+    const int32_t *of = order->data;
+    const double *from = h->data;
+    double *a, *noise;
+    const size_t mark = vq_arena_mark(&cpu->scratch);
+    VQ_TRY(VQ_NEW(&cpu->scratch, n * n, &a));
+    VQ_TRY(VQ_NEW(&cpu->scratch, n, &noise));
+#pragma omp parallel for num_threads(vq_cpu_threads(cpu, n *n))
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t row = of[n - 1 - i];
+        for (int64_t j = 0; j <= i; j++) {
+            const int64_t column = of[n - 1 - j];
+            a[i * n + j] = from[VQ_MAX(row, column) * n + VQ_MIN(row, column)];
+        }
+        a[i * n + i] += damp;
+        noise[i] = (double)n * DBL_EPSILON * a[i * n + i];
+    }
+    *positive = factor(cpu, a, n, noise);
+    vq_status status = *positive ? invert(cpu, u->data, a, n) : VQ_OK;
+    vq_arena_reset(&cpu->scratch, mark);
+    return status;
+}
+
+/* --- the sweep ------------------------------------------------------------------------------- */
+
+#define TILES_WANTED 8 /* where there are rows enough: for as many threads */
+#define TILE_LANES 16  /* at most so many vectors of rows in a tile */
+
+/* The rows that one thread carries through all columns. Where a row has no weight (the last tile),
+ * its weights are 0 and its results are dropped. */
+typedef struct rows {
+    const vq_sweep_rule *rule;
+    const vq_quant *q;
+    const vq_tensor *ints, *rest;
+    const real *u;
+    const int32_t *order;
+    const uint8_t *dead;
+    int64_t first, n;   /* of w's rows */
+    int64_t height;     /* n, up to a multiple of LANES */
+    int64_t in, groups; /* columns; groups of them */
+    real qmax;
+    real *w;             /* [in, height]: columns in the order of the sweep */
+    real *e;             /* [block, height]: errors of the block */
+    real *scale, *zero;  /* [groups, height] */
+    real *row;           /* [in]: one row as it is loaded */
+    lanes *block;        /* [block]: LANES rows of a block while it is swept */
+    double error[LANES]; /* sums of e^2 */
+} rows;
+
+/* One column of LANES rows. */
+typedef struct column {
+    real e[LANES], rest[LANES], base[LANES], n[LANES];
+} column;
+
+static bool has_running_groups(const rows *t)
+{
+    return t->groups > 1 && !t->rule->static_groups;
+}
+
+static void find_grid(const rows *t, int64_t group, int64_t r, real low, real high)
+{
+    const int64_t at = group * t->height + r;
+    vq_cpu_grid_of_range(low, high, t->qmax, t->rule->symmetric, true, t->rule->scale_dtype,
+                         &t->scale[at], &t->zero[at]);
+}
+
+/* Grids of the row in t->row, for groups of `width` columns in their places. */
+static void find_row_grids(const rows *t, int64_t r, int64_t width)
+{
+    for (int64_t g = 0; g < t->groups; g++) {
+        real low = 0, high = 0;
+        for (int64_t i = g * width; i < VQ_MIN((g + 1) * width, t->in); i++) {
+            low = VQ_MIN(t->row[i], low);
+            high = VQ_MAX(t->row[i], high);
+        }
+        find_grid(t, g, r, low, high);
+    }
+}
+
+/* The grid of a running group that begins with column p of the sweep, for rows [r, r + LANES). */
+static void find_running_grid(const rows *t, int64_t p, int64_t r)
+{
+    real low[LANES] = {0}, high[LANES] = {0};
+    for (int64_t k = p; k < VQ_MIN(p + t->q->group_size, t->in); k++) {
+        const real *w = t->w + k * t->height + r;
+        for (int64_t l = 0; l < LANES; l++) {
+            low[l] = VQ_MIN(w[l], low[l]);
+            high[l] = VQ_MAX(w[l], high[l]);
+        }
+    }
+    for (int64_t l = 0; l < LANES; l++) find_grid(t, p / t->q->group_size, r + l, low[l], high[l]);
+}
+
+static void load(const rows *t, const vq_tensor *w)
+{
+    const size_t row_bytes = (size_t)t->in * vq_dtype_bytes(w->dtype);
+    const bool whole = t->groups == 1;
+    for (int64_t r = 0; r < t->height; r++) {
+        if (r < t->n)
+            vq_cpu_to_real(t->row, (const uint8_t *)w->data + (size_t)(t->first + r) * row_bytes,
+                           w->dtype, t->in);
+        else
+            memset(t->row, 0, (size_t)t->in * sizeof *t->row);
+        if (whole) find_row_grids(t, r, t->in);
+        for (int64_t i = 0; i < t->in; i++)
+            if (t->dead[i]) t->row[i] = 0;
+        if (!whole && t->rule->static_groups) find_row_grids(t, r, t->q->group_size);
+        for (int64_t p = 0; p < t->in; p++) t->w[p * t->height + r] = t->row[t->order[p]];
+    }
+}
+
+static void round_column(const real *w, const real *s, const real *z, real diagonal, real qmax,
+                         bool hessian, column *c)
+{
+    for (int64_t l = 0; l < LANES; l++) {
+        const real u = w[l] / s[l], below = (real)floor(u), q = (real)rint(u) + z[l];
+        const real base = below + z[l], n = q > 0 ? (q < qmax ? q : qmax) : 0;
+        const real e = (w[l] - s[l] * (n - z[l])) / diagonal;
+        real rest = u - below;
+        if (hessian) {
+            rest -= e;
+            rest = rest > 0 ? (rest < 1 ? rest : 1) : 0;
+        }
+        c->e[l] = e, c->rest[l] = rest, c->n[l] = n;
+        c->base[l] = base > -1 ? (base < qmax ? base : qmax) : -1;
+    }
+}
+
+#define PUT_INTS(type)                                                                             \
+    do {                                                                                           \
+        ((type *)t->q->base.data)[at] = (type)c->base[l];                                          \
+        ((type *)t->ints->data)[at] = (type)c->n[l];                                               \
+    } while (0)
+
+static void store(const rows *t, int64_t p, int64_t r, const column *c)
+{
+    for (int64_t l = 0; l < VQ_MIN(LANES, t->n - r); l++) {
+        const int64_t at = (t->first + r + l) * t->in + t->order[p];
+        ((real *)t->rest->data)[at] = c->rest[l];
+        if (t->ints->dtype == VQ_I8)
+            PUT_INTS(int8_t);
+        else
+            PUT_INTS(int16_t);
+    }
+}
+
+/* Columns [from, to) of LANES rows, each error made up for within the block. */
+static void sweep_block(rows *t, int64_t from, int64_t to, int64_t r)
+{
+    const int64_t size = t->q->group_size;
+    lanes *w = t->block;
+    column c;
+    for (int64_t p = from; p < to; p++) w[p - from] = lanes_load(t->w + p * t->height + r);
+    for (int64_t p = from; p < to; p++) {
+        if (has_running_groups(t) && p % size == 0) find_running_grid(t, p, r);
+        const int64_t group = t->groups == 1           ? 0
+                              : t->rule->static_groups ? t->order[p] / size
+                                                       : p / size;
+        const int64_t at = group * t->height + r;
+        const real *u = t->u + p * t->in;
+        real now[LANES];
+        memcpy(now, &w[p - from], sizeof now);
+        round_column(now, t->scale + at, t->zero + at, u[p], t->qmax, t->rule->hessian_residual,
+                     &c);
+        memcpy(t->e + (p - from) * t->height + r, c.e, sizeof c.e);
+        for (int64_t l = 0; l < LANES; l++) t->error[l] += (double)c.e[l] * (double)c.e[l];
+        const lanes e = lanes_load(c.e);
+        for (int64_t k = p + 1; k < to; k++) w[k - from] -= e * u[k];
+        store(t, p, r, &c);
+    }
+}
+
+static double sweep_rows(rows *t, const vq_tensor *w)
+{
+    const int64_t height = t->height, block = t->rule->block_size;
+    load(t, w);
+    for (int64_t from = 0; from < t->in; from += block) {
+        const int64_t to = VQ_MIN(from + block, t->in);
+        for (int64_t r = 0; r < height; r += LANES) sweep_block(t, from, to, r);
+        if (to < t->in)
+            vq_cpu_blas_gemm(true, false, t->in - to, height, to - from, -1,
+                             t->u + from * t->in + to, t->in, t->e, height, 1, t->w + to * height,
+                             height);
+    }
+    for (int64_t r = 0; r < t->n; r++)
+        for (int64_t g = 0; g < t->groups; g++) {
+            const int64_t at = (t->first + r) * t->groups + g;
+            ((real *)t->q->scale.data)[at] = t->scale[g * height + r];
+            ((real *)t->q->zero.data)[at] = t->zero[g * height + r];
+        }
+    double error = 0;
+    for (int64_t l = 0; l < LANES; l++) error += t->error[l];
+    return error;
+}
+
+vq_status vq_cpu_gptq_sweep(void *ctx, vq_quant *q, vq_tensor *ints, vq_tensor *rest, double *error,
+                            const vq_tensor *w, const vq_tensor *u, const vq_tensor *order,
+                            const vq_tensor *dead, const vq_sweep_rule *rule)
+{
+    vq_cpu *cpu = ctx;
+    const int64_t out = w->dim[0], in = w->dim[1], groups = q->scale.dim[1];
+    const int64_t block = VQ_MIN(rule->block_size, in);
+    const int64_t vectors = VQ_CEIL_DIV(out, TILES_WANTED * LANES);
+    const int64_t height = LANES * VQ_MIN(vectors, TILE_LANES), tiles = VQ_CEIL_DIV(out, height);
+    const int threads = vq_cpu_threads(cpu, out * in);
+    const int64_t per_thread =
+        (in + block + 2 * groups) * height + block * LANES + VQ_CEIL_DIV(in, LANES) * LANES;
+    real *memory;
+    double *errors;
+    const size_t mark = vq_arena_mark(&cpu->scratch);
+    VQ_TRY(VQ_NEW(&cpu->scratch, threads * per_thread, &memory));
+    VQ_TRY(VQ_NEW(&cpu->scratch, tiles, &errors));
+
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+    for (int64_t i = 0; i < tiles; i++) {
+        real *own = memory + omp_get_thread_num() * per_thread;
+        rows t = {.rule = rule,
+                  .q = q,
+                  .ints = ints,
+                  .rest = rest,
+                  .u = u->data,
+                  .order = order->data,
+                  .dead = dead->data,
+                  .first = i * height,
+                  .n = VQ_MIN(height, out - i * height),
+                  .in = in,
+                  .groups = groups,
+                  .qmax = (real)((1 << q->bits) - 1)};
+        t.height = VQ_CEIL_DIV(t.n, LANES) * LANES;
+        t.w = own, own += in * height;
+        t.e = own, own += block * height;
+        t.scale = own, own += groups * height;
+        t.zero = own, own += groups * height;
+        t.block = (lanes *)(void *)own, own += block * LANES;
+        t.row = own;
+        errors[i] = sweep_rows(&t, w);
+    }
+    *error = 0;
+    for (int64_t i = 0; i < tiles; i++) *error += errors[i];
+    vq_arena_reset(&cpu->scratch, mark);
+    return VQ_OK;
+}

@@ -1,0 +1,104 @@
+/* comm - choosing the transport, and what all transports share. */
+#include "comm.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "error.h"
+#include "log.h"
+
+#define LIMIT_S 1800.0 /* a stage of a large model on a CPU may compute for minutes */
+
+/* Whether a launcher started this process as one of several. */
+static bool has_launcher(void)
+{
+    static const char *const names[] = {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK"};
+    for (int i = 0; i < VQ_COUNT(names); i++)
+        if (getenv(names[i])) return true;
+    return false;
+}
+
+vq_status vq_comm_open(vq_comm *comm)
+{
+    *comm = (vq_comm){.limit_s = LIMIT_S};
+    if (!has_launcher()) {
+        vq_comm_self(comm);
+        return VQ_OK;
+    }
+#ifdef VQ_MPI
+    return vq_comm_mpi(comm);
+#else
+    VQ_FAIL(VQ_EUNSUPPORTED,
+            "mpirun or srun: this program was built without MPI: expected to be started alone. "
+            "Install Open MPI and build again, or start it without the launcher");
+#endif
+}
+
+void vq_comm_close(vq_comm *comm)
+{
+    if (comm->ops) comm->ops->close(comm->ctx);
+    comm->ops = NULL;
+}
+
+void vq_comm_at(vq_comm *comm, const char *fmt, ...)
+{
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(comm->where, sizeof comm->where, fmt, args);
+    va_end(args);
+}
+
+vq_status vq_comm_sum(vq_comm *comm, vq_tensor *t)
+{
+    VQ_ASSERT((t->dtype == VQ_F32 || t->dtype == VQ_F64) && vq_tensor_contiguous(t));
+    const double start_s = vq_seconds();
+    vq_status status = comm->ops->sum(comm->ctx, t);
+    comm->waited_s += vq_seconds() - start_s;
+    return status;
+}
+
+vq_status vq_comm_broadcast(vq_comm *comm, vq_tensor *t, int root)
+{
+    VQ_ASSERT(vq_tensor_contiguous(t) && root >= 0 && root < comm->size);
+    const double start_s = vq_seconds();
+    vq_status status = comm->ops->broadcast(comm->ctx, t, root);
+    comm->waited_s += vq_seconds() - start_s;
+    return status;
+}
+
+vq_status vq_comm_send(vq_comm *comm, const vq_tensor *t, int to, vq_tag tag, vq_request *request)
+{
+    VQ_ASSERT(vq_tensor_contiguous(t) && to >= 0 && to < comm->size && to != comm->rank &&
+              !request->is_active);
+    return comm->ops->send(comm->ctx, t, to, tag, request);
+}
+
+vq_status vq_comm_receive(vq_comm *comm, vq_tensor *t, int from, vq_tag tag, vq_request *request)
+{
+    VQ_ASSERT(vq_tensor_contiguous(t) && from >= 0 && from < comm->size && from != comm->rank &&
+              !request->is_active);
+    return comm->ops->receive(comm->ctx, t, from, tag, request);
+}
+
+vq_status vq_comm_wait(vq_comm *comm, vq_request *request)
+{
+    if (!request->is_active) return VQ_OK;
+    const double start_s = vq_seconds();
+    vq_status status = comm->ops->wait(comm->ctx, request);
+    comm->waited_s += vq_seconds() - start_s;
+    return status;
+}
+
+vq_status vq_comm_agree(vq_comm *comm, vq_status status)
+{
+    return comm->ops->agree(comm->ctx, status);
+}
+
+vq_status vq_comm_end(vq_comm *comm, vq_status status)
+{
+    if (status != VQ_OK && status != VQ_ESTOPPED && status != VQ_ENOTFINITE)
+        comm->ops->die(comm->ctx, status);
+    return status;
+}

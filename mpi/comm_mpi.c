@@ -1,0 +1,197 @@
+/* comm_mpi - the world of an MPI job.
+ *
+ * Everything is begun without blocking and then polled against the clock: a lost rank would leave
+ * a blocking call waiting for ever. While it polls a rank gives its core away, so that ranks may
+ * share cores. */
+#include <mpi.h>
+#include <sched.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "comm.h"
+#include "error.h"
+#include "log.h"
+
+#define SPIN_POLLS 2000  /* before a waiting rank sleeps between polls */
+#define SLEEP_NS 50000   /* 50 us: little beside a message of a layer's activations */
+#define ABORT_LIMIT_S 20 /* then the process ends without MPI */
+
+_Static_assert(sizeof(MPI_Request) <= sizeof(((vq_request *)0)->handle), "vq_request is too small");
+
+static const char *const tag_names[] = {"token ids", "activations", "gradients"};
+
+static vq_status check(const vq_comm *comm, int code, const char *what)
+{
+    if (code == MPI_SUCCESS) return VQ_OK;
+    char text[MPI_MAX_ERROR_STRING];
+    int n = 0;
+    MPI_Error_string(code, text, &n);
+    VQ_FAIL(VQ_EPEER, "rank %d, %s: %s failed: %.*s. Look for the first message of another rank",
+            comm->rank, comm->where, what, n, text);
+}
+
+/* Polls until the request is through or the limit has passed. */
+static vq_status poll(const vq_comm *comm, MPI_Request *request, MPI_Status *result,
+                      const char *what, int peer)
+{
+    const double start_s = vq_seconds();
+    const struct timespec pause = {0, SLEEP_NS};
+    for (int64_t polls = 0;; polls++) {
+        int done = 0;
+        VQ_TRY(check(comm, MPI_Test(request, &done, result), what));
+        if (done) return VQ_OK;
+        if (polls < SPIN_POLLS)
+            sched_yield();
+        else
+            nanosleep(&pause, NULL);
+        if (polls % 1024 == 1023 && vq_seconds() - start_s > comm->limit_s) break;
+    }
+    char from[32] = "the other ranks";
+    if (peer >= 0) snprintf(from, sizeof from, "rank %d", peer);
+    VQ_FAIL(VQ_EPEER,
+            "rank %d, %s: waited %.0f s for %s with %s: expected an answer by then. Look whether "
+            "that rank still runs, or raise --comm.limit_s",
+            comm->rank, comm->where, comm->limit_s, what, from);
+}
+
+/* Many processes write to one terminal: one call, one line. */
+static void mpi_die(void *ctx, vq_status status)
+{
+    const vq_comm *comm = ctx;
+    char host[64] = "?";
+    gethostname(host, sizeof host - 1);
+    vq_log(VQ_LOG_ERROR, "rank %d of %d on %s, %s: %s", comm->rank, comm->size, host, comm->where,
+           vq_error_message());
+    fflush(NULL);
+    alarm(ABORT_LIMIT_S);
+    MPI_Abort(MPI_COMM_WORLD, (int)status);
+    _exit((int)status);
+}
+
+static MPI_Datatype type_of(const vq_tensor *t)
+{
+    return t->dtype == VQ_F64 ? MPI_DOUBLE : MPI_FLOAT;
+}
+
+static vq_status mpi_sum(void *ctx, vq_tensor *t)
+{
+    const vq_comm *comm = ctx;
+    MPI_Request request;
+    int n;
+    VQ_TRY(vq_int(vq_tensor_count(t), "elements of a sum", &n));
+    VQ_TRY(check(
+        comm,
+        MPI_Iallreduce(MPI_IN_PLACE, t->data, n, type_of(t), MPI_SUM, MPI_COMM_WORLD, &request),
+        "a sum"));
+    return poll(comm, &request, MPI_STATUS_IGNORE, "a sum", -1);
+}
+
+static vq_status mpi_broadcast(void *ctx, vq_tensor *t, int root)
+{
+    const vq_comm *comm = ctx;
+    MPI_Request request;
+    int n;
+    VQ_TRY(vq_int((int64_t)vq_tensor_bytes(t), "bytes of a broadcast", &n));
+    VQ_TRY(check(comm, MPI_Ibcast(t->data, n, MPI_BYTE, root, MPI_COMM_WORLD, &request),
+                 "a broadcast"));
+    return poll(comm, &request, MPI_STATUS_IGNORE, "a broadcast", root);
+}
+
+static vq_status mpi_agree(void *ctx, vq_status status)
+{
+    const vq_comm *comm = ctx;
+    int mine[2] = {(int)status, comm->rank}, worst[2];
+    MPI_Request request;
+    int code = MPI_Iallreduce(mine, worst, 1, MPI_2INT, MPI_MAXLOC, MPI_COMM_WORLD, &request);
+    vq_status agreed = check(comm, code, "an agreement");
+    if (!agreed) agreed = poll(comm, &request, MPI_STATUS_IGNORE, "an agreement", -1);
+    if (agreed) mpi_die(ctx, agreed);
+    if (worst[0] != VQ_OK && worst[1] != comm->rank) vq_error_clear();
+    return (vq_status)worst[0];
+}
+
+static vq_status begin(const vq_tensor *t, int peer, vq_tag tag, bool is_receive,
+                       vq_request *request, int *n)
+{
+    *request = (vq_request){.bytes = (int64_t)vq_tensor_bytes(t),
+                            .peer = peer,
+                            .tag = tag,
+                            .is_active = true,
+                            .is_receive = is_receive};
+    return vq_int(request->bytes, "bytes of a message", n);
+}
+
+static vq_status mpi_send(void *ctx, const vq_tensor *t, int to, vq_tag tag, vq_request *request)
+{
+    MPI_Request r;
+    int n;
+    VQ_TRY(begin(t, to, tag, false, request, &n));
+    VQ_TRY(check(ctx, MPI_Isend(t->data, n, MPI_BYTE, to, (int)tag, MPI_COMM_WORLD, &r),
+                 tag_names[tag]));
+    memcpy(request->handle, &r, sizeof r);
+    return VQ_OK;
+}
+
+static vq_status mpi_receive(void *ctx, vq_tensor *t, int from, vq_tag tag, vq_request *request)
+{
+    MPI_Request r;
+    int n;
+    VQ_TRY(begin(t, from, tag, true, request, &n));
+    VQ_TRY(check(ctx, MPI_Irecv(t->data, n, MPI_BYTE, from, (int)tag, MPI_COMM_WORLD, &r),
+                 tag_names[tag]));
+    memcpy(request->handle, &r, sizeof r);
+    return VQ_OK;
+}
+
+static vq_status mpi_wait(void *ctx, vq_request *request)
+{
+    const vq_comm *comm = ctx;
+    MPI_Request r;
+    MPI_Status result;
+    int n = 0;
+    memcpy(&r, request->handle, sizeof r);
+    VQ_TRY(poll(comm, &r, &result, tag_names[request->tag], request->peer));
+    request->is_active = false;
+    if (!request->is_receive) return VQ_OK;
+    VQ_TRY(check(comm, MPI_Get_count(&result, MPI_BYTE, &n), tag_names[request->tag]));
+    VQ_CHECK(n == request->bytes, VQ_EPEER,
+             "rank %d, %s: rank %d sent %d bytes of %s, expected %lld. Start every rank with the "
+             "same program and the same command",
+             comm->rank, comm->where, request->peer, n, tag_names[request->tag],
+             (long long)request->bytes);
+    return VQ_OK;
+}
+
+static void mpi_close(void *ctx)
+{
+    (void)ctx;
+    MPI_Finalize();
+}
+
+static const vq_comm_ops mpi_ops = {.sum = mpi_sum,
+                                    .broadcast = mpi_broadcast,
+                                    .agree = mpi_agree,
+                                    .send = mpi_send,
+                                    .receive = mpi_receive,
+                                    .wait = mpi_wait,
+                                    .die = mpi_die,
+                                    .close = mpi_close};
+
+vq_status vq_comm_mpi(vq_comm *comm)
+{
+    int granted;
+    VQ_CHECK(MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &granted) == MPI_SUCCESS &&
+                 granted >= MPI_THREAD_FUNNELED,
+             VQ_EPEER,
+             "MPI did not start: expected a world with MPI_THREAD_FUNNELED. Under Slurm use "
+             "srun --mpi=pmix");
+    MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
+    MPI_Comm_rank(MPI_COMM_WORLD, &comm->rank);
+    MPI_Comm_size(MPI_COMM_WORLD, &comm->size);
+    comm->ops = &mpi_ops;
+    comm->ctx = comm;
+    vq_comm_at(comm, "start");
+    return VQ_OK;
+}

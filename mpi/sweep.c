@@ -1,0 +1,352 @@
+/* sweep - Hessians, rounding, and the windows on to the next layer. */
+#include "sweep.h"
+
+#include "error.h"
+#include "log.h"
+
+#define KIND "sweep"
+#define LAYOUT 1
+#define BATCH_TOKENS 2048 /* as many as make a product of matrices fast */
+
+/* What the linears of a layer read: each has a Hessian of its own. */
+enum { ATTN_IN, ATTN, MLP_IN, ACT, N_READ };
+
+static const int read_by[VQ_N_KINDS] = {
+    [VQ_Q] = ATTN_IN,   [VQ_K] = ATTN_IN, [VQ_V] = ATTN_IN, [VQ_O] = ATTN,
+    [VQ_GATE] = MLP_IN, [VQ_UP] = MLP_IN, [VQ_DOWN] = ACT};
+
+/* The linear of a kind if it is to be rounded, or NULL. */
+static vq_vqlinear *linear_of(const vq_sweep *s, int64_t layer, int kind)
+{
+    vq_vqlinear *l = vq_stage_linear(s->stage, layer, (vq_linear_kind)kind);
+    return l && l->quantized ? l : NULL;
+}
+
+/* --- inputs ---------------------------------------------------------------------------------- */
+
+static int64_t width(const vq_sweep *s)
+{
+    return s->stage->model->config.E;
+}
+
+/* The same rows as the file has them: [windows, T, E]. */
+static vq_tensor in_windows(const vq_sweep *s, const vq_tensor *x)
+{
+    return vq_tensor_3d(x->data, x->dtype, x->dim[0] / s->T, s->T, width(s));
+}
+
+vq_status vq_sweep_open(vq_sweep *s, int64_t n, int64_t n_all, int64_t T, size_t memory_bytes,
+                        const char *path)
+{
+    const vq_backend *be = s->stage->be;
+    char size[32];
+    VQ_ASSERT(be->place == VQ_HOST && n >= 0 && n_all > 0 && T > 0);
+    s->n = n;
+    s->n_all = n_all;
+    s->T = T;
+    s->batch = VQ_MAX(1, BATCH_TOKENS / T);
+    s->inputs = vq_tensor_2d(NULL, be->act, n * T, width(s));
+    s->file = (vq_h5){.id = -1};
+    if (vq_tensor_bytes(&s->inputs) <= memory_bytes)
+        return vq_tensor_new(s->arena, VQ_HOST, be->act, VQ_DIMS(n * T, width(s)), &s->inputs);
+    vq_log(VQ_LOG_INFO, "gptq     the layers' inputs (%s) do not fit in memory: they are in %s",
+           vq_bytes_text((double)vq_tensor_bytes(&s->inputs), size), path);
+    VQ_TRY(vq_h5_create(s->arena, path, KIND, LAYOUT, &s->file));
+    const vq_tensor shape = in_windows(s, &s->inputs);
+    return vq_h5_make(&s->file, "inputs", &shape);
+}
+
+vq_status vq_sweep_set_inputs(vq_sweep *s, int64_t first, const vq_tensor *x)
+{
+    if (!s->inputs.data) {
+        const vq_tensor rows = in_windows(s, x);
+        return vq_h5_write_rows(&s->file, "inputs", first, &rows);
+    }
+    vq_tensor rows = vq_tensor_rows(&s->inputs, first * s->T, x->dim[0]);
+    return vq_copy(s->stage->be, &rows, x);
+}
+
+vq_status vq_sweep_get_inputs(const vq_sweep *s, int64_t first, vq_tensor *x)
+{
+    if (!s->inputs.data) {
+        const vq_tensor rows = in_windows(s, x);
+        return vq_h5_read_rows(&s->file, "inputs", first, &rows);
+    }
+    const vq_tensor rows = vq_tensor_rows(&s->inputs, first * s->T, x->dim[0]);
+    return vq_copy(s->stage->be, x, &rows);
+}
+
+vq_status vq_sweep_embed(vq_sweep *s, const vq_tensor *ids)
+{
+    const vq_backend *be = s->stage->be;
+    for (int64_t i = 0; i < s->n; i += s->batch) {
+        const size_t mark = vq_arena_mark(s->arena);
+        const vq_tensor some = vq_tensor_rows(ids, i, VQ_MIN(s->batch, s->n - i));
+        vq_tensor x;
+        VQ_TRY(
+            vq_tensor_new(s->arena, be->place, be->act, VQ_DIMS(some.dim[0] * s->T, width(s)), &x));
+        VQ_TRY(vq_stage_embed(s->stage, &some, 0, &x));
+        VQ_TRY(vq_sweep_set_inputs(s, i, &x));
+        vq_arena_reset(s->arena, mark);
+    }
+    return VQ_OK;
+}
+
+/* --- other ranks ----------------------------------------------------------------------------- */
+
+#define SUM_BYTES ((int64_t)256 << 20) /* of a Hessian, in one message */
+
+static vq_status send(const vq_sweep *s, const vq_tensor *t, int to, vq_tag tag)
+{
+    vq_request request = {0};
+    VQ_TRY(vq_comm_send(s->job->comm, t, to, tag, &request));
+    return vq_comm_wait(s->job->comm, &request);
+}
+
+static vq_status receive(const vq_sweep *s, vq_tensor *t, int from, vq_tag tag)
+{
+    vq_request request = {0};
+    VQ_TRY(vq_comm_receive(s->job->comm, t, from, tag, &request));
+    return vq_comm_wait(s->job->comm, &request);
+}
+
+/* h = the sum of all replicas' h: the stage's rank of replica 0 adds them up in order. */
+static vq_status sum_replicas(const vq_sweep *s, vq_tensor *h)
+{
+    const vq_topo *topo = s->job ? &s->job->topo : NULL;
+    if (!topo || topo->n_replicas == 1) return VQ_OK;
+    const int64_t n = h->dim[0], rows = VQ_MAX(1, SUM_BYTES / (n * (int64_t)sizeof(double)));
+    const int root = vq_topo_rank(topo, topo->stage, 0);
+    for (int64_t i = 0; i < n; i += rows) {
+        const size_t mark = vq_arena_mark(s->arena);
+        vq_tensor part = vq_tensor_rows(h, i, VQ_MIN(rows, n - i)), theirs;
+        if (topo->replica > 0) {
+            VQ_TRY(send(s, &part, root, VQ_TAG_FORWARD));
+            VQ_TRY(receive(s, &part, root, VQ_TAG_FORWARD));
+            continue;
+        }
+        VQ_TRY(vq_tensor_new(s->arena, VQ_HOST, VQ_F64, VQ_DIMS(part.dim[0], n), &theirs));
+        for (int r = 1; r < topo->n_replicas; r++) {
+            VQ_TRY(receive(s, &theirs, vq_topo_rank(topo, topo->stage, r), VQ_TAG_FORWARD));
+            double *to = part.data;
+            const double *from = theirs.data;
+            for (int64_t j = 0; j < vq_tensor_count(&part); j++) to[j] += from[j];
+        }
+        for (int r = 1; r < topo->n_replicas; r++)
+            VQ_TRY(send(s, &part, vq_topo_rank(topo, topo->stage, r), VQ_TAG_FORWARD));
+        vq_arena_reset(s->arena, mark);
+    }
+    return VQ_OK;
+}
+
+/* Rank 0, which alone has the windows, deals them out to the first stages. */
+static vq_status embed_share(vq_sweep *s, const vq_windows *windows)
+{
+    const vq_topo *topo = &s->job->topo;
+    vq_tensor ids;
+    int64_t first, n;
+    if (s->job->comm->rank > 0) {
+        VQ_TRY(vq_tensor_new(s->arena, VQ_HOST, VQ_I32, VQ_DIMS(s->n, s->T), &ids));
+        VQ_TRY(receive(s, &ids, 0, VQ_TAG_IDS));
+        return vq_sweep_embed(s, &ids);
+    }
+    for (int r = 1; r < topo->n_replicas; r++) {
+        vq_topo_share(topo, r, s->n_all, &first, &n);
+        ids = vq_feed_ids(windows, first, n);
+        VQ_TRY(send(s, &ids, vq_topo_rank(topo, 0, r), VQ_TAG_IDS));
+    }
+    ids = vq_feed_ids(windows, 0, s->n);
+    return vq_sweep_embed(s, &ids);
+}
+
+/* All inputs from the stage before, or on to the next one, a batch at a time. */
+static vq_status pass_inputs(vq_sweep *s, bool on)
+{
+    const vq_topo *topo = &s->job->topo;
+    const vq_backend *be = s->stage->be;
+    const int peer = vq_topo_rank(topo, topo->stage + (on ? 1 : -1), topo->replica);
+    for (int64_t i = 0; i < s->n; i += s->batch) {
+        const size_t mark = vq_arena_mark(s->arena);
+        vq_tensor x;
+        VQ_TRY(vq_tensor_new(s->arena, be->place, be->act,
+                             VQ_DIMS(VQ_MIN(s->batch, s->n - i) * s->T, width(s)), &x));
+        if (on) {
+            VQ_TRY(vq_sweep_get_inputs(s, i, &x));
+            VQ_TRY(send(s, &x, peer, VQ_TAG_FORWARD));
+        } else {
+            VQ_TRY(receive(s, &x, peer, VQ_TAG_FORWARD));
+            VQ_TRY(vq_sweep_set_inputs(s, i, &x));
+        }
+        vq_arena_reset(s->arena, mark);
+    }
+    return VQ_OK;
+}
+
+/* --- one layer ------------------------------------------------------------------------------- */
+
+/* All windows through the layer. hessian: what is read adds to those that have data; may be NULL.
+ * keep: the outputs become the inputs of the next layer. */
+static vq_status pass(vq_sweep *s, int64_t layer, vq_mode mode, vq_tensor *hessian, bool keep)
+{
+    const vq_stage *stage = s->stage;
+    const vq_backend *be = stage->be;
+    for (int64_t i = 0; i < s->n; i += s->batch) {
+        const size_t mark = vq_arena_mark(s->arena);
+        const int64_t count = VQ_MIN(s->batch, s->n - i);
+        vq_acts acts;
+        vq_tensor y;
+        VQ_TRY(vq_acts_init(s->arena, be, &stage->model->config, count, s->T, &acts));
+        VQ_TRY(vq_tensor_new(s->arena, be->place, be->act, VQ_DIMS(count * s->T, width(s)), &y));
+        VQ_TRY(vq_sweep_get_inputs(s, i, &acts.x));
+        VQ_TRY(vq_block_fwd(&stage->block[layer - stage->first], mode, stage->scratch, &acts, 0,
+                            s->T, &y));
+        const vq_tensor *const read[N_READ] = {[ATTN_IN] = &acts.attn_in,
+                                               [ATTN] = &acts.attn,
+                                               [MLP_IN] = &acts.mlp_in,
+                                               [ACT] = &acts.act};
+        for (int r = 0; r < N_READ && hessian; r++)
+            if (hessian[r].data) VQ_TRY(vq_syrk(be, &hessian[r], read[r], 2 / (double)s->n_all));
+        if (keep) VQ_TRY(vq_sweep_set_inputs(s, i, &y));
+        vq_arena_reset(s->arena, mark);
+    }
+    return VQ_OK;
+}
+
+static vq_status make_hessians(vq_sweep *s, int64_t layer, vq_tensor *hessian)
+{
+    for (int k = 0; k < VQ_N_KINDS; k++) {
+        const vq_vqlinear *l = linear_of(s, layer, k);
+        vq_tensor *h = &hessian[read_by[k]];
+        if (!l || h->data) continue;
+        const int64_t in = l->source->weight.dim[1];
+        VQ_TRY(vq_tensor_new(s->arena, s->stage->be->place, VQ_F64, VQ_DIMS(in, in), h));
+        VQ_TRY(vq_zero(s->stage->be, h));
+    }
+    return VQ_OK;
+}
+
+static bool is_mine(const vq_sweep *s, const vq_vqlinear *l)
+{
+    return !s->is_mine || s->is_mine(s->ctx, l);
+}
+
+/* The weights of other replicas' linears are made too where the next layer's inputs need them. */
+static bool is_wanted(const vq_sweep *s, const vq_vqlinear *l)
+{
+    return s->quantized || is_mine(s, l);
+}
+
+static vq_status round_linear(vq_sweep *s, vq_vqlinear *l, const vq_gptq_factor *f, double *error)
+{
+    const vq_backend *be = s->stage->be;
+    vq_arena *scratch = s->stage->scratch;
+    vq_tensor w = l->source->weight, ints = l->ints, rest;
+    const size_t mark = vq_arena_mark(scratch);
+    double own;
+    w.name = l->source->name;
+    if (!ints.data) {
+        /* Read only while this layer is at work: kept with what it needs. */
+        VQ_TRY(vq_tensor_new(s->arena, be->place, l->quant.base.dtype, VQ_DIMS(w.dim[0], w.dim[1]),
+                             &ints));
+        l->ints = ints;
+    }
+    VQ_TRY(vq_tensor_new(scratch, be->place, be->real, VQ_DIMS(w.dim[0], w.dim[1]), &rest));
+    rest.name = w.name;
+    VQ_TRY(vq_gptq_quantize(be, &l->quant, &ints, &rest, &own, &w, f, s->config));
+    vq_file_release(w.data, vq_tensor_bytes(&w));
+    if (is_mine(s, l)) {
+        VQ_TRY(s->take(s->ctx, l, &rest, own));
+        *error += own;
+    }
+    vq_arena_reset(scratch, mark);
+    return VQ_OK;
+}
+
+/* Every linear, those that read the same one after the other, with one factor. */
+static vq_status round_layer(vq_sweep *s, int64_t layer, vq_tensor *hessian, double *error)
+{
+    for (int r = 0; r < N_READ; r++) {
+        if (!hessian[r].data) continue;
+        const size_t mark = vq_arena_mark(s->stage->scratch);
+        vq_gptq_factor f = {0};
+        for (int k = 0; k < VQ_N_KINDS; k++) {
+            vq_vqlinear *l = linear_of(s, layer, k);
+            if (!l || read_by[k] != r || !is_wanted(s, l)) continue;
+            if (!f.u.data)
+                VQ_TRY(vq_gptq_factor_make(s->stage->be, s->stage->scratch, &f, &hessian[r],
+                                           l->source->name, s->config));
+            VQ_TRY(round_linear(s, l, &f, error));
+        }
+        vq_arena_reset(s->stage->scratch, mark);
+    }
+    return VQ_OK;
+}
+
+vq_status vq_sweep_layer(vq_sweep *s, int64_t layer, double *error)
+{
+    const size_t mark = vq_arena_mark(s->arena);
+    vq_tensor hessian[N_READ] = {{0}};
+    bool is_kept[VQ_N_KINDS] = {0};
+    *error = 0;
+    for (int k = 0; k < VQ_N_KINDS; k++) {
+        const vq_vqlinear *l = linear_of(s, layer, k);
+        is_kept[k] = l && l->ints.data;
+    }
+    VQ_TRY(make_hessians(s, layer, hessian));
+    VQ_TRY(pass(s, layer, VQ_MODE_FLOAT, hessian, !s->quantized));
+    for (int r = 0; r < N_READ; r++)
+        if (hessian[r].data) VQ_TRY(sum_replicas(s, &hessian[r]));
+    VQ_TRY(round_layer(s, layer, hessian, error));
+    if (s->quantized) VQ_TRY(pass(s, layer, VQ_MODE_GPTQ, NULL, true));
+    for (int k = 0; k < VQ_N_KINDS; k++) {
+        vq_vqlinear *l = linear_of(s, layer, k);
+        if (l && !is_kept[k]) l->ints = (vq_tensor){0};
+    }
+    vq_arena_reset(s->arena, mark);
+    return VQ_OK;
+}
+
+void vq_sweep_close(vq_sweep *s)
+{
+    vq_h5_close(&s->file);
+}
+
+/* --- all layers ------------------------------------------------------------------------------ */
+
+static vq_status run_layers(vq_sweep *s, const vq_windows *windows)
+{
+    const vq_stage *stage = s->stage;
+    vq_progress p;
+    if (vq_stage_is_first(stage))
+        VQ_TRY(embed_share(s, windows));
+    else
+        VQ_TRY(pass_inputs(s, false));
+    vq_progress_begin(&p, "gptq", "layers", 0, stage->last - stage->first);
+    for (int64_t layer = stage->first; layer < stage->last; layer++) {
+        double error;
+        vq_comm_at(s->job->comm, "gptq, layer %lld", (long long)layer);
+        VQ_TRY(vq_sweep_layer(s, layer, &error));
+        vq_progress_step(&p, layer + 1 - stage->first, "output error %.3g", error);
+    }
+    vq_progress_end(&p);
+    return vq_stage_is_last(stage) ? VQ_OK : pass_inputs(s, true);
+}
+
+vq_status vq_sweep_run(vq_sweep *s, const vq_windows *windows)
+{
+    vq_job *job = s->job;
+    size_t free_bytes, total_bytes;
+    int64_t first, n;
+    char *path;
+    const size_t mark = vq_arena_mark(s->arena);
+    vq_topo_share(&job->topo, job->topo.replica, windows->n, &first, &n);
+    VQ_TRY(vq_mem_info(&job->be, &free_bytes, &total_bytes));
+    VQ_TRY(vq_job_path(job, &path, "sweep-%04d.h5", job->comm->rank));
+    vq_status status = vq_sweep_open(s, n, windows->n, windows->T, free_bytes / 2, path);
+    if (!status) status = run_layers(s, windows);
+    /* The others may be waiting for this rank's inputs or Hessians. */
+    if (status) job->comm->ops->die(job->comm->ctx, status);
+    vq_sweep_close(s);
+    vq_arena_reset(s->arena, mark);
+    return status;
+}

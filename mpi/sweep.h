@@ -1,0 +1,63 @@
+/* sweep.h - GPTQ through the layers, one after the other.
+ *
+ * All calibration windows pass through layer l with its own weights, and what its linears read adds
+ * up to their Hessians; then each linear is rounded; then the windows have passed (or, with
+ * quantized propagation, pass once more with the new weights) and are layer l + 1's inputs. These
+ * are kept for all windows, in memory or in a file that goes away with the sweep.
+ *
+ * Among ranks: a stage begins when the one before hands it the inputs of its first layer, so any
+ * number of stages gives the same bits. Replicas share the windows, their Hessians are summed in
+ * the order of the replicas, and each rounds its share of the linears (all of them with quantized
+ * propagation). */
+#pragma once
+#include "feed.h"
+#include "gptq.h"
+
+/* Takes a linear that was just rounded: its quant has base, scale and zero, and ints is set. rest
+ * real [out, in]; error: of its outputs, as vq_gptq_sweep says. */
+typedef vq_status (*vq_sweep_fn)(void *ctx, vq_vqlinear *linear, const vq_tensor *rest,
+                                 double error);
+
+typedef struct vq_sweep {
+    vq_job *job;                  /* borrowed; NULL: there are no other ranks */
+    vq_stage *stage;              /* borrowed */
+    const vq_gptq_config *config; /* borrowed */
+    bool quantized;               /* a layer reads what the quantized layers before it give */
+    vq_sweep_fn take;             /* is called for the linears of which is_mine is true */
+    bool (*is_mine)(void *ctx, const vq_vqlinear *linear); /* NULL: all */
+    void *ctx;
+    vq_arena *arena;  /* borrowed; the inputs, and what a layer needs for a while */
+    int64_t n, T;     /* windows of this rank, tokens a window */
+    int64_t n_all;    /* windows of all replicas */
+    int64_t batch;    /* windows that pass together; by T alone */
+    vq_tensor inputs; /* act [n * T, E]: of the next layer; no data: in the file */
+    vq_h5 file;
+} vq_sweep;
+
+/* The whole sweep over the calibration windows: all layers of every rank's stage. job, stage,
+ * config, quantized, take, is_mine, ctx and arena are set by the caller. Collective: with several
+ * ranks a failure ends the job. Fails: as vq_sweep_layer; VQ_EPEER. */
+vq_status vq_sweep_run(vq_sweep *s, const vq_windows *windows);
+
+/* --- its parts, all local but for the sum in vq_sweep_layer ----------------------------------- */
+
+/* Makes room for n windows of T tokens, out of n_all. Inputs of more than memory_bytes are kept in
+ * the file path. Fails: VQ_EMEM, VQ_EFILE. */
+vq_status vq_sweep_open(vq_sweep *s, int64_t n, int64_t n_all, int64_t T, size_t memory_bytes,
+                        const char *path);
+
+/* The inputs of the next layer for windows [first, first + count): act [count * T, E]. Set them
+ * for all windows before the first layer; after the last they are the next stage's. */
+vq_status vq_sweep_set_inputs(vq_sweep *s, int64_t first, const vq_tensor *x);
+vq_status vq_sweep_get_inputs(const vq_sweep *s, int64_t first, vq_tensor *x);
+
+/* The inputs of layer 0: embeddings of ids i32 [n, T] (host). */
+vq_status vq_sweep_embed(vq_sweep *s, const vq_tensor *ids);
+
+/* Rounds the linears of layer `layer` (counted in the model) that are marked quantized, which have
+ * room for base, scale and zero, and for `ints` where these are to be kept; then the inputs are
+ * those of the layer after. error: summed over this rank's linears. Collective over the replicas.
+ * Fails: as vq_gptq_factor_make, vq_gptq_quantize and take. */
+vq_status vq_sweep_layer(vq_sweep *s, int64_t layer, double *error);
+
+void vq_sweep_close(vq_sweep *s);

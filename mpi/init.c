@@ -8,6 +8,7 @@
 #include "error.h"
 #include "grid.h"
 #include "log.h"
+#include "sweep.h"
 
 #define KIND "init"
 #define LAYOUT 1
@@ -16,6 +17,7 @@
 /* The settings in the form that grid and codebook take. */
 typedef struct settings {
     vq_grid_config grid;
+    vq_gptq_config gptq;
     vq_codebook_config codebook;
 } settings;
 
@@ -23,14 +25,24 @@ static settings settings_of(const vq_config *c, vq_dtype model_dtype)
 {
     static const vq_dtype scale_dtype[] = {
         [VQ_SCALE_F32] = VQ_F32, [VQ_SCALE_F16] = VQ_F16, [VQ_SCALE_BF16] = VQ_BF16};
+    const vq_dtype scale =
+        c->grid.scale_dtype == VQ_SCALE_AUTO ? model_dtype : scale_dtype[c->grid.scale_dtype];
+    const vq_switch groups = c->gptq.static_groups;
     return (settings){
         .grid = {.bits = (int)c->bits,
                  .group_size = c->group_size,
                  .symmetric = c->sym,
                  .include_zero = c->grid.include_zero,
-                 .scale_dtype = c->grid.scale_dtype == VQ_SCALE_AUTO
-                                    ? model_dtype
-                                    : scale_dtype[c->grid.scale_dtype]},
+                 .scale_dtype = scale},
+        .gptq = {.bits = (int)c->bits,
+                 .percdamp = c->gptq.percdamp,
+                 .act_order = c->gptq.act_order,
+                 .rule = {.block_size = c->gptq.block_size,
+                          .symmetric = c->sym,
+                          .scale_dtype = scale,
+                          .static_groups =
+                              groups == VQ_ON || (groups == VQ_AUTO && c->gptq.act_order),
+                          .hessian_residual = c->gptq.residual == VQ_RESIDUAL_HESSIAN}},
         .codebook = {.K = c->K,
                      .D = c->D,
                      .round_f16 = c->kmeans.round_f16,
@@ -41,19 +53,32 @@ static settings settings_of(const vq_config *c, vq_dtype model_dtype)
                                 .max_points_per_centroid = c->kmeans.max_points_per_centroid}}};
 }
 
-/* One linear's tensors, by their names in the file. */
+/* Whether there are codebooks: the baselines have none. */
+static bool has_codes(const vq_config *c)
+{
+    return c->method == VQ_METHOD_VQROUND;
+}
+
+/* Whether GPTQ's own integers are evaluated or exported. */
+static bool needs_ints(const vq_config *c)
+{
+    return c->method == VQ_METHOD_GPTQ || (vq_config_uses_gptq(c) && c->eval.start);
+}
+
+/* One linear's tensors, by their names in the file; those that a run does not have have no data. */
 typedef struct part {
     const char *name;
     vq_tensor *tensor;
 } part;
 
-#define N_PARTS 6
+#define N_PARTS 7
 
 static void parts_of(vq_vqlinear *l, part parts[N_PARTS])
 {
     const part all[N_PARTS] = {{"base", &l->quant.base}, {"scale", &l->quant.scale},
                                {"zero", &l->quant.zero}, {"idx", &l->quant.idx},
-                               {"counts", &l->counts},   {"codes", &l->codes}};
+                               {"counts", &l->counts},   {"codes", &l->codes},
+                               {"ints", &l->ints}};
     memcpy(parts, all, sizeof all);
 }
 
@@ -64,13 +89,17 @@ static vq_status prepare_linear(vq_job *job, const settings *set, int64_t slot, 
     const int64_t n_weights = vq_tensor_count(w), n_codes = vq_pool_codes(&job->pool, slot);
     const int64_t n_vec = VQ_CEIL_DIV(n_weights, set->codebook.D);
     VQ_TRY(vq_grid_alloc(&job->be, &l->quant, &job->weights, &set->grid, w->dim[0], w->dim[1]));
+    l->quantized = true;
+    if (needs_ints(job->config))
+        VQ_TRY(vq_tensor_new(&job->weights, job->be.place, l->quant.base.dtype,
+                             VQ_DIMS(w->dim[0], w->dim[1]), &l->ints));
+    if (!has_codes(job->config)) return VQ_OK;
     VQ_TRY(vq_tensor_new(&job->weights, job->be.place, vq_codebook_idx_dtype(n_codes),
                          VQ_DIMS(n_vec), &l->quant.idx));
     VQ_TRY(vq_tensor_new(&job->weights, job->be.place, VQ_U32, VQ_DIMS(n_codes, set->codebook.D),
                          &l->counts));
     l->codes = vq_pool_part(&job->pool, &job->pool.codes, slot);
     l->dcodes = vq_pool_part(&job->pool, &job->pool.grad, slot);
-    l->quantized = true;
     return VQ_OK;
 }
 
@@ -108,7 +137,8 @@ static vq_status make_start(vq_job *job, const settings *set, vq_tensor *start)
     const vq_config *c = job->config;
     vq_status status = VQ_OK;
     *start = (vq_tensor){0};
-    if (c->kmeans.engine != VQ_KMEANS_VQ || c->kmeans.start != VQ_START_SHARED) return VQ_OK;
+    if (!has_codes(c) || c->kmeans.engine != VQ_KMEANS_VQ || c->kmeans.start != VQ_START_SHARED)
+        return VQ_OK;
     vq_tensor codes;
     int64_t has_start = 0;
     VQ_TRY(vq_tensor_new(&job->run, job->be.place, job->be.real,
@@ -132,30 +162,17 @@ static vq_status make_start(vq_job *job, const settings *set, vq_tensor *start)
     return VQ_OK;
 }
 
-static vq_status make_linear(vq_job *job, const settings *set, const vq_tensor *start,
-                             vq_vqlinear *l, double *objective)
-{
-    size_t mark = vq_arena_mark(&job->scratch);
-    vq_tensor rest;
-    VQ_TRY(residual(job, set, l, &rest));
-    vq_codebook cb = {.codes = l->codes, .counts = l->counts, .idx = l->quant.idx};
-    VQ_TRY(vq_codebook_build(&job->be, &job->scratch, &cb, &rest, start->data ? start : NULL,
-                             &set->codebook));
-    *objective = cb.fit.objective;
-    vq_arena_reset(&job->scratch, mark);
-    return VQ_OK;
-}
-
-static vq_status write_linear(vq_h5 *h, vq_vqlinear *l, double objective)
+static vq_status write_linear(vq_h5 *h, vq_vqlinear *l)
 {
     part parts[N_PARTS];
     char name[320];
     parts_of(l, parts);
     for (int i = 0; i < N_PARTS; i++) {
+        if (!parts[i].tensor->data) continue;
         snprintf(name, sizeof name, "%s/%s", l->source->name, parts[i].name);
         VQ_TRY(vq_h5_write(h, name, parts[i].tensor));
     }
-    return vq_h5_set_f64(h, name, "kmeans_objective", objective);
+    return VQ_OK;
 }
 
 static vq_status read_linear(const vq_h5 *h, vq_vqlinear *l)
@@ -164,6 +181,7 @@ static vq_status read_linear(const vq_h5 *h, vq_vqlinear *l)
     char name[320];
     parts_of(l, parts);
     for (int i = 0; i < N_PARTS; i++) {
+        if (!parts[i].tensor->data) continue;
         snprintf(name, sizeof name, "%s/%s", l->source->name, parts[i].name);
         VQ_TRY(vq_h5_read(h, name, parts[i].tensor));
     }
@@ -185,22 +203,89 @@ static int maker_of(const vq_job *job, int64_t slot)
     return (int)(slot % job->topo.n_replicas);
 }
 
-/* Makes this rank's share and writes it. */
-static vq_status make_share(vq_job *job, const settings *set, const vq_tensor *start, vq_h5 *h)
+static bool is_mine(const vq_job *job, int64_t slot)
 {
+    return maker_of(job, slot) == job->topo.replica;
+}
+
+/* What making a linear needs. */
+typedef struct maker {
+    vq_job *job;
+    const settings *set;
+    const vq_tensor *start;
+    vq_h5 file;
+} maker;
+
+/* A linear whose grid is made: its codebook from rest, and both into the file. */
+static vq_status keep_linear(maker *m, vq_vqlinear *l, const vq_tensor *rest)
+{
+    vq_codebook cb = {.codes = l->codes, .counts = l->counts, .idx = l->quant.idx};
+    char name[320];
+    if (has_codes(m->job->config))
+        VQ_TRY(vq_codebook_build(&m->job->be, &m->job->scratch, &cb, rest,
+                                 m->start->data ? m->start : NULL, &m->set->codebook));
+    VQ_TRY(write_linear(&m->file, l));
+    snprintf(name, sizeof name, "%s/codes", l->source->name);
+    return has_codes(m->job->config)
+               ? vq_h5_set_f64(&m->file, name, "kmeans_objective", cb.fit.objective)
+               : VQ_OK;
+}
+
+/* The same, as the sweep hands it over. */
+static vq_status keep_rounded(void *ctx, vq_vqlinear *l, const vq_tensor *rest, double error)
+{
+    maker *m = ctx;
+    char name[320];
+    VQ_TRY(keep_linear(m, l, rest));
+    snprintf(name, sizeof name, "%s/base", l->source->name);
+    return vq_h5_set_f64(&m->file, name, "gptq_error", error);
+}
+
+static bool is_rounded_here(void *ctx, const vq_vqlinear *l)
+{
+    const maker *m = ctx;
+    vq_vqlinear *other;
+    FOR_EACH_LINEAR(m->job, slot, other)
+    {
+        if (other == l) return is_mine(m->job, slot);
+    }
+    return false;
+}
+
+/* This rank's share by GPTQ. */
+static vq_status sweep_share(maker *m, const vq_data *data)
+{
+    const vq_config *c = m->job->config;
+    vq_sweep s = {.job = m->job,
+                  .stage = &m->job->stage,
+                  .config = &m->set->gptq,
+                  .quantized = c->gptq.propagate == VQ_PROPAGATE_AUTO
+                                   ? c->method == VQ_METHOD_GPTQ
+                                   : c->gptq.propagate == VQ_PROPAGATE_QUANTIZED,
+                  .take = keep_rounded,
+                  .is_mine = is_rounded_here,
+                  .ctx = m,
+                  .arena = &m->job->step};
+    return vq_sweep_run(&s, &data->calib);
+}
+
+/* This rank's share by rounding to nearest. */
+static vq_status make_share(maker *m)
+{
+    vq_job *job = m->job;
     vq_vqlinear *l;
     int64_t n = 0, done = 0;
-    FOR_EACH_LINEAR(job, slot, l) n += maker_of(job, slot) == job->topo.replica;
-    VQ_TRY(vq_h5_set_u64(h, NULL, "key", job->init_key));
-    if (start->data && job->comm->rank == 0) VQ_TRY(vq_h5_write(h, "start", start));
+    FOR_EACH_LINEAR(job, slot, l) n += is_mine(job, slot);
     vq_progress p;
     vq_progress_begin(&p, "init", "linears", 0, n);
     FOR_EACH_LINEAR(job, slot, l)
     {
-        double objective;
-        if (maker_of(job, slot) != job->topo.replica) continue;
-        VQ_TRY(make_linear(job, set, start, l, &objective));
-        VQ_TRY(write_linear(h, l, objective));
+        if (!is_mine(job, slot)) continue;
+        size_t mark = vq_arena_mark(&job->scratch);
+        vq_tensor rest;
+        VQ_TRY(residual(job, m->set, l, &rest));
+        VQ_TRY(keep_linear(m, l, &rest));
+        vq_arena_reset(&job->scratch, mark);
         vq_progress_step(&p, ++done, "%s", l->source->name);
     }
     p.note[0] = '\0';
@@ -208,18 +293,23 @@ static vq_status make_share(vq_job *job, const settings *set, const vq_tensor *s
     return VQ_OK;
 }
 
-static vq_status make_file(vq_job *job, const settings *set, const vq_tensor *start)
+/* Makes this rank's share and writes it. */
+static vq_status make_file(vq_job *job, const settings *set, const vq_data *data,
+                           const vq_tensor *start)
 {
+    maker m = {.job = job, .set = set, .start = start};
     char *path;
-    vq_h5 h;
     VQ_TRY(vq_job_path(job, &path, PREFIX "%04d.h5", job->comm->rank));
-    VQ_TRY(vq_h5_create(&job->run, path, KIND, LAYOUT, &h));
-    vq_status status = make_share(job, set, start, &h);
+    VQ_TRY(vq_h5_create(&job->run, path, KIND, LAYOUT, &m.file));
+    vq_status status = vq_h5_set_u64(&m.file, NULL, "key", job->init_key);
+    if (!status && start->data && job->comm->rank == 0)
+        status = vq_h5_write(&m.file, "start", start);
+    if (!status) status = vq_config_uses_gptq(job->config) ? sweep_share(&m, data) : make_share(&m);
     if (status) {
-        vq_h5_close(&h);
+        vq_h5_close(&m.file);
         return status;
     }
-    return vq_h5_finish(&h);
+    return vq_h5_finish(&m.file);
 }
 
 /* Reads what it finds of the stage's linears in the run's init files; how many it did not. */
@@ -237,7 +327,8 @@ static vq_status read_files(vq_job *job, int64_t *missing)
         vq_h5 h;
         VQ_TRY(vq_h5_open(&job->scratch, paths[i], KIND, LAYOUT, &h));
         vq_status status =
-            vq_h5_check_u64(&h, "key", job->init_key, "the model's weights, bits, groups, K and D");
+            vq_h5_check_u64(&h, "key", job->init_key,
+                            "the model's weights, bits, groups, K and D, and GPTQ's windows");
         FOR_EACH_LINEAR(job, slot, l)
         {
             snprintf(name, sizeof name, "%s/base", l->source->name);
@@ -300,7 +391,7 @@ static vq_status prepare_linears(vq_job *job, const settings *set, vq_init_stats
     return VQ_OK;
 }
 
-vq_status vq_init_codebooks(vq_job *job, vq_init_stats *stats)
+vq_status vq_init_codebooks(vq_job *job, const vq_data *data, vq_init_stats *stats)
 {
     const settings set = settings_of(job->config, job->model.embed.dtype);
     const double start_s = vq_seconds();
@@ -309,6 +400,8 @@ vq_status vq_init_codebooks(vq_job *job, vq_init_stats *stats)
     vq_comm_at(job->comm, "init");
     job->init_key =
         vq_hash_u64(vq_config_phase_hash(job->config, VQ_PHASE_INIT), job->model.fingerprint);
+    if (vq_config_uses_gptq(job->config))
+        job->init_key = vq_hash_u64(job->init_key, data->calib_hash);
     VQ_TRY(vq_comm_agree(job->comm, prepare_linears(job, &set, stats)));
     VQ_TRY(read_all(job, &all));
     if (all) {
@@ -316,11 +409,11 @@ vq_status vq_init_codebooks(vq_job *job, vq_init_stats *stats)
     } else {
         vq_tensor start;
         VQ_TRY(make_start(job, &set, &start));
-        VQ_TRY(vq_comm_agree(job->comm, make_file(job, &set, &start)));
+        VQ_TRY(vq_comm_agree(job->comm, make_file(job, &set, data, &start)));
         VQ_TRY(read_all(job, &all));
         VQ_ASSERT(all);
     }
-    VQ_TRY(share_codes(job));
+    if (has_codes(job->config)) VQ_TRY(share_codes(job));
     vq_arena_trim(&job->scratch);
     stats->seconds = vq_seconds() - start_s;
     return VQ_OK;

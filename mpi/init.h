@@ -1,8 +1,8 @@
 /* init.h - the first phase on the weights: grid, residual, codebook of every linear.
  *
  * Each rank makes a share of its stage's linears and leaves RUN/init-RANK.h5: by linear's name
- * base, idx, counts, scale, zero, codes (and, of rank 0, the start codebook). Any layout of ranks
- * can read them. */
+ * base, scale, zero, with codebooks idx, counts, codes (and, of rank 0, the start codebook), with
+ * GPTQ its own integers, ints. Any layout of ranks can read them. */
 #pragma once
 #include "feed.h"
 
@@ -17,4 +17,4 @@ typedef struct vq_init_stats {
 /* Collective. Makes or loads the integers and codebooks of the stage's linears and puts them into
  * the stage; the pool gets the codes of all layers; sets job->init_key. Fails: VQ_ENOTFINITE (a
  * weight), VQ_EFILE (an init file of other settings), VQ_EMEM. */
-vq_status vq_init_codebooks(vq_job *job, vq_init_stats *stats);
+vq_status vq_init_codebooks(vq_job *job, const vq_data *data, vq_init_stats *stats);

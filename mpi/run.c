@@ -22,8 +22,8 @@
 static bool is_ours(const char *name)
 {
     static const char *const starts[] = {
-        "config.yaml",   "tokens.h5", "init-",     "teacher-",     "ckpt-",      "not-finite-",
-        "metrics.jsonl", "eval.json", "curve.svg", "results.json", "report.html"};
+        "config.yaml", "tokens.h5",     "init-",     "sweep-",    "teacher-",     "ckpt-",
+        "not-finite-", "metrics.jsonl", "eval.json", "curve.svg", "results.json", "report.html"};
     for (int i = 0; i < VQ_COUNT(starts); i++)
         if (!strncmp(name, starts[i], strlen(starts[i]))) return true;
     return false;
@@ -109,9 +109,17 @@ static vq_status evaluate_before(vq_job *job, const vq_data *data, vq_results *r
     if (data->eval.n == 0) return VQ_OK;
     VQ_TRY(evaluate(job, data, VQ_MODE_FLOAT, "fp", model, r, &r->perplexity.fp));
     VQ_TRY(evaluate(job, data, VQ_MODE_RTN, "rtn", init, r, &r->perplexity.rtn));
-    if (!job->config->eval.start || job->config->method == VQ_METHOD_RTN) return VQ_OK;
+    const bool is_vqround = job->config->method == VQ_METHOD_VQROUND;
+    const bool from_gptq = vq_config_uses_gptq(job->config);
+    if (from_gptq && (!is_vqround || job->config->eval.start))
+        VQ_TRY(evaluate(job, data, VQ_MODE_GPTQ, "gptq", init, r, &r->perplexity.gptq));
+    if (!job->config->eval.start || !is_vqround) return VQ_OK;
     VQ_TRY(evaluate(job, data, VQ_MODE_SOFT, "start_soft", init, r, &r->perplexity.start_soft));
-    return evaluate(job, data, VQ_MODE_HARD, "start_hard", init, r, &r->perplexity.start_hard);
+    VQ_TRY(evaluate(job, data, VQ_MODE_HARD, "start_hard", init, r, &r->perplexity.start_hard));
+    vq_log(VQ_LOG_INFO, "init     the codebook's cost: hard perplexity %.4g (%s) -> %.4g (codes)",
+           from_gptq ? r->perplexity.gptq : r->perplexity.rtn, from_gptq ? "GPTQ" : "RTN",
+           r->perplexity.start_hard);
+    return VQ_OK;
 }
 
 static vq_status evaluate_after(vq_job *job, const vq_data *data, vq_results *r)
@@ -194,11 +202,16 @@ static vq_status gather_memory(vq_job *job, vq_results *r)
 static vq_status run(vq_job *job, int argc, const char *const *argv)
 {
     const vq_config *c = job->config;
+    static const char *const methods[] = {
+        [VQ_METHOD_VQROUND] = "vqround", [VQ_METHOD_RTN] = "rtn", [VQ_METHOD_GPTQ] = "gptq"};
+    static const vq_mode exported[] = {[VQ_METHOD_VQROUND] = VQ_MODE_HARD,
+                                       [VQ_METHOD_RTN] = VQ_MODE_RTN,
+                                       [VQ_METHOD_GPTQ] = VQ_MODE_GPTQ};
     const bool is_vqround = c->method == VQ_METHOD_VQROUND;
     const int64_t T_max = VQ_MAX(c->seqlen, c->eval.run ? c->eval.seqlen : 0);
     const double start_s = vq_seconds();
     vq_results r = {.model = c->model,
-                    .method = is_vqround ? "vqround" : "rtn",
+                    .method = methods[c->method],
                     .out = c->out,
                     .bits = c->bits,
                     .group_size = c->group_size,
@@ -222,7 +235,7 @@ static vq_status run(vq_job *job, int argc, const char *const *argv)
         vq_log(VQ_LOG_INFO, "done     %s is finished: nothing is left to do", c->out);
         return vq_comm_agree(job->comm, print_results(job, &r));
     }
-    VQ_TRY(vq_init_codebooks(job, &init));
+    VQ_TRY(vq_init_codebooks(job, &data, &init));
     r.seconds.init = init.seconds;
     VQ_TRY(stop_if_asked(job));
     VQ_TRY(evaluate_before(job, &data, &r));
@@ -232,7 +245,7 @@ static vq_status run(vq_job *job, int argc, const char *const *argv)
     }
     const double export_s = vq_seconds();
     VQ_TRY(vq_job_path(job, &model_dir, "model"));
-    VQ_TRY(vq_export_model(job, is_vqround ? VQ_MODE_HARD : VQ_MODE_RTN, model_dir));
+    VQ_TRY(vq_export_model(job, exported[c->method], model_dir));
     r.seconds.export = vq_seconds() - export_s;
 
     r.trained_parameters = is_vqround ? init.n_codes : 0;

@@ -1,6 +1,8 @@
 /* schedule - 1F1B with token slices, and its simulation. */
 #include "schedule.h"
 
+#include "error.h"
+
 int64_t vq_schedule_count(int n_micro, int n_slices)
 {
     return (int64_t)n_micro * (2 * n_slices + 1);
@@ -49,61 +51,73 @@ void vq_slice_cut(const vq_model_config *c, int64_t T, int n_slices, int64_t *cu
     cut[n_slices] = T;
 }
 
-/* When piece (stage, micro, slice) of a kind ends. */
-static double *end_of(double *work, vq_step_kind kind, int n_stages, int n_micro, int n_slices,
-                      int stage, int micro, int slice)
+/* A stage on its way through its list. */
+typedef struct runner {
+    vq_step *step;
+    int64_t at;      /* the next step */
+    double now_s;    /* when the last one ended */
+    double *done[2]; /* [n_micro n_slices] by VQ_FORWARD, VQ_BACKWARD: when; negative: not yet */
+} runner;
+
+static double spent_s(const vq_stage_cost *cost, const vq_step *step, const double *share)
 {
-    return &work[(((int64_t)kind * n_stages + stage) * n_micro + micro) * n_slices + slice];
+    return step->kind == VQ_FORWARD    ? share[step->slice] * cost->forward_s
+           : step->kind == VQ_BACKWARD ? share[step->slice] * cost->backward_s
+                                       : cost->codes_s;
 }
 
-double vq_schedule_idle(int n_stages, int n_micro, int n_slices, const double *share,
-                        const vq_stage_cost *cost, double *work)
+/* Takes stage s as far as the messages that have come allow; returns the time spent. */
+static double advance(runner *run, int s, int n_stages, int n_slices, int64_t n_steps,
+                      const double *share, const vq_stage_cost *cost)
 {
-#define END(kind, stage, micro, slice)                                                             \
-    (*end_of(work, kind, n_stages, n_micro, n_slices, stage, micro, slice))
+    runner *r = &run[s];
+    double busy_s = 0;
+    for (; r->at < n_steps; r->at++) {
+        const vq_step *step = &r->step[r->at];
+        const int64_t piece = (int64_t)step->micro * n_slices + step->slice;
+        const int from = step->kind == VQ_FORWARD ? s - 1 : s + 1;
+        const bool has_message = step->kind != VQ_CODES && from >= 0 && from < n_stages;
+        if (has_message) {
+            const double sent_s = run[from].done[step->kind][piece];
+            if (sent_s < 0) break;
+            r->now_s = VQ_MAX(r->now_s, sent_s + share[step->slice] * cost[s].message_s);
+        }
+        busy_s += spent_s(&cost[s], step, share);
+        r->now_s += spent_s(&cost[s], step, share);
+        if (step->kind != VQ_CODES) r->done[step->kind][piece] = r->now_s;
+    }
+    return busy_s;
+}
+
+vq_status vq_schedule_idle(vq_arena *scratch, int n_stages, int n_micro, int n_slices,
+                           const double *share, const vq_stage_cost *cost, double *idle)
+{
     const int64_t n_steps = vq_schedule_count(n_micro, n_slices);
-    const int64_t n_work = (int64_t)3 * n_stages * n_micro * n_slices;
-    double busy = 0, last = 0;
-    for (int64_t i = 0; i < n_work; i++) work[i] = -1;
-    /* Each stage goes through its list; a pass over the stages moves everyone as far as the
-     * messages that have come allow. The lists are derived again instead of kept. */
-    for (bool moved = true; moved;) {
-        moved = false;
-        for (int s = 0; s < n_stages; s++) {
-            double now = 0;
-            const int ahead = vq_schedule_in_flight(s, n_stages, n_micro) - 1;
-            int fm = 0, fs = 0, bm = 0, bs = n_slices - 1; /* next forward, next backward */
-            for (int64_t i = 0; i < n_steps; i++) {
-                const bool is_forward = fm < n_micro && fm <= bm + ahead;
-                double ready = 0, spent, *end;
-                if (is_forward) {
-                    end = &END(VQ_FORWARD, s, fm, fs);
-                    if (s > 0) ready = END(VQ_FORWARD, s - 1, fm, fs);
-                    spent = share[fs] * cost[s].forward_s;
-                    if (s > 0 && ready >= 0) ready += share[fs] * cost[s].message_s;
-                    if (++fs == n_slices) fm++, fs = 0;
-                } else if (bs >= 0) {
-                    end = &END(VQ_BACKWARD, s, bm, bs);
-                    if (s < n_stages - 1) ready = END(VQ_BACKWARD, s + 1, bm, bs);
-                    spent = share[bs] * cost[s].backward_s;
-                    if (s < n_stages - 1 && ready >= 0) ready += share[bs] * cost[s].message_s;
-                    bs--;
-                } else {
-                    end = &END(VQ_CODES, s, bm, 0);
-                    spent = cost[s].codes_s;
-                    bm++, bs = n_slices - 1;
-                }
-                if (*end < 0) {
-                    if (ready < 0) break;
-                    *end = VQ_MAX(now, ready) + spent;
-                    busy += spent;
-                    moved = true;
-                }
-                now = *end;
-            }
-            last = VQ_MAX(last, now);
+    const int64_t n_pieces = (int64_t)n_micro * n_slices;
+    double busy_s = 0, end_s = 0;
+    runner *run;
+    size_t mark = vq_arena_mark(scratch);
+    VQ_TRY(VQ_NEW(scratch, n_stages, &run));
+    for (int s = 0; s < n_stages; s++) {
+        run[s] = (runner){0};
+        VQ_TRY(VQ_NEW(scratch, n_steps, &run[s].step));
+        vq_schedule_make(s, n_stages, n_micro, n_slices, run[s].step);
+        for (int kind = 0; kind < 2; kind++) {
+            VQ_TRY(VQ_NEW(scratch, n_pieces, &run[s].done[kind]));
+            for (int64_t i = 0; i < n_pieces; i++) run[s].done[kind][i] = -1;
         }
     }
-#undef END
-    return last > 0 ? 1 - busy / (last * n_stages) : 0;
+    for (int64_t left = n_stages * n_steps; left > 0;) {
+        const int64_t before = left;
+        for (int s = 0; s < n_stages; s++) {
+            const int64_t at = run[s].at;
+            busy_s += advance(run, s, n_stages, n_slices, n_steps, share, cost);
+            left -= run[s].at - at;
+        }
+        VQ_ASSERT(left < before);
+    }
+    for (int s = 0; s < n_stages; s++) end_s = VQ_MAX(end_s, run[s].now_s);
+    *idle = end_s > 0 ? 1 - busy_s / (end_s * n_stages) : 0;
+    vq_arena_reset(scratch, mark);
+    return VQ_OK;
 }

@@ -36,7 +36,7 @@ typedef struct vq_stage_cost {
 } vq_stage_cost;
 
 /* The part of a step, from its first to its last work, in which the average stage has nothing to
- * do. share [n_slices]: each slice's part of a sequence's cost. cost [n_stages]. work holds 3
- * n_stages n_micro n_slices doubles. */
-double vq_schedule_idle(int n_stages, int n_micro, int n_slices, const double *share,
-                        const vq_stage_cost *cost, double *work);
+ * do. share [n_slices]: each slice's part of a sequence's cost. cost [n_stages]. Messages travel
+ * while both stages work. Fails: VQ_EMEM (scratch), VQ_EINTERNAL (the stages wait in a circle). */
+vq_status vq_schedule_idle(vq_arena *scratch, int n_stages, int n_micro, int n_slices,
+                           const double *share, const vq_stage_cost *cost, double *idle);

@@ -379,6 +379,16 @@ vq_status vq_grid_split(const vq_backend *be, vq_tensor *base, vq_tensor *rest, 
     return be->ops->grid_split(be->ctx, base, rest, w, scale, zero, bits, group_size);
 }
 
+vq_status vq_grid_round(const vq_backend *be, vq_tensor *out, const vq_tensor *w, const vq_quant *q)
+{
+    WANT(w, FLOATS, ANY, ANY);
+    VQ_ASSERT(q->group_size > 0 && q->bits >= 1 && q->bits <= 8);
+    WANT_LIKE(out, ACT, w);
+    WANT(&q->scale, REAL, w->dim[0], VQ_CEIL_DIV(w->dim[1], q->group_size));
+    WANT_LIKE(&q->zero, REAL, &q->scale);
+    return be->ops->grid_round(be->ctx, out, w, q);
+}
+
 static unsigned int_types(int bits)
 {
     return bits <= 7 ? TYPE(VQ_I8) | TYPE(VQ_I16) : TYPE(VQ_I16);

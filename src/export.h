@@ -20,7 +20,7 @@ typedef struct vq_export {
 vq_status vq_export_plan(vq_arena *arena, const vq_stage *stage, vq_export *plan);
 
 /* Writes the stage's files into folder dir: "model.safetensors" if it is the only one of n_files,
- * else model-I-of-N from I = first_file + 1 on. mode: VQ_MODE_HARD, or VQ_MODE_RTN.
+ * else model-I-of-N from I = first_file + 1 on. mode: VQ_MODE_HARD, or a baseline's.
  * Local. Fails: VQ_EFILE, VQ_EMEM (disk full). */
 vq_status vq_export_files(const vq_export *plan, vq_stage *stage, vq_mode mode, const char *dir,
                           int32_t first_file, int32_t n_files);

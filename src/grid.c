@@ -5,8 +5,6 @@
 
 #include "error.h"
 
-#define PIECE 1024 /* weights rounded at a time */
-
 static int64_t width_of_group(const vq_grid_config *c, int64_t in)
 {
     return c->group_size < 0 ? in : VQ_MIN(c->group_size, in);
@@ -88,39 +86,4 @@ vq_status vq_grid_make(const vq_backend *be, vq_quant *q, vq_tensor *rest, const
     VQ_TRY(vq_norm2(be, &sum_scale, &q->scale));
     if (isfinite(sum_rest) && isfinite(sum_scale)) return VQ_OK;
     return vq_grid_check_finite(q, w, c->scale_dtype);
-}
-
-vq_status vq_grid_round(const vq_backend *be, vq_tensor *out, const vq_tensor *w, const vq_quant *q)
-{
-    int64_t rows = w->dim[0], in = w->dim[1], groups = q->scale.dim[1];
-    double qmax = (1 << q->bits) - 1;
-    size_t w_bytes = vq_dtype_bytes(w->dtype), out_bytes = vq_dtype_bytes(out->dtype);
-    bool f32 = be->real == VQ_F32;
-    VQ_ASSERT(be->place == VQ_HOST && vq_tensor_same_shape(out, w));
-    VQ_ASSERT(vq_dtype_is_float(w->dtype) && vq_dtype_is_float(out->dtype));
-
-#pragma omp parallel for
-    for (int64_t o = 0; o < rows; o++) {
-        double piece[PIECE];
-        for (int64_t g = 0; g < groups; g++) {
-            double s = element(&q->scale, o * groups + g), z = element(&q->zero, o * groups + g);
-            int64_t end = VQ_MIN((g + 1) * q->group_size, in);
-            for (int64_t i = g * q->group_size; i < end; i += PIECE) {
-                int64_t m = VQ_MIN(end - i, PIECE);
-                size_t at = (size_t)(o * in + i);
-                (void)vq_convert(piece, VQ_F64, (const uint8_t *)w->data + at * w_bytes, w->dtype,
-                                 m);
-                for (int64_t j = 0; j < m; j++) {
-                    /* As vq_grid_split divides: an f64 quotient of f32 numbers, rounded to f32, is
-                     * the f32 quotient. */
-                    double u = piece[j] / s;
-                    double n = rint(f32 ? (double)(float)u : u) + z;
-                    piece[j] = s * ((n > 0 ? (n < qmax ? n : qmax) : 0) - z);
-                }
-                (void)vq_convert((uint8_t *)out->data + at * out_bytes, out->dtype, piece, VQ_F64,
-                                 m);
-            }
-        }
-    }
-    return VQ_OK;
 }

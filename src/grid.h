@@ -45,8 +45,3 @@ vq_status vq_grid_make(const vq_backend *be, vq_quant *q, vq_tensor *rest, const
  * both, for when a result says that there may be one.
  * Fails: VQ_ENOTFINITE (a weight), VQ_EUNSUPPORTED (a scale above scale_dtype's range). */
 vq_status vq_grid_check_finite(const vq_quant *q, const vq_tensor *w, vq_dtype scale_dtype);
-
-/* RTN's weight: out = s (clamp(round(w / s) + z, 0, qmax) - z), halves to even.
- * out act [out, in], out; w weight [out, in]; q's scale and zero are read, its base is not. */
-vq_status vq_grid_round(const vq_backend *be, vq_tensor *out, const vq_tensor *w,
-                        const vq_quant *q);

@@ -13,6 +13,7 @@
 #define KIND_KEY "kind"
 #define VERSION_KEY "layout_version"
 #define DTYPE_KEY "dtype"
+#define NAME_BYTES 1024                /* of a dataset, with its groups */
 #define CHUNK_BYTES ((hsize_t)1 << 20) /* HDF5 keeps as much of a dataset in memory */
 
 /* --- errors --- */
@@ -82,9 +83,12 @@ vq_status vq_h5_create(vq_arena *arena, const char *path, const char *kind, int6
     fclose(probe);
     hid_t access = access_without_locks();
     H5Pset_libver_bounds(access, H5F_LIBVER_V110, H5F_LIBVER_V110); /* its own data has checksums */
-    out->id = H5Fcreate(temporary, H5F_ACC_TRUNC, H5P_DEFAULT, access);
+    hid_t how = H5Pcreate(H5P_FILE_CREATE);
+    H5Pset_obj_track_times(how, 0);
+    out->id = H5Fcreate(temporary, H5F_ACC_TRUNC, how, access);
     vq_status status = out->id < 0 ? h5_failed(out, "the file", "made") : VQ_OK;
-    H5Pclose(access); /* which forgets the error */
+    H5Pclose(how); /* which forgets the error */
+    H5Pclose(access);
     if (status == VQ_OK) status = vq_h5_set_text(out, NULL, KIND_KEY, kind);
     if (status == VQ_OK) status = vq_h5_set_i64(out, NULL, VERSION_KEY, version);
     if (status != VQ_OK) {
@@ -306,6 +310,24 @@ static vq_status move_rows(const vq_h5 *h, const char *name, direction way, int6
     return status;
 }
 
+/* Makes the groups that are in the way to dataset `name`. They carry no times: the same run makes
+ * the same file. */
+static vq_status make_groups(vq_h5 *h, const char *name)
+{
+    char part[NAME_BYTES];
+    hid_t how = H5Pcreate(H5P_GROUP_CREATE);
+    H5Pset_obj_track_times(how, 0);
+    vq_status status = VQ_OK;
+    for (const char *p = strchr(name, '/'); p && status == VQ_OK; p = strchr(p + 1, '/')) {
+        snprintf(part, sizeof part, "%.*s", (int)(p - name), name);
+        if (H5Lexists(h->id, part, H5P_DEFAULT) > 0) continue;
+        hid_t group = H5Gcreate2(h->id, part, H5P_DEFAULT, how, H5P_DEFAULT);
+        if (group < 0 || H5Gclose(group) < 0) status = h5_failed(h, part, "made");
+    }
+    H5Pclose(how);
+    return status;
+}
+
 /* Stores a dataset in chunks, each with a checksum: a file that rotted on its disk is refused. */
 static herr_t add_checksums(hid_t how, const vq_tensor *shape, const hsize_t *dim)
 {
@@ -324,18 +346,18 @@ vq_status vq_h5_make(vq_h5 *h, const char *name, const vq_tensor *shape)
     hsize_t dim[VQ_MAX_NDIM];
     VQ_ASSERT(h->writing && h->id >= 0 && !vq_h5_has(h, name));
     for (int i = 0; i < shape->ndim; i++) dim[i] = (hsize_t)shape->dim[i];
-    hid_t links = H5Pcreate(H5P_LINK_CREATE), how = H5Pcreate(H5P_DATASET_CREATE);
-    VQ_ASSERT(add_checksums(how, shape, dim) >= 0);
-    H5Pset_create_intermediate_group(links, 1);
-    H5Pset_obj_track_times(how, 0); /* the same run makes the same file */
+    VQ_TRY(make_groups(h, name));
+    hid_t how = H5Pcreate(H5P_DATASET_CREATE);
+    H5Pset_obj_track_times(how, 0);
     hid_t type = make_type(shape->dtype);
     hid_t space = shape->ndim ? H5Screate_simple(shape->ndim, dim, NULL) : H5Screate(H5S_SCALAR);
-    hid_t set = H5Dcreate2(h->id, name, type, space, links, how, H5P_DEFAULT);
+    hid_t set = -1;
+    if (add_checksums(how, shape, dim) >= 0)
+        set = H5Dcreate2(h->id, name, type, space, H5P_DEFAULT, how, H5P_DEFAULT);
     vq_status status = set < 0 ? h5_failed(h, name, "made") : VQ_OK;
     H5Sclose(space);
     H5Tclose(type);
     H5Pclose(how);
-    H5Pclose(links);
     if (set >= 0) H5Dclose(set);
     if (status == VQ_OK && marked(shape->dtype))
         status = vq_h5_set_text(h, name, DTYPE_KEY, vq_dtype_name(shape->dtype));
@@ -382,7 +404,7 @@ vq_status vq_h5_shape(const vq_h5 *h, const char *name, vq_tensor *out)
 bool vq_h5_has(const vq_h5 *h, const char *name)
 {
     /* HDF5 wants every group on the way to be there before it is asked for what is in it. */
-    char part[1024];
+    char part[NAME_BYTES];
     size_t n = strlen(name);
     if (n == 0 || n >= sizeof part) return false;
     for (size_t i = 1; i <= n; i++) {

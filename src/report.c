@@ -19,12 +19,13 @@ typedef struct row {
     double perplexity;
 } row;
 
-#define N_ROWS 6
+#define N_ROWS 7
 
 static void rows_of(const vq_results *r, row rows[N_ROWS])
 {
     const row all[N_ROWS] = {{"full precision", r->perplexity.fp},
                              {"RTN", r->perplexity.rtn},
+                             {"GPTQ", r->perplexity.gptq},
                              {"codebook, step 0, soft", r->perplexity.start_soft},
                              {"codebook, step 0, hard", r->perplexity.start_hard},
                              {"VQRound, soft", r->perplexity.soft},
@@ -60,10 +61,11 @@ static json_t *results_json(const vq_results *r)
                              "K", (json_int_t)r->K, "D", (json_int_t)r->D);
     json_object_set_new(
         root, "perplexity",
-        json_pack("{s:o, s:o, s:o, s:o, s:o, s:o}", "fp", or_null(r->perplexity.fp), "rtn",
-                  or_null(r->perplexity.rtn), "start_soft", or_null(r->perplexity.start_soft),
-                  "start_hard", or_null(r->perplexity.start_hard), "soft",
-                  or_null(r->perplexity.soft), "hard", or_null(r->perplexity.hard)));
+        json_pack("{s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "fp", or_null(r->perplexity.fp), "rtn",
+                  or_null(r->perplexity.rtn), "gptq", or_null(r->perplexity.gptq), "start_soft",
+                  or_null(r->perplexity.start_soft), "start_hard",
+                  or_null(r->perplexity.start_hard), "soft", or_null(r->perplexity.soft), "hard",
+                  or_null(r->perplexity.hard)));
     json_object_set_new(
         root, "seconds",
         json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "tokens", r->seconds.tokens, "init",
@@ -119,6 +121,7 @@ bool vq_results_read(vq_arena *arena, const char *path, vq_results *r)
     if (same) {
         r->perplexity.fp = number(perplexity, "fp");
         r->perplexity.rtn = number(perplexity, "rtn");
+        r->perplexity.gptq = number(perplexity, "gptq");
         r->perplexity.start_soft = number(perplexity, "start_soft");
         r->perplexity.start_hard = number(perplexity, "start_hard");
         r->perplexity.soft = number(perplexity, "soft");

@@ -7,7 +7,7 @@ typedef struct vq_results {
     const char *model, *method, *out;
     int64_t bits, group_size, K, D;
     struct {
-        double fp, rtn, start_soft, start_hard, soft, hard; /* 0: not evaluated */
+        double fp, rtn, gptq, start_soft, start_hard, soft, hard; /* 0: not evaluated */
     } perplexity;
     struct {
         double tokens, init, teacher, train, eval, export, total; /* of this run; train: of all */

@@ -220,8 +220,9 @@ static vq_status encode_normal(encoder *e, const char *text, size_t n, bool is_s
     size_t done = 0, from = 0, start, end;
     const vq_added_token *token;
     while ((token = vq_added_next(&e->t->after, text, n, done, &from, &start, &end))) {
-        VQ_TRY(
-            vq_pretokenize(&e->t->pre, &e->pre, text + done, start - done, is_start && done == 0));
+        if (done < start)
+            VQ_TRY(vq_pretokenize(&e->t->pre, &e->pre, text + done, start - done,
+                                  is_start && done == 0));
         VQ_TRY(put_ids(e, &token->id, 1));
         done = end;
     }

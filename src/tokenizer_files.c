@@ -43,7 +43,6 @@ static const char *const gpt2_names[VQ_COUNT(special_names)] = {"<|endoftext|>",
                                                                 "<|endoftext|>"};
 static const char *const qwen_names[VQ_COUNT(special_names)] = {
     [1] = "<|endoftext|>", [2] = "<|endoftext|>", [4] = "<|endoftext|>"};
-static const char *const llama_names[VQ_COUNT(special_names)] = {"<s>", "</s>", "<unk>"};
 
 typedef struct settings {
     json_t *config; /* tokenizer_config.json, NULL where there is none */
@@ -264,6 +263,8 @@ static vq_status from_vocab(vq_arena *arena, const char *dir, const char *vocab_
 }
 
 #ifdef VQ_SENTENCEPIECE
+static const char *const llama_names[VQ_COUNT(special_names)] = {"<s>", "</s>", "<unk>"};
+
 /* The pieces as tokens, those that no text becomes by itself as added ones. */
 static vq_status read_pieces(const vq_reader *r)
 {

@@ -2,7 +2,6 @@
 #include "vqlinear.h"
 
 #include "error.h"
-#include "grid.h"
 
 const char *vq_mode_name(vq_mode mode)
 {

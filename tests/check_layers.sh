@@ -13,14 +13,14 @@ table() {
 1 src tensor utf8 fileio config safetensors torchbin weights textio h5
 2 src backend
 2 kernels element
-2 kernels/cpu cpu_real cpu_lanes cpu_ops cpu_gemm cpu_attention cpu_layer cpu_round cpu_loss cpu_adam cpu_grid cpu_kmeans cpu_backend
+2 kernels/cpu cpu_real cpu_lanes cpu_ops cpu_gemm cpu_attention cpu_layer cpu_round cpu_loss cpu_adam cpu_grid cpu_gptq cpu_kmeans cpu_backend
 3 src model spm_bridge added normalize pretokenize bpe tokenizer_json tokenizer_files tokenizer calib
 4 src grid gptq faiss kmeans codebook vqlinear
 5 src block stage pool loss adam
 6 src harden export eval report inspect
 7 mpi guard comm comm_self comm_mpi topo schedule
-8 mpi job feed pipeline checkpoint
-9 mpi init cache train evaluate exporter
+8 mpi job feed stream pipeline checkpoint
+9 mpi sweep init cache train evaluate exporter
 10 mpi run
 11 src main
 END

@@ -113,6 +113,7 @@ static const vq_ops cpu_ops = {
     .round_reg = vq_cpu_round_reg,
     .grid_minmax = vq_cpu_grid_minmax,
     .grid_split = vq_cpu_grid_split,
+    .grid_round = vq_cpu_grid_round,
     .grid_value = vq_cpu_grid_value,
     .gptq_sweep = vq_cpu_gptq_sweep,
     .kmeans_assign = vq_cpu_kmeans_assign,

@@ -6,6 +6,10 @@
 
 #include "cpu_ops.h"
 
+/* Half to even, in the width of real: double would not vectorize as well. */
+#define VQ_RINT(x)                                                                                 \
+    (sizeof(real) == sizeof(float) ? (real)rintf((float)(x)) : (real)rint((double)(x)))
+
 #define PIECE 1024 /* weights converted at a time, into the first-level cache */
 
 /* The number nearest to s that scale_dtype holds; never 0, since weights are divided by it. */
@@ -112,6 +116,30 @@ vq_status vq_cpu_grid_split(void *ctx, vq_tensor *base, vq_tensor *rest, const v
                     SPLIT(int8_t);
                 else
                     SPLIT(int16_t);
+            }
+        }
+    }
+    return VQ_OK;
+}
+
+vq_status vq_cpu_grid_round(void *ctx, vq_tensor *out, const vq_tensor *w, const vq_quant *q)
+{
+    const vq_cpu *cpu = ctx;
+    int64_t rows = w->dim[0], in = w->dim[1], groups = q->scale.dim[1];
+    real qmax = (real)((1 << q->bits) - 1);
+    size_t bytes = vq_dtype_bytes(w->dtype);
+
+#pragma omp parallel for num_threads(cpu->n_threads) if (rows * in > VQ_CPU_GRAIN)
+    for (int64_t o = 0; o < rows; o++) {
+        real *y = (real *)out->data + o * in;
+        vq_cpu_to_real(y, (const uint8_t *)w->data + (size_t)(o * in) * bytes, w->dtype, in);
+        for (int64_t g = 0; g < groups; g++) {
+            real s = ((const real *)q->scale.data)[o * groups + g];
+            real z = ((const real *)q->zero.data)[o * groups + g];
+            int64_t end = VQ_MIN((g + 1) * q->group_size, in);
+            for (int64_t i = g * q->group_size; i < end; i++) {
+                real n = VQ_RINT(y[i] / s) + z;
+                y[i] = s * (VQ_MAX(0, VQ_MIN(n, qmax)) - z);
             }
         }
     }

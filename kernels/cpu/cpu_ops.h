@@ -92,6 +92,7 @@ void vq_cpu_grid_of_range(real low, real high, real qmax, bool symmetric, bool i
 vq_status vq_cpu_grid_minmax(void *ctx, vq_tensor *scale, vq_tensor *zero, const vq_tensor *w,
                              int bits, int64_t group_size, bool symmetric, bool include_zero,
                              vq_dtype scale_dtype);
+vq_status vq_cpu_grid_round(void *ctx, vq_tensor *out, const vq_tensor *w, const vq_quant *q);
 vq_status vq_cpu_grid_split(void *ctx, vq_tensor *base, vq_tensor *rest, const vq_tensor *w,
                             const vq_tensor *scale, const vq_tensor *zero, int bits,
                             int64_t group_size);

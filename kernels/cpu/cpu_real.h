@@ -37,6 +37,7 @@ typedef double real;
 #define vq_cpu_round_reg vq_cpu_round_reg_f64
 #define vq_cpu_grid_minmax vq_cpu_grid_minmax_f64
 #define vq_cpu_grid_split vq_cpu_grid_split_f64
+#define vq_cpu_grid_round vq_cpu_grid_round_f64
 #define vq_cpu_grid_of_range vq_cpu_grid_of_range_f64
 #define vq_cpu_grid_value vq_cpu_grid_value_f64
 #define vq_cpu_gptq_sweep vq_cpu_gptq_sweep_f64

@@ -153,6 +153,16 @@ static void added_tokens(void **state)
     expect_ids("", NFC ADDED("e\\u0301", ",\"normalized\":false"), "a" E_ACUTE "b", "0 10 1");
     expect_ids("", ",\"added_tokens\":[{\"content\":\"n\"},{\"content\":\"ne\"}]", "nene n",
                "17 17 15 16");
+    /* The second token takes the space that the first one took already. */
+    static const char *const normalized[] = {"true", "false"};
+    for (int i = 0; i < 2; i++) {
+        char whole[256];
+        snprintf(whole, sizeof whole,
+                 ",\"added_tokens\":[{\"content\":\"new\",\"rstrip\":true,\"normalized\":%s},"
+                 "{\"content\":\" b\",\"normalized\":%s}]",
+                 normalized[i], normalized[i]);
+        expect_ids("", whole, "anew ba", "0 16 17 0");
+    }
     EXPECT_OK(parse("", ADDED("new", ""), &t));
     assert_int_equal(vq_tokenizer_vocab_size(t), 17);
     assert_non_null(strstr(vq_tokenizer_kind(t), "tokenizer.json"));

@@ -1,0 +1,393 @@
+/* test_resume - jobs that are killed, stopped, started again, or find files that are not theirs. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "run.h"
+
+/* The job of these tests; its settings may be followed by others. */
+#define BASE                                                                                       \
+    "quantize", "--model", "m", "--text", CALIB, "--K", "32", "--D", "4", "--nsamples", "3",       \
+        "--seqlen", "32", "--eval-max-windows", "2", "--threads", "1", "--checkpoint-every", "10"
+#define JOB BASE, "--bits", "3", "--lr", "0.02", "--steps", "120", "--out"
+#define SHORT BASE, "--bits", "3", "--lr", "0.05", "--steps", "6", "--quiet", "--out"
+
+/* The numbers of metrics.jsonl that do not depend on the machine. */
+static void expect_same_metrics(const char *a, const char *b)
+{
+    static const char *const numbers[] = {"step", "loss", "task", "reg", "beta", "grad_norm"};
+    FILE *x = fopen(text("%s/metrics.jsonl", a), "r"), *y = fopen(text("%s/metrics.jsonl", b), "r");
+    assert_non_null(x);
+    assert_non_null(y);
+    json_t *p, *q;
+    do {
+        p = json_loadf(x, JSON_DISABLE_EOF_CHECK, NULL);
+        q = json_loadf(y, JSON_DISABLE_EOF_CHECK, NULL);
+        if (!p != !q) fail_msg("the metrics of %s and %s have other numbers of steps", a, b);
+        for (size_t i = 0; p && i < sizeof numbers / sizeof *numbers; i++)
+            if (json_number(p, numbers[i]) != json_number(q, numbers[i]))
+                fail_msg("%s differs in step %g", numbers[i], json_number(p, "step"));
+        json_decref(p);
+        json_decref(q);
+    } while (p);
+    fclose(x);
+    fclose(y);
+}
+
+static void expect_same_runs(const char *a, const char *b)
+{
+    expect_same_files(text("%s/model/model.safetensors", a), text("%s/model/model.safetensors", b));
+    expect_same_metrics(a, b);
+    json_t *p = load_json(text("%s/results.json", a)), *q = load_json(text("%s/results.json", b));
+    assert_true(json_equal(json_object_get(p, "perplexity"), json_object_get(q, "perplexity")));
+    json_decref(p);
+    json_decref(q);
+}
+
+/* The undisturbed runs, and a model. */
+static int make_runs(void **state)
+{
+    if (enter_folder(state) != 0) return -1;
+    make_model("rand-llama3-rope", "m");
+    finish(start(ARGS(JOB, "calm", "--quiet")));
+    if (last.code != 0) return -1;
+    finish(start(ARGS(SHORT, "short")));
+    return last.code;
+}
+
+/* Waits until a file of that name (beginning and end) is in the folder or the program has ended;
+ * false in the second case. */
+static bool wait_for(pid_t pid, const char *dir, const char *name, const char *end)
+{
+    while (!find_name(dir, name, end)) {
+        if (has_ended(pid)) return false;
+        sleep_ms(1);
+    }
+    return true;
+}
+
+static void kill_now(pid_t pid)
+{
+    kill(pid, SIGKILL);
+    finish(pid);
+}
+
+/* Each start is killed in another phase: after the settings, while the codebooks are made, in the
+ * teacher, in the first and in later steps, when it evaluates, when it exports. */
+static void killed_in_every_phase(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *dir, *name, *end;
+    } moments[] = {{"killed", "config", ".yaml"},
+                   {"killed", "tokens", ".h5"},
+                   {"killed", "init-", ".tmp"},
+                   {"killed", "init-", ".h5"},
+                   {"killed", "teacher-", ".h5"},
+                   {"killed", "metrics", ".jsonl"},
+                   {"killed", "ckpt-0000000010", ".tmp"},
+                   {"killed", "ckpt-0000000040", ".h5"},
+                   {"killed", "ckpt-0000000120", ".h5"},
+                   {"killed", "model", ""},
+                   {"killed/model", "model.safetensors", ""},
+                   {"killed/model", "tokenizer", ""},
+                   {"killed/model", "config", ".json"}};
+    int n_killed = 0;
+    for (size_t i = 0; i < sizeof moments / sizeof *moments; i++) {
+        pid_t pid = start(ARGS(JOB, "killed"));
+        if (!wait_for(pid, moments[i].dir, moments[i].name, moments[i].end)) {
+            expect_code(0); /* it was faster than we looked */
+            continue;
+        }
+        kill_now(pid);
+        n_killed += last.code == 128 + SIGKILL;
+    }
+    assert_true(n_killed >= 6);
+    RUN_OK(JOB, "killed", "--quiet");
+    assert_string_equal(last.err, "");
+    expect_same_runs("calm", "killed");
+    assert_null(find_name("killed", "", ".tmp"));
+    assert_null(find_name("killed/model", "", ".tmp"));
+}
+
+static void killed_again_and_again(void **state)
+{
+    (void)state;
+    for (long ms = 40; ms < 4000; ms += ms / 3) {
+        pid_t pid = start(ARGS(JOB, "often"));
+        sleep_ms(ms);
+        kill(pid, SIGKILL);
+        finish(pid);
+        if (last.code == 0) break;
+    }
+    RUN_OK(JOB, "often", "--quiet");
+    expect_same_runs("calm", "often");
+}
+
+static void signals_stop_after_a_step(void **state)
+{
+    (void)state;
+    static const struct {
+        int number;
+        const char *name;
+    } signals[] = {{SIGUSR1, "signal 10"}, {SIGTERM, "signal 15"}};
+    for (int i = 0; i < 2; i++) {
+        const char *out = text("stopped%d", i);
+        pid_t pid = start(ARGS(JOB, out));
+        assert_true(wait_for(pid, out, "ckpt-0000000010", ".h5"));
+        kill(pid, signals[i].number);
+        finish(pid);
+        expect_code(75);
+        assert_string_equal(last.out, "");
+        expect_words(out, signals[i].name, "of 120", "Run the same command again", NULL);
+        assert_null(strstr(last.err, "error"));
+        assert_non_null(find_name(out, "ckpt-", ".h5"));
+        assert_false(exists(text("%s/model", out)));
+        RUN_OK(JOB, out);
+        expect_words("resume   from step", NULL);
+        expect_same_runs("calm", out);
+    }
+}
+
+/* In another phase the signal is heeded at its end; nothing of it is lost. */
+static void signals_stop_after_a_phase(void **state)
+{
+    (void)state;
+    pid_t pid = start(ARGS(JOB, "early"));
+    assert_true(wait_for(pid, "early", "config", ".yaml"));
+    kill(pid, SIGTERM);
+    finish(pid);
+    expect_code(75);
+    expect_words("early", "signal 15", "Run the same command again", NULL);
+    assert_non_null(find_name("early", "init-", ".h5"));
+    assert_null(find_name("early", "ckpt-", ".h5"));
+    RUN_OK(JOB, "early", "--quiet");
+    expect_same_runs("calm", "early");
+}
+
+static void time_limit_stops(void **state)
+{
+    (void)state;
+    RUN(SHORT, "limited", "--max-hours", "1e-9");
+    expect_code(75);
+    expect_words("limited", "max_hours", "after step 1 of 6", "Run the same command again", NULL);
+    assert_true(exists("limited/ckpt-0000000001.h5"));
+    RUN(SHORT, "limited", "--max-hours", "1e-9");
+    expect_code(75);
+    RUN_OK(SHORT, "limited");
+    expect_same_runs("short", "limited");
+}
+
+static void other_settings_are_refused(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *flag, *word;
+    } others[] = {{"--group-size=8", "group_size (-1, now 8)"},
+                  {"--sym", "sym (false, now true)"},
+                  {"--seed=3", "seed (0, now 3)"},
+                  {"--loss=lm", "train.loss (kd, now lm)"},
+                  {"--method=rtn", "method (vqround, now rtn)"},
+                  {"--eval-text=" HELD_OUT, "eval.text ([]"},
+                  {"--teacher.model=m", "teacher.model (null"},
+                  {"--kmeans.iters=7", "kmeans.iters (100, now 7)"}};
+    char *before = read_file("short/config.yaml", NULL);
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
+        RUN(SHORT, "short", others[i].flag);
+        EXPECT_FAILED(2, "short/config.yaml", others[i].word, "other settings", "another --out");
+    }
+    RUN("quantize", "--model", "m", "--text", HELD_OUT, "--bits", "2", "--K", "8", "--lr", "1",
+        "--quiet", "--out", "short");
+    EXPECT_FAILED(2, "short/config.yaml", "text (", "bits (3, now 2)", "K (32, now 8)",
+                  "train.lr (0.05, now 1)", "another --out");
+    char *after = read_file("short/config.yaml", NULL);
+    assert_string_equal(before, after);
+    free(before);
+    free(after);
+}
+
+/* Changes n bytes of a file from `at` on. */
+static void damage(const char *path, size_t at, size_t n)
+{
+    size_t bytes;
+    char *data = read_file(path, &bytes);
+    for (size_t i = at; i < at + n && i < bytes; i++) data[i] = (char)(data[i] ^ 0x55);
+    write_file(path, data, bytes);
+    free(data);
+}
+
+static void other_inputs_are_refused(void **state)
+{
+    (void)state;
+    size_t bytes;
+    copy_folder("m", "m2");
+    copy_file(CALIB, "text.txt");
+#define OTHER                                                                                      \
+    "quantize", "--model", "m2", "--text", "text.txt", "--K", "32", "--D", "4", "--nsamples", "3", \
+        "--seqlen", "32", "--eval-max-windows", "2", "--bits", "3", "--steps", "2", "--quiet",     \
+        "--out", "inputs"
+    RUN_OK(OTHER);
+    free(read_file("m2/model.safetensors", &bytes));
+    damage("m2/model.safetensors", bytes - 60, 2); /* a weight */
+    RUN(OTHER);
+    EXPECT_FAILED(3, "inputs/tokens.h5", "model m2", "expected the same", "another --out",
+                  "--no-resume");
+    copy_file("m/model.safetensors", "m2/model.safetensors");
+    RUN_OK(OTHER);
+    char *calib = read_file(CALIB, &bytes);
+    write_file("text.txt", calib, bytes - 100);
+    free(calib);
+    RUN(OTHER);
+    EXPECT_FAILED(3, "inputs/tokens.h5", "a text has changed", "another --out");
+#undef OTHER
+}
+
+/* A mistake in the first start leaves nothing that the corrected one stumbles over. */
+static void mistakes_can_be_corrected(void **state)
+{
+    (void)state;
+    static const char *const mistakes[][2] = {
+        {"--text", "no-such.txt"}, {"--eval-text", "no-such.txt"}, {"--eval.seqlen", "100000"}};
+    for (size_t i = 0; i < sizeof mistakes / sizeof *mistakes; i++) {
+        remove_all("corrected");
+        RUN(SHORT, "corrected", mistakes[i][0], mistakes[i][1]);
+        assert_true(last.code == 2 || last.code == 3);
+        RUN_OK(SHORT, "corrected");
+        expect_same_runs("short", "corrected");
+    }
+}
+
+static void no_resume_starts_anew(void **state)
+{
+    (void)state;
+    copy_folder("short", "anew");
+    write_text("anew/model/model-00001-of-00002.safetensors", "of another model");
+    write_text("anew/model/vocab.json", "of another model");
+    write_text("anew/notes.txt", "the user's own");
+    RUN_OK(SHORT, "anew", "--no-resume", "--sym");
+    RUN_OK(SHORT, "fresh", "--sym");
+    expect_same_runs("fresh", "anew");
+    assert_false(exists("anew/model/model-00001-of-00002.safetensors"));
+    assert_false(exists("anew/model/vocab.json"));
+    assert_true(exists("anew/notes.txt"));
+}
+
+static void settings_can_be_used_again(void **state)
+{
+    (void)state;
+    RUN_OK("quantize", "--config", "short/config.yaml", "--out", "reread");
+    expect_same_runs("short", "reread");
+}
+
+/* A source model in the place of the export would be lost. */
+static void model_is_not_overwritten(void **state)
+{
+    (void)state;
+    mkdir("place", 0777);
+    copy_folder("m", "place/model");
+    RUN("quantize", "--model", "place/model", "--text", CALIB, "--seqlen", "32", "--quiet", "--out",
+        "place");
+    EXPECT_FAILED(2, "--out place", "place/model", "expected", "another --out");
+    expect_same_files("m/model.safetensors", "place/model/model.safetensors");
+    expect_same_files("m/config.json", "place/model/config.json");
+    assert_int_equal(symlink("../m", "place/link"), 0);
+    assert_int_equal(rename("place/model", "place/was"), 0);
+    assert_int_equal(rename("place/link", "place/model"), 0);
+    RUN(SHORT, "place");
+    EXPECT_FAILED(2, "--out place", "another --out");
+    assert_true(exists("m/config.json"));
+}
+
+/* A file of the short run, damaged; what else is removed so that it is read. */
+static const struct {
+    const char *start, *other;
+} kept[] = {{"tokens.h5", NULL}, {"init-", NULL}, {"teacher-", "ckpt-"}, {"ckpt-", NULL}};
+
+static const char *prepare_damaged(size_t i)
+{
+    remove_all("hurt");
+    copy_folder("short", "hurt");
+    unlink("hurt/results.json");
+    unlink("hurt/eval.json");
+    const char *other;
+    while (kept[i].other && (other = find_name("hurt", kept[i].other, ".h5"))) unlink(other);
+    const char *path = find_name("hurt", kept[i].start, ".h5");
+    if (!path) fail_msg("the run has no %s file", kept[i].start);
+    return path;
+}
+
+/* Either the damage is found, or the results are the same all the same. */
+static void expect_no_wrong_numbers(const char *path, const char *what)
+{
+    RUN(SHORT, "hurt");
+    if (last.code != 0) {
+        EXPECT_FAILED(3, path, "xpected", "elete");
+    } else {
+        print_message("%s, %s: no error\n", path, what);
+        expect_same_runs("short", "hurt");
+    }
+}
+
+static void damaged_files_give_no_wrong_numbers(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < sizeof kept / sizeof *kept; i++) {
+        const char *path = prepare_damaged(i);
+        size_t bytes;
+        free(read_file(path, &bytes));
+        for (size_t cut = 0; cut < 2; cut++) {
+            path = prepare_damaged(i);
+            assert_int_equal(truncate(path, (off_t)(bytes * cut / 2)), 0);
+            RUN(SHORT, "hurt");
+            EXPECT_FAILED(3, path, "Expected a whole file", "delete it and run again");
+        }
+        for (size_t part = 1; part < 8; part++) {
+            path = prepare_damaged(i);
+            damage(path, bytes * part / 8, 8);
+            expect_no_wrong_numbers(path, text("part %zu", part));
+        }
+        unlink(path);
+        RUN_OK(SHORT, "hurt");
+        expect_same_runs("short", "hurt");
+    }
+}
+
+static void leftovers_do_not_disturb(void **state)
+{
+    (void)state;
+    copy_folder("short", "left");
+    unlink("left/results.json");
+    unlink(find_name("left", "teacher-", ".h5"));
+    const char *const left[] = {"left/ckpt-0000000003.h5.tmp", "left/init-0000.h5.tmp",
+                                "left/results.json.tmp", "left/teacher-0000.h5.tmp",
+                                "left/model/model.safetensors.tmp"};
+    for (size_t i = 0; i < sizeof left / sizeof *left; i++) write_text(left[i], "half");
+    write_text("left/eval.json", "{\"fp\": {\"key\"");
+    RUN_OK(SHORT, "left");
+    expect_same_runs("short", "left");
+    for (size_t i = 0; i < sizeof left / sizeof *left; i++)
+        if (exists(left[i])) fail_msg("%s is still there", left[i]);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(killed_in_every_phase),
+        cmocka_unit_test(killed_again_and_again),
+        cmocka_unit_test(signals_stop_after_a_step),
+        cmocka_unit_test(signals_stop_after_a_phase),
+        cmocka_unit_test(time_limit_stops),
+        cmocka_unit_test(other_settings_are_refused),
+        cmocka_unit_test(other_inputs_are_refused),
+        cmocka_unit_test(mistakes_can_be_corrected),
+        cmocka_unit_test(no_resume_starts_anew),
+        cmocka_unit_test(settings_can_be_used_again),
+        cmocka_unit_test(model_is_not_overwritten),
+        cmocka_unit_test(damaged_files_give_no_wrong_numbers),
+        cmocka_unit_test(leftovers_do_not_disturb),
+    };
+    return cmocka_run_group_tests(tests, make_runs, leave_folder);
+}

@@ -34,10 +34,11 @@ build libjansson-dev        jansson       jansson          module  jansson
 build libyaml-dev           libyaml       yaml             module  yaml-0.1
 build libpcre2-dev          pcre2         pcre2            module  libpcre2-8
 build libutf8proc-dev       utf8proc      libutf8proc      module  libutf8proc
-build libzip-dev            libzip        libzip           module  libzip
 build zlib1g-dev            zlib          zlib             module  zlib
 build libzstd-dev           zstd          zstd             module  libzstd
 build libsentencepiece-dev  sentencepiece libsentencepiece module  sentencepiece
+build libopenmpi-dev        openmpi       openmpi          command mpicc
+build openmpi-bin           openmpi       openmpi          command mpiexec
 build libfaiss-dev          faiss         libfaiss         header  faiss/c_api/faiss_c.h
 build dpkg-dev              -             -                command dpkg-source
 build gnuplot-nox           gnuplot       gnuplot          command gnuplot

@@ -111,7 +111,7 @@ static vq_status residual(vq_job *job, const settings *set, vq_vqlinear *l, vq_t
                          rest));
     rest->name = l->source->name;
     VQ_TRY(vq_grid_make(&job->be, &l->quant, rest, &w, &set->grid));
-    vq_file_release(w.data, vq_tensor_bytes(&w));
+    vq_weights_release(&job->model.weights, &w);
     return VQ_OK;
 }
 

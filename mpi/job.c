@@ -77,6 +77,23 @@ bool vq_job_is_end(const vq_job *job)
     return job->topo.stage == 0 || vq_topo_is_last(&job->topo);
 }
 
+static void release_linears(const vq_model *model)
+{
+    for (int64_t i = 0; model->layers && i < model->config.N * VQ_N_KINDS; i++) {
+        const vq_linear *l = &model->layers[i / VQ_N_KINDS].linear[i % VQ_N_KINDS];
+        if (l->exists) vq_weights_release(&model->weights, &l->weight);
+    }
+}
+
+void vq_job_trim(vq_job *job)
+{
+    vq_arena_trim(&job->step);
+    vq_arena_trim(&job->scratch);
+    vq_cpu_trim(&job->be);
+    release_linears(&job->model);
+    release_linears(&job->teacher);
+}
+
 void vq_job_close(vq_job *job)
 {
     vq_model_close(&job->model);

@@ -33,6 +33,10 @@ vq_status vq_job_stage(vq_job *job, const vq_model *model, int64_t T, vq_stage *
 /* Whether this rank has the first or the last layers of its replica. */
 bool vq_job_is_end(const vq_job *job);
 
+/* Gives back the memory that a phase used and the next one may not: what arenas hold above what is
+ * in use, and the pages of the linears' weights. Local. */
+void vq_job_trim(vq_job *job);
+
 /* RUN/name in the job's run arena. */
 vq_status vq_job_path(vq_job *job, char **path, const char *fmt, ...) VQ_PRINTF(3, 4);
 

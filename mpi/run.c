@@ -87,8 +87,9 @@ static vq_status open_folder(vq_job *job, int argc, const char *const *argv)
 }
 
 /* At the end of a phase, whose file is kept: VQ_ESTOPPED on every rank if a signal reached one. */
-static vq_status stop_if_asked(vq_job *job)
+static vq_status end_phase(vq_job *job)
 {
+    vq_job_trim(job);
     return vq_comm_agree(job->comm, vq_guard_check(job->config->out));
 }
 
@@ -99,7 +100,7 @@ static vq_status evaluate(vq_job *job, const vq_data *data, vq_mode mode, const 
     VQ_TRY(vq_evaluate_once(job, &job->stage, mode, data, label, key, &e));
     *perplexity = e.perplexity;
     r->seconds.eval += e.seconds;
-    return stop_if_asked(job);
+    return end_phase(job);
 }
 
 /* Perplexities before training: they cost little, and show early what is to be gained. */
@@ -135,7 +136,7 @@ static vq_status train(vq_job *job, const vq_data *data, vq_results *r)
     vq_teacher teacher;
     vq_train_stats stats = {0};
     VQ_TRY(vq_cache_teacher(job, data, &teacher));
-    vq_status status = stop_if_asked(job);
+    vq_status status = end_phase(job);
     if (!status) status = vq_comm_end(job->comm, vq_train(job, data, &teacher, &stats));
     vq_teacher_close(&teacher);
     r->seconds.teacher = teacher.seconds;
@@ -237,7 +238,7 @@ static vq_status run(vq_job *job, int argc, const char *const *argv)
     }
     VQ_TRY(vq_init_codebooks(job, &data, &init));
     r.seconds.init = init.seconds;
-    VQ_TRY(stop_if_asked(job));
+    VQ_TRY(end_phase(job));
     VQ_TRY(evaluate_before(job, &data, &r));
     if (is_vqround) {
         VQ_TRY(train(job, &data, &r));

@@ -253,7 +253,7 @@ static vq_status round_linear(vq_sweep *s, vq_vqlinear *l, const vq_gptq_factor 
     VQ_TRY(vq_tensor_new(scratch, be->place, be->real, VQ_DIMS(w.dim[0], w.dim[1]), &rest));
     rest.name = w.name;
     VQ_TRY(vq_gptq_quantize(be, &l->quant, &ints, &rest, &own, &w, f, s->config));
-    vq_file_release(w.data, vq_tensor_bytes(&w));
+    vq_weights_release(&s->stage->model->weights, &w);
     if (is_mine(s, l)) {
         VQ_TRY(s->take(s->ctx, l, &rest, own));
         *error += own;

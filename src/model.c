@@ -279,6 +279,37 @@ vq_status vq_model_config_parse(const char *text, size_t n, const char *where,
     return status;
 }
 
+vq_dtype vq_model_config_dtype(const char *text, size_t n)
+{
+    static const struct {
+        const char *name;
+        vq_dtype dtype;
+    } types[] = {{"float16", VQ_F16}, {"bfloat16", VQ_BF16}};
+    json_t *root = json_loadb(text, n, 0, NULL);
+    const char *name = json_string_value(json_object_get(root, "dtype")); /* transformers 5 */
+    if (!name) name = json_string_value(json_object_get(root, "torch_dtype"));
+    vq_dtype dtype = VQ_F32;
+    for (int i = 0; name && i < VQ_COUNT(types); i++)
+        if (!strcmp(name, types[i].name)) dtype = types[i].dtype;
+    json_decref(root);
+    return dtype;
+}
+
+/* What the names of a layer's tensors begin with. */
+static const char *layer_prefix(const vq_model_config *c, int64_t layer, char prefix[64])
+{
+    snprintf(prefix, 64, "model.%slayers.%d.", c->family == VQ_OPT ? "decoder." : "", (int)layer);
+    return prefix;
+}
+
+const char *vq_linear_name(const vq_model_config *c, int64_t layer, vq_linear_kind kind,
+                           char text[256])
+{
+    char prefix[64];
+    snprintf(text, 256, "%s%s", layer_prefix(c, layer, prefix), families[c->family].linear[kind]);
+    return text;
+}
+
 bool vq_linear_shape(const vq_model_config *c, vq_linear_kind kind, int64_t *out, int64_t *in)
 {
     const int64_t shape[VQ_N_KINDS][2] = {
@@ -389,14 +420,13 @@ static vq_status get_layer(vq_arena *arena, vq_model *m, int64_t index)
     const family_names *names = &families[c->family];
     vq_layer *layer = &m->layers[index];
     char prefix[64], name[256];
-    snprintf(prefix, sizeof prefix, "model.%slayers.%d.", c->family == VQ_OPT ? "decoder." : "",
-             (int)index);
+    layer_prefix(c, index, prefix);
     for (int k = 0; k < VQ_N_KINDS; k++) {
         vq_linear *linear = &layer->linear[k];
         int64_t out, in;
         *linear = (vq_linear){.exists = vq_linear_shape(c, (vq_linear_kind)k, &out, &in)};
         if (!linear->exists) continue;
-        join(name, prefix, names->linear[k]);
+        vq_linear_name(c, index, (vq_linear_kind)k, name);
         VQ_TRY(vq_arena_text(arena, name, strlen(name), (char **)&linear->name));
         VQ_TRY(get(m, join(name, linear->name, ".weight"), 2, out, in, &linear->weight));
         VQ_TRY(get_optional(m, join(name, linear->name, ".bias"), out, &linear->bias));

@@ -81,6 +81,14 @@ vq_status vq_model_config_parse(const char *text, size_t n, const char *where,
 
 const char *vq_family_name(vq_family family);
 
+/* The type of the weights that config.json (n bytes, parsed before) names; f32 where it does not. */
+vq_dtype vq_model_config_dtype(const char *text, size_t n);
+
+/* "model.layers.0.mlp.up_proj": the name of a linear that the family has, into text. Returns text.
+ */
+const char *vq_linear_name(const vq_model_config *config, int64_t layer, vq_linear_kind kind,
+                           char text[256]);
+
 /* Shape of a kind of linear in this model: out and in; false if the family has none. */
 bool vq_linear_shape(const vq_model_config *config, vq_linear_kind kind, int64_t *out, int64_t *in);
 

@@ -90,17 +90,17 @@ vq_status vq_kept_init(vq_arena *arena, const vq_stage *s, int64_t B, int64_t T,
     const vq_model_config *c = &s->model->config;
     const vq_backend *be = s->be;
     const int64_t n_layers = s->last - s->first, n = B * T;
-    const bool recompute = keep == VQ_KEEP_INPUTS;
+    const bool recompute = keep == VQ_KEEP_INPUTS || keep == VQ_KEEP_NOTHING;
     *k = (vq_kept){.B = B, .T = T, .recompute = recompute};
     VQ_TRY(VQ_NEW(arena, recompute ? 1 : n_layers, &k->layer));
     VQ_TRY(VQ_NEW(arena, n_layers, &k->input));
     for (int64_t l = 0; l < (recompute ? 1 : n_layers); l++)
         VQ_TRY(vq_acts_init(arena, be, c, B, T, &k->layer[l]));
     for (int64_t l = 0; l < n_layers; l++)
-        if (recompute)
+        if (keep == VQ_KEEP_INPUTS && l > 0)
             VQ_TRY(vq_tensor_new(arena, be->place, be->act, VQ_DIMS(n, c->E), &k->input[l]));
-        else
-            k->input[l] = k->layer[l].x;
+        else /* a layer has read its input before it writes its output */
+            k->input[l] = k->layer[recompute ? 0 : l].x;
     if (keep == VQ_KEEP_SLICES) {
         VQ_TRY(VQ_NEW(arena, n_layers, &k->grads));
         for (int64_t l = 0; l < n_layers; l++)
@@ -124,7 +124,9 @@ size_t vq_kept_bytes(const vq_stage *s, int64_t B, int64_t T, vq_keep keep)
     const size_t n_layers = (size_t)(s->last - s->first);
     const size_t row = (size_t)(B * T * c->E) * vq_dtype_bytes(s->be->act);
     const size_t acts = vq_acts_bytes(s->be, c, B, T);
-    size_t total = keep == VQ_KEEP_INPUTS ? acts + n_layers * row : n_layers * acts;
+    size_t total = keep == VQ_KEEP_NOTHING  ? acts
+                   : keep == VQ_KEEP_INPUTS ? acts + (n_layers - 1) * row
+                                            : n_layers * acts;
     if (keep == VQ_KEEP_SLICES) total += n_layers * vq_act_grads_bytes(s->be, c, B, T);
     if (vq_stage_is_last(s)) total += 2 * row + 2 * (size_t)(B * T) * vq_dtype_bytes(s->be->real);
     return total;
@@ -245,8 +247,7 @@ vq_status vq_stage_fwd(const vq_stage *s, vq_mode mode, int64_t B, int64_t first
     size_t mark = vq_arena_mark(s->scratch);
     vq_kept forward_only;
     if (!kept) {
-        /* One layer's activations, used again by every layer. */
-        VQ_TRY(vq_kept_init(s->scratch, s, B, n, VQ_KEEP_INPUTS, &forward_only));
+        VQ_TRY(vq_kept_init(s->scratch, s, B, n, VQ_KEEP_NOTHING, &forward_only));
         kept = &forward_only;
     }
     VQ_ASSERT(!kept->recompute || n == kept->T);

@@ -29,7 +29,8 @@ typedef struct vq_kept {
 
 /* How a micro-batch passes and what is kept of it. */
 typedef enum vq_keep {
-    VQ_KEEP_INPUTS, /* recompute in the backward */
+    VQ_KEEP_NOTHING, /* forward only: one layer's activations serve all layers */
+    VQ_KEEP_INPUTS,  /* recompute in the backward */
     VQ_KEEP_ALL,
     VQ_KEEP_SLICES /* all, and the gradients of all layers until the sequence is through: B = 1 */
 } vq_keep;

@@ -43,7 +43,11 @@ vq_tensor vq_tensor_3d(void *data, vq_dtype dtype, int64_t n0, int64_t n1, int64
 vq_tensor vq_tensor_4d(void *data, vq_dtype dtype, int64_t n0, int64_t n1, int64_t n2, int64_t n3);
 
 /* The dims of a shape where a function takes `int ndim, const int64_t *dim`. */
-#define VQ_DIMS(...) VQ_COUNT(((int64_t[]){__VA_ARGS__})), (int64_t[]){__VA_ARGS__}
+#define VQ_DIMS(...)                                                                               \
+    VQ_COUNT(((int64_t[]){__VA_ARGS__})), (int64_t[])                                              \
+    {                                                                                              \
+        __VA_ARGS__                                                                                \
+    }
 
 /* A contiguous tensor in memory of an arena that lies at place; not cleared.
  * VQ_TRY(vq_tensor_new(arena, be->place, be->act, VQ_DIMS(n, E), &t)). Fails: VQ_EMEM. */

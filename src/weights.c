@@ -255,11 +255,11 @@ uint64_t vq_weights_fingerprint(const vq_weights *w)
 
 void vq_weights_release(const vq_weights *w, const vq_tensor *tensor)
 {
-    const vq_map *map = &w->map[w->file[tensor - w->tensor]];
-    uintptr_t at = (uintptr_t)tensor->data - (uintptr_t)map->data;
-    /* A tensor that was copied for alignment is in the arena: its pages would be lost. */
-    if (at < map->bytes && vq_tensor_contiguous(tensor))
-        vq_file_release(tensor->data, vq_tensor_bytes(tensor));
+    if (!vq_tensor_contiguous(tensor)) return;
+    for (int64_t i = 0; i < w->n_files; i++) {
+        uintptr_t at = (uintptr_t)tensor->data - (uintptr_t)w->map[i].data;
+        if (at < w->map[i].bytes) vq_file_release(tensor->data, vq_tensor_bytes(tensor));
+    }
 }
 
 int64_t vq_weights_bytes(const vq_weights *w)

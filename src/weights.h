@@ -43,5 +43,7 @@ uint64_t vq_weights_fingerprint(const vq_weights *w);
 /* Bytes of all tensors. */
 int64_t vq_weights_bytes(const vq_weights *w);
 
-/* Gives up the memory pages of a tensor (one of w->tensor) after use; it may be read again. */
+/* Gives up the memory pages of a tensor (one of w->tensor, or a copy of its descriptor) after use;
+ * it may be read again. A tensor that is not in the files, as one that was copied to align it,
+ * stays. */
 void vq_weights_release(const vq_weights *w, const vq_tensor *tensor);

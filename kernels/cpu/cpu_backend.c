@@ -152,6 +152,11 @@ void vq_cpu_close(vq_backend *be)
     *be = (vq_backend){0};
 }
 
+void vq_cpu_trim(const vq_backend *be)
+{
+    vq_arena_trim(&((vq_cpu *)be->ctx)->scratch);
+}
+
 size_t vq_cpu_scratch_peak(const vq_backend *be)
 {
     return ((const vq_cpu *)be->ctx)->scratch.peak_bytes;

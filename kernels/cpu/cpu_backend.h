@@ -11,6 +11,9 @@
 vq_status vq_cpu_open(vq_backend *be, int n_threads);
 void vq_cpu_close(vq_backend *be);
 
+/* Gives the pages of scratch memory that is not in use back to the system. */
+void vq_cpu_trim(const vq_backend *be);
+
 /* Threads that it runs with. */
 int vq_cpu_thread_count(const vq_backend *be);
 

@@ -11,6 +11,7 @@ typedef double real;
 #define vq_cpu_open vq_cpu_open_f64
 #define vq_cpu_close vq_cpu_close_f64
 #define vq_cpu_scratch_peak vq_cpu_scratch_peak_f64
+#define vq_cpu_trim vq_cpu_trim_f64
 #define vq_cpu_thread_count vq_cpu_thread_count_f64
 #define vq_cpu_slab vq_cpu_slab_f64
 #define vq_cpu_to_real vq_cpu_to_real_f64

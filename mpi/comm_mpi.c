@@ -28,13 +28,15 @@ static vq_status check(const vq_comm *comm, int code, const char *what)
     char text[MPI_MAX_ERROR_STRING];
     int n = 0;
     MPI_Error_string(code, text, &n);
-    VQ_FAIL(VQ_EPEER, "rank %d, %s: %s failed: %.*s. Look for the first message of another rank",
+    VQ_FAIL(VQ_EPEER,
+            "rank %d, %s: %s failed: %.*s. Look for the first message of another rank, and start "
+            "all ranks with the same command",
             comm->rank, comm->where, what, n, text);
 }
 
 /* Polls until the request is through or the limit has passed. */
 static vq_status poll(const vq_comm *comm, MPI_Request *request, MPI_Status *result,
-                      const char *what, int peer)
+                      const char *what)
 {
     const double start_s = vq_seconds();
     const struct timespec pause = {0, SLEEP_NS};
@@ -48,12 +50,10 @@ static vq_status poll(const vq_comm *comm, MPI_Request *request, MPI_Status *res
             nanosleep(&pause, NULL);
         if (polls % 1024 == 1023 && vq_seconds() - start_s > comm->limit_s) break;
     }
-    char from[32] = "the other ranks";
-    if (peer >= 0) snprintf(from, sizeof from, "rank %d", peer);
     VQ_FAIL(VQ_EPEER,
-            "rank %d, %s: waited %.0f s for %s with %s: expected an answer by then. Look whether "
-            "that rank still runs, or raise --comm.limit_s",
-            comm->rank, comm->where, comm->limit_s, what, from);
+            "rank %d, %s: waited %.4g s for %s: expected an answer by then. Look whether every "
+            "rank still runs, or raise --comm.limit_s",
+            comm->rank, comm->where, comm->limit_s, what);
 }
 
 /* Many processes write to one terminal: one call, one line. */
@@ -85,18 +85,19 @@ static vq_status mpi_sum(void *ctx, vq_tensor *t)
         comm,
         MPI_Iallreduce(MPI_IN_PLACE, t->data, n, type_of(t), MPI_SUM, MPI_COMM_WORLD, &request),
         "a sum"));
-    return poll(comm, &request, MPI_STATUS_IGNORE, "a sum", -1);
+    return poll(comm, &request, MPI_STATUS_IGNORE, "a sum");
 }
 
 static vq_status mpi_broadcast(void *ctx, vq_tensor *t, int root)
 {
     const vq_comm *comm = ctx;
     MPI_Request request;
+    char what[64];
     int n;
+    snprintf(what, sizeof what, "a broadcast from rank %d", root);
     VQ_TRY(vq_int((int64_t)vq_tensor_bytes(t), "bytes of a broadcast", &n));
-    VQ_TRY(check(comm, MPI_Ibcast(t->data, n, MPI_BYTE, root, MPI_COMM_WORLD, &request),
-                 "a broadcast"));
-    return poll(comm, &request, MPI_STATUS_IGNORE, "a broadcast", root);
+    VQ_TRY(check(comm, MPI_Ibcast(t->data, n, MPI_BYTE, root, MPI_COMM_WORLD, &request), what));
+    return poll(comm, &request, MPI_STATUS_IGNORE, what);
 }
 
 static vq_status mpi_agree(void *ctx, vq_status status)
@@ -106,7 +107,7 @@ static vq_status mpi_agree(void *ctx, vq_status status)
     MPI_Request request;
     int code = MPI_Iallreduce(mine, worst, 1, MPI_2INT, MPI_MAXLOC, MPI_COMM_WORLD, &request);
     vq_status agreed = check(comm, code, "an agreement");
-    if (!agreed) agreed = poll(comm, &request, MPI_STATUS_IGNORE, "an agreement", -1);
+    if (!agreed) agreed = poll(comm, &request, MPI_STATUS_IGNORE, "an agreement");
     if (agreed) mpi_die(ctx, agreed);
     if (worst[0] != VQ_OK && worst[1] != comm->rank) vq_error_clear();
     return (vq_status)worst[0];
@@ -150,12 +151,15 @@ static vq_status mpi_wait(void *ctx, vq_request *request)
     const vq_comm *comm = ctx;
     MPI_Request r;
     MPI_Status result;
+    char what[96];
     int n = 0;
     memcpy(&r, request->handle, sizeof r);
-    VQ_TRY(poll(comm, &r, &result, tag_names[request->tag], request->peer));
+    snprintf(what, sizeof what, "%lld bytes of %s %s rank %d", (long long)request->bytes,
+             tag_names[request->tag], request->is_receive ? "from" : "to", request->peer);
+    VQ_TRY(poll(comm, &r, &result, what));
     request->is_active = false;
     if (!request->is_receive) return VQ_OK;
-    VQ_TRY(check(comm, MPI_Get_count(&result, MPI_BYTE, &n), tag_names[request->tag]));
+    VQ_TRY(check(comm, MPI_Get_count(&result, MPI_BYTE, &n), what));
     VQ_CHECK(n == request->bytes, VQ_EPEER,
              "rank %d, %s: rank %d sent %d bytes of %s, expected %lld. Start every rank with the "
              "same program and the same command",

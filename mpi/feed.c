@@ -25,12 +25,25 @@ static vq_status read_text(vq_job *job, const vq_list *paths, vq_text *text)
     return vq_text_read(&job->step, &job->scratch, paths->item, paths->n, text);
 }
 
+/* A wrong tokenizer is found here, before anything is made from its ids. */
+static vq_status check_ids(const vq_job *job, const vq_windows *w)
+{
+    const int64_t V = job->model.config.V;
+    for (int64_t i = 0; i < w->n * w->T; i++)
+        VQ_CHECK(w->ids[i] >= 0 && w->ids[i] < V, VQ_EFILE,
+                 "%s: its tokenizer makes id %d of the text, expected 0 to %lld, the model's "
+                 "vocabulary. Use the tokenizer files that came with the weights",
+                 job->model.dir, w->ids[i], (long long)V - 1);
+    return VQ_OK;
+}
+
 static vq_status eval_windows(vq_job *job, const vq_tokenizer *tokenizer, const vq_text *text,
                               vq_data *data)
 {
     const vq_config *c = job->config;
     VQ_TRY(vq_eval_windows(&job->run, &job->scratch, tokenizer, text, c->eval.dataset,
                            eval_seqlen(c), c->eval.max_windows, &data->eval));
+    VQ_TRY(check_ids(job, &data->eval));
     data->eval_hash = vq_windows_hash(&data->eval);
     return VQ_OK;
 }
@@ -41,12 +54,31 @@ static bool holds_out(const vq_config *c)
     return c->eval.run && c->eval.text.n == 0;
 }
 
-/* What tokens.h5 depends on: settings, model (its tokenizer), and the texts' names and sizes. */
+static vq_status hash_tokenizer(vq_job *job, uint64_t *h)
+{
+    static const char *const names[] = {"tokenizer.json", "tokenizer_config.json", "vocab.json",
+                                        "merges.txt", "tokenizer.model"};
+    size_t mark = vq_arena_mark(&job->scratch);
+    for (int i = 0; i < VQ_COUNT(names); i++) {
+        char *path;
+        vq_map map;
+        VQ_TRY(vq_path_join(&job->scratch, job->model.dir, names[i], &path));
+        if (!vq_file_exists(path)) continue;
+        VQ_TRY(vq_file_map(path, &map));
+        *h = vq_hash_bytes(vq_hash_text(*h, names[i]), map.data, map.bytes);
+        vq_file_unmap(&map);
+    }
+    vq_arena_reset(&job->scratch, mark);
+    return VQ_OK;
+}
+
+/* What tokens.h5 depends on: settings, model, tokenizer, and the texts' names and sizes. */
 static vq_status tokens_key(vq_job *job, uint64_t *key)
 {
     const vq_config *c = job->config;
     uint64_t h = vq_config_phase_hash(c, VQ_PHASE_TOKENS);
     h = vq_hash_u64(h, job->model.fingerprint);
+    VQ_TRY(hash_tokenizer(job, &h));
     h = vq_hash_u64(h, holds_out(c));
     for (int i = 0; i < c->text.n; i++) VQ_TRY(vq_hash_path(h, &job->scratch, c->text.item[i], &h));
     *key = h;
@@ -78,8 +110,9 @@ static vq_status load(const vq_h5 *h, vq_job *job, uint64_t key, vq_windows *w)
     VQ_TRY(vq_h5_get_u64(h, NULL, "key", &found));
     VQ_TRY(vq_h5_get_text(h, &job->run, NULL, "model", &model));
     VQ_CHECK(found == key, VQ_EFILE,
-             "%s was made from another model or text: with model %s, now %s, or a text has "
-             "changed: expected the same. Choose another --out, or give --no-resume to start anew",
+             "%s was made from another model or text: with model %s, now %s, or a text or the "
+             "tokenizer has changed: expected the same. Choose another --out, or give --no-resume "
+             "to start anew",
              h->path, model, job->model.dir);
     VQ_TRY(vq_h5_load(h, &job->run, "ids", &ids));
     VQ_TRY(vq_h5_load(h, &job->run, "document", &document));
@@ -103,8 +136,9 @@ static vq_status make_windows(vq_job *job, const vq_tokenizer *tokenizer, const 
                               vq_windows *w)
 {
     const vq_config *c = job->config;
-    return vq_calib_windows(&job->run, &job->scratch, tokenizer, text, c->calib.mode, c->nsamples,
-                            c->seqlen, (uint64_t)c->seed, w);
+    VQ_TRY(vq_calib_windows(&job->run, &job->scratch, tokenizer, text, c->calib.mode, c->nsamples,
+                            c->seqlen, (uint64_t)c->seed, w));
+    return check_ids(job, w);
 }
 
 static vq_status prepare(vq_job *job, const vq_tokenizer *tokenizer, vq_data *data)

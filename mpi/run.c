@@ -86,7 +86,8 @@ static vq_status open_folder(vq_job *job, int argc, const char *const *argv)
     return vq_config_write_yaml(c, path, argc, argv);
 }
 
-/* At the end of a phase, whose file is kept: VQ_ESTOPPED on every rank if a signal reached one. */
+/* At the end of a phase, whose file is kept: gives memory back. VQ_ESTOPPED on every rank if a signal
+ * reached one. */
 static vq_status end_phase(vq_job *job)
 {
     vq_job_trim(job);

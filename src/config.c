@@ -136,7 +136,7 @@ static const key keys[] = {
     {"kmeans.engine", NULL, in_codebook, CHOICE, AT(kmeans.engine), .standard = "vq",
      .choices = "vq|faiss", .help = "our k-means, or FAISS' (as the paper)", .commands = Q,
      .phases = FOR_INIT},
-    {"kmeans.start", NULL, in_codebook, CHOICE, AT(kmeans.start), .standard = "shared",
+    {"kmeans.start", NULL, in_codebook, CHOICE, AT(kmeans.start), .standard = "own",
      .choices = "shared|own",
      .help = "start from one codebook made once, or from each layer's own sample", .commands = Q,
      .phases = FOR_INIT},

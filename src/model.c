@@ -211,6 +211,7 @@ static vq_status read_opt(const reader *r, vq_model_config *c)
              "that came with the weights",
              r->where, (long long)c->E, (long long)c->H);
     c->final_norm = c->norm_before && !removed;
+    c->attention_bias = c->mlp_bias = true;
     c->norm_eps = 1e-5;
     return VQ_OK;
 }
@@ -223,6 +224,8 @@ static vq_status read_llama(const reader *r, vq_model_config *c)
     VQ_TRY(get_size(r, "num_key_value_heads", c->H, &c->G));
     VQ_TRY(get_size(r, "head_dim", c->family == VQ_QWEN3 ? 128 : c->E / c->H, &c->S));
     VQ_TRY(get_bool(r, "tie_word_embeddings", false, &c->tied));
+    VQ_TRY(get_bool(r, "attention_bias", false, &c->attention_bias));
+    if (c->family == VQ_LLAMA) VQ_TRY(get_bool(r, "mlp_bias", false, &c->mlp_bias));
     VQ_TRY(get_number(r, "rms_norm_eps", 1e-6, &c->norm_eps));
     VQ_CHECK(c->H % c->G == 0 && c->S % 2 == 0, VQ_EFILE,
              "%s: num_attention_heads %lld must be a multiple of num_key_value_heads %lld, and "
@@ -390,13 +393,6 @@ static vq_status get(const vq_model *m, const char *name, int ndim, int64_t n0, 
     return VQ_OK;
 }
 
-/* The same if it is there; otherwise a tensor without data. */
-static vq_status get_optional(const vq_model *m, const char *name, int64_t n0, vq_tensor *out)
-{
-    *out = (vq_tensor){0};
-    return find(m, name) ? get(m, name, 1, n0, 1, out) : VQ_OK;
-}
-
 /* prefix and suffix in one. */
 static const char *join(char name[256], const char *prefix, const char *suffix)
 {
@@ -429,11 +425,8 @@ static vq_status get_layer(vq_arena *arena, vq_model *m, int64_t index)
         vq_linear_name(c, index, (vq_linear_kind)k, name);
         VQ_TRY(vq_arena_text(arena, name, strlen(name), (char **)&linear->name));
         VQ_TRY(get(m, join(name, linear->name, ".weight"), 2, out, in, &linear->weight));
-        VQ_TRY(get_optional(m, join(name, linear->name, ".bias"), out, &linear->bias));
-        VQ_CHECK(linear->bias.data || c->family != VQ_OPT, VQ_EFILE,
-                 "%s: no tensor %s, which OPT has. Use the config.json that came with these "
-                 "weights",
-                 m->dir, name);
+        if (k <= VQ_O ? c->attention_bias : c->mlp_bias)
+            VQ_TRY(get(m, join(name, linear->name, ".bias"), 1, out, 1, &linear->bias));
     }
     VQ_TRY(get_norm(m, join(name, prefix, names->norm1), c->E, &layer->norm1_weight,
                     &layer->norm1_bias));

@@ -23,17 +23,18 @@ typedef enum vq_linear_kind {
 
 typedef struct vq_model_config {
     vq_family family;
-    int64_t N;             /* decoder layers */
-    int64_t E;             /* width */
-    int64_t E_embed;       /* of the embedding and lm_head; E but for OPT-350M */
-    int64_t F;             /* feed-forward width */
-    int64_t H, G, S;       /* heads, key/value heads, head width */
-    int64_t V;             /* vocabulary */
-    int64_t max_positions; /* 0: any */
-    bool tied;             /* lm_head is the embedding */
-    bool norm_before;      /* OPT's do_layer_norm_before; true elsewhere */
-    bool final_norm;       /* false for OPT with the norm after (350M) */
-    bool qk_norm;          /* Qwen3: RMS norm of each head's q and k */
+    int64_t N;                     /* decoder layers */
+    int64_t E;                     /* width */
+    int64_t E_embed;               /* of the embedding and lm_head; E but for OPT-350M */
+    int64_t F;                     /* feed-forward width */
+    int64_t H, G, S;               /* heads, key/value heads, head width */
+    int64_t V;                     /* vocabulary */
+    int64_t max_positions;         /* 0: any */
+    bool tied;                     /* lm_head is the embedding */
+    bool attention_bias, mlp_bias; /* their linears have one */
+    bool norm_before;              /* OPT's do_layer_norm_before; true elsewhere */
+    bool final_norm;               /* false for OPT with the norm after (350M) */
+    bool qk_norm;                  /* Qwen3: RMS norm of each head's q and k */
     double norm_eps;
     double rope_theta; /* 0: learned positions (OPT) */
     struct {           /* "llama3" rope scaling; factor 0: none */
@@ -81,7 +82,8 @@ vq_status vq_model_config_parse(const char *text, size_t n, const char *where,
 
 const char *vq_family_name(vq_family family);
 
-/* The type of the weights that config.json (n bytes, parsed before) names; f32 where it does not. */
+/* The type of the weights that config.json (n bytes, parsed before) names; f32 where it does not.
+ */
 vq_dtype vq_model_config_dtype(const char *text, size_t n);
 
 /* "model.layers.0.mlp.up_proj": the name of a linear that the family has, into text. Returns text.

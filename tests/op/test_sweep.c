@@ -98,25 +98,18 @@ static void run_layer(swept *s, int64_t layer, vq_acts *acts, vq_tensor read[VQ_
     memcpy(read, by_kind, sizeof by_kind);
 }
 
-/* |x (w - W)^T|^2 */
-static double output_error(const vq_tensor *x, const vq_tensor *w, const vq_tensor *source)
+/* |x (w - W)^T|^2; w becomes w - W. */
+static double output_error(swept *s, const vq_tensor *x, vq_tensor *w, const vq_tensor *source)
 {
-    const int64_t n = x->dim[0], in = x->dim[1], out = w->dim[0];
-    float *row = malloc((size_t)in * sizeof *row);
-    double error = 0;
-    for (int64_t o = 0; o < out; o++) {
-        const uint8_t *from = (const uint8_t *)source->data;
-        EXPECT_OK(vq_convert(row, VQ_F32, from + (size_t)(o * in) * vq_dtype_bytes(source->dtype),
-                             source->dtype, in));
-        for (int64_t i = 0; i < in; i++) row[i] = ((const float *)w->data)[o * in + i] - row[i];
-        for (int64_t t = 0; t < n; t++) {
-            double sum = 0;
-            for (int64_t i = 0; i < in; i++)
-                sum += (double)((const float *)x->data)[t * in + i] * (double)row[i];
-            error += sum * sum;
-        }
-    }
-    free(row);
+    const int64_t n = vq_tensor_count(w);
+    vq_tensor own, y;
+    double error;
+    EXPECT_OK(vq_tensor_new(&s->f.arena, VQ_HOST, VQ_F32, VQ_DIMS(w->dim[0], w->dim[1]), &own));
+    EXPECT_OK(vq_tensor_new(&s->f.arena, VQ_HOST, VQ_F32, VQ_DIMS(x->dim[0], w->dim[0]), &y));
+    EXPECT_OK(vq_convert(own.data, VQ_F32, source->data, source->dtype, n));
+    for (int64_t i = 0; i < n; i++) ((float *)w->data)[i] -= ((const float *)own.data)[i];
+    EXPECT_OK(vq_gemm(&s->f.be, &y, x, false, w, true, 1, 0));
+    EXPECT_OK(vq_norm2(&s->f.be, &error, &y));
     return error;
 }
 
@@ -134,7 +127,7 @@ static double rtn_error(swept *s, const vq_vqlinear *l, const vq_tensor *x)
     EXPECT_OK(vq_tensor_new(&s->f.arena, VQ_HOST, VQ_F32, VQ_DIMS(out, in), &w));
     EXPECT_OK(vq_grid_make(&s->f.be, &q, &rest, source, &grid));
     EXPECT_OK(vq_grid_round(&s->f.be, &w, source, &q));
-    return output_error(x, &w, source);
+    return output_error(s, x, &w, source);
 }
 
 static void check_below_rtn(const char *model, int64_t group_size, bool act_order)
@@ -154,7 +147,7 @@ static void check_below_rtn(const char *model, int64_t group_size, bool act_orde
             vq_tensor w;
             if (!l) continue;
             EXPECT_OK(vq_vqlinear_weight(&s.f.be, l, VQ_MODE_GPTQ, &s.f.arena, &w));
-            const double ours = output_error(&read[k], &w, &l->source->weight);
+            const double ours = output_error(&s, &read[k], &w, &l->source->weight);
             const double rtn = rtn_error(&s, l, &read[k]);
             if (!(ours < rtn))
                 fail_msg("%s, groups of %lld: output error %g, rounding to nearest %g",

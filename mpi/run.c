@@ -13,6 +13,7 @@
 #include "guard.h"
 #include "init.h"
 #include "log.h"
+#include "plan.h"
 #include "report.h"
 #include "train.h"
 
@@ -86,8 +87,8 @@ static vq_status open_folder(vq_job *job, int argc, const char *const *argv)
     return vq_config_write_yaml(c, path, argc, argv);
 }
 
-/* At the end of a phase, whose file is kept: gives memory back. VQ_ESTOPPED on every rank if a signal
- * reached one. */
+/* At the end of a phase, whose file is kept: gives memory back. VQ_ESTOPPED on every rank if a
+ * signal reached one. */
 static vq_status end_phase(vq_job *job)
 {
     vq_job_trim(job);
@@ -229,7 +230,9 @@ static vq_status run(vq_job *job, int argc, const char *const *argv)
 
     VQ_TRY(vq_comm_agree(job->comm, job->comm->rank == 0 ? open_folder(job, argc, argv) : VQ_OK));
     VQ_TRY(vq_comm_agree(job->comm, vq_job_stage(job, &job->model, T_max, &job->stage)));
+    VQ_TRY(vq_plan_job(job));
     VQ_TRY(vq_feed_prepare(job, &data));
+    vq_job_trim(job);
     r.seconds.tokens = vq_seconds() - start_s;
     r.key = results_key(job, &data);
     VQ_TRY(find_results(job, &r, &is_finished));

@@ -79,3 +79,27 @@ void vq_topo_share(const vq_topo *topo, int replica, int64_t count, int64_t *fir
     *first = replica * each + VQ_MIN(replica, more);
     *n = each + (replica < more);
 }
+
+int vq_topo_device(int local_rank, int n_devices)
+{
+    return local_rank % n_devices;
+}
+
+bool vq_topo_shares_gpu(const uint64_t *gpu, int n, int *a, int *b)
+{
+    for (int i = 0; i < n; i++)
+        for (int j = i + 1; j < n; j++)
+            if (gpu[i] == gpu[j]) {
+                *a = i, *b = j;
+                return true;
+            }
+    return false;
+}
+
+int vq_topo_pair(const vq_topo *topo, int parity, int *place)
+{
+    *place = (topo->stage + parity) % 2;
+    const int lower = topo->stage - *place;
+    if (lower < 0 || lower + 1 >= topo->n_stages) return -1;
+    return vq_topo_rank(topo, lower, topo->replica);
+}

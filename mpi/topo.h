@@ -26,5 +26,19 @@ void vq_topo_cut(const vq_model_config *model, int n_stages, int64_t *cut);
 int vq_topo_rank(const vq_topo *topo, int stage, int replica);
 bool vq_topo_is_last(const vq_topo *topo);
 
+/* The GPU of a rank: its number on the node modulo the devices that it sees (a launcher may show
+ * each rank just one). n_devices >= 1. */
+int vq_topo_device(int local_rank, int n_devices);
+
+/* Whether two of n ranks have the same GPU (gpu [n]: a number that names each rank's in the whole
+ * job); then *a < *b are the first such ranks. NCCL refuses that; MPI does not. */
+bool vq_topo_shares_gpu(const uint64_t *gpu, int n, int *a, int *b);
+
+/* Pairs of neighbouring stages for communicators of two ranks: with parity 0 stages (0, 1), (2, 3)
+ * and so on, with parity 1 stages (1, 2), (3, 4)... The number of this rank's pair, the same on
+ * both ranks and no other, and its place in it (0: the stage before, 1: the next); -1 if it has
+ * none. */
+int vq_topo_pair(const vq_topo *topo, int parity, int *place);
+
 /* The part of `count` things that is this replica's: [*first, *first + *n). */
 void vq_topo_share(const vq_topo *topo, int replica, int64_t count, int64_t *first, int64_t *n);

@@ -213,35 +213,17 @@ static vq_status run_steps(loop *L, vq_train_stats *stats)
     return VQ_OK;
 }
 
-/* What is kept for the backward: all activations when they take less than half of the free memory;
- * slices need all. */
-static vq_status choose_keep(const loop *L, int64_t T, int max_micro, vq_keep *keep)
-{
-    size_t free_bytes, total_bytes;
-    const vq_switch recompute = L->config->train.recompute;
-    VQ_TRY(vq_mem_info(&L->job->be, &free_bytes, &total_bytes));
-    *keep = L->config->slices > 1 ? VQ_KEEP_SLICES
-            : recompute == VQ_ON ||
-                    (recompute == VQ_AUTO &&
-                     vq_pipeline_bytes(L->job, T, max_micro, VQ_KEEP_ALL) > free_bytes / 2)
-                ? VQ_KEEP_INPUTS
-                : VQ_KEEP_ALL;
-    return VQ_OK;
-}
-
 static vq_status open_state(loop *L, vq_train_stats *stats)
 {
     vq_job *job = L->job;
     const int64_t T = L->data->calib.T;
     const int max_micro = (int)VQ_CEIL_DIV(L->config->train.batch, job->topo.n_replicas);
-    vq_keep keep;
     VQ_CHECK(L->config->slices <= T, VQ_EUSAGE,
              "--slices %lld: a window has %lld tokens: expected at most one slice a token. Lower "
              "--slices",
              (long long)L->config->slices, (long long)T);
-    VQ_TRY(choose_keep(L, T, max_micro, &keep));
-    stats->kept_bytes = (int64_t)vq_pipeline_bytes(job, T, max_micro, keep);
-    VQ_TRY(vq_pipeline_init(&job->step, job, T, max_micro, (int)L->config->slices, keep,
+    stats->kept_bytes = (int64_t)vq_pipeline_bytes(job, T, max_micro, job->keep);
+    VQ_TRY(vq_pipeline_init(&job->step, job, T, max_micro, (int)L->config->slices, job->keep,
                             &L->pipeline));
     VQ_TRY(VQ_NEW(&job->step, job->pool.n_slots + N_SUMS, &L->sums));
     if (job->comm->rank != 0) return VQ_OK;

@@ -32,7 +32,16 @@ typedef struct key {
     bool command_line_only;
 } key;
 
-enum { Q = VQ_QUANTIZE, E = VQ_EVAL, T = VQ_TOKENS, I = VQ_INSPECT, ALL = Q | E | T | I };
+/* J is the job alone; what else it takes its plan takes too. */
+enum {
+    J = VQ_QUANTIZE,
+    P = VQ_PLAN,
+    Q = J | P,
+    E = VQ_EVAL,
+    T = VQ_TOKENS,
+    I = VQ_INSPECT,
+    ALL = Q | E | T | I
+};
 
 /* What a phase makes the later ones use. */
 enum {
@@ -45,7 +54,8 @@ enum {
 
 static const char in_model[] = "Model and texts", in_grid[] = "Quantization",
                   in_gptq[] = "GPTQ (--init gptq, --method gptq)", in_codebook[] = "Codebook",
-                  in_train[] = "Training", in_eval[] = "Evaluation and export", in_run[] = "Run";
+                  in_train[] = "Training", in_eval[] = "Evaluation and export", in_run[] = "Run",
+                  in_plan[] = "Plan";
 
 #define AT(field) .offset = offsetof(vq_config, field)
 #define RANGE(low, high) .min = (low), .max = (high)
@@ -57,14 +67,14 @@ static const key keys[] = {
     {"text", NULL, in_model, LIST, AT(text), .unit = "FILE",
      .help = "text to calibrate on (eval: to evaluate on): .txt or .jsonl, also .gz or .zst, or a "
              "folder of them; may be repeated",
-     .commands = Q | E | T, .required = Q | E | T, .phases = FOR_TOKENS},
+     .commands = Q | E | T, .required = J | E | T, .phases = FOR_TOKENS},
     {"eval.text", "eval-text", in_model, LIST, AT(eval.text), .unit = "FILE",
      .help =
          "text to evaluate on; without it the last tenth of --text is held out; may be repeated",
      .commands = Q, .phases = FOR_TOKENS},
     {"out", NULL, in_model, TEXT, AT(out), .unit = "PATH",
      .help = "the run folder (tokens: the .h5 file) to write", .commands = Q | T,
-     .required = Q | T},
+     .required = J | T},
     {"nsamples", NULL, in_model, INTEGER, AT(nsamples), .standard = "128", RANGE(1, 1 << 20),
      .unit = "windows", .help = "calibration windows", .commands = Q | T, .phases = FOR_TOKENS},
     {"seqlen", NULL, in_model, INTEGER, AT(seqlen), .standard = "2048", RANGE(2, 1 << 20),
@@ -242,6 +252,24 @@ static const key keys[] = {
      .help = "say more while working", .commands = ALL},
     {"quiet", NULL, in_run, BOOL, AT(quiet), .standard = "false",
      .help = "show only warnings and errors", .commands = ALL},
+
+    {"plan.ranks", "ranks", in_plan, INTEGER, AT(plan.ranks), .standard = "0", RANGE(0, 65536),
+     .help = "ranks to plan for; 0 is those of this job", .commands = P},
+    {"plan.nodes", "nodes", in_plan, INTEGER, AT(plan.nodes), .standard = "1", RANGE(1, 65536),
+     .help = "machines that the ranks fill in order", .commands = P},
+    {"plan.memory_gib", NULL, in_plan, REAL, AT(plan.memory_gib), .standard = "0", RANGE(0, 1e6),
+     .unit = "GiB",
+     .help = "memory of a rank; 0 is what this machine has free, shared by a node's "
+             "ranks",
+     .commands = P},
+    {"plan.gflops", NULL, in_plan, REAL, AT(plan.gflops), .standard = "0", RANGE(0, 1e9),
+     .unit = "GFLOP/s", .help = "speed of a rank's matrix products; 0 is measured here in a second",
+     .commands = P},
+    {"plan.link_gbs", NULL, in_plan, REAL, AT(plan.link_gbs), .standard = "10", RANGE(1e-3, 1e6),
+     .unit = "GB/s", .help = "speed of the links between ranks", .commands = P},
+    {"plan.act_bytes", NULL, in_plan, INTEGER, AT(plan.act_bytes), .standard = "4",
+     .choices = "2|4", .unit = "bytes", .help = "of an activation: 4 on the CPU, 2 on a GPU (bf16)",
+     .commands = P},
 };
 
 static const struct {
@@ -253,6 +281,8 @@ static const struct {
     {VQ_EVAL, "eval", "--model DIR --text FILE", "perplexity of a model on a text"},
     {VQ_TOKENS, "tokens", "--model DIR --text FILE --out FILE.h5",
      "cut a text into windows of tokens, as quantize does"},
+    {VQ_PLAN, "plan", "--model DIR",
+     "memory by rank, bytes between ranks, time and disk of a quantize job; loads no weights"},
     {VQ_INSPECT, "inspect", "PATH",
      "what a model folder, run folder, checkpoint or .h5 file holds"},
 };

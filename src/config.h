@@ -110,6 +110,10 @@ typedef struct vq_config {
     struct {
         int64_t every, keep;
     } checkpoint;
+    struct {
+        int64_t ranks, nodes, act_bytes;
+        double memory_gib, gflops, link_gbs;
+    } plan;
     double max_hours;
     bool resume;
     int64_t stages, replicas, slices;
@@ -127,7 +131,13 @@ typedef struct vq_config {
 } vq_config;
 
 /* Subcommands, as bits of the table's masks. */
-typedef enum vq_command { VQ_QUANTIZE = 1, VQ_EVAL = 2, VQ_TOKENS = 4, VQ_INSPECT = 8 } vq_command;
+typedef enum vq_command {
+    VQ_QUANTIZE = 1,
+    VQ_EVAL = 2,
+    VQ_TOKENS = 4,
+    VQ_INSPECT = 8,
+    VQ_PLAN = 16
+} vq_command;
 
 /* Phases, as bits of the table's masks. */
 typedef enum vq_phase {

@@ -11,6 +11,7 @@
 #include "guard.h"
 #include "inspect.h"
 #include "log.h"
+#include "plan.h"
 #include "run.h"
 
 static vq_status quantize(const vq_config *config, vq_comm *comm, int argc, const char *const *argv)
@@ -75,6 +76,12 @@ static vq_status tokens(const vq_config *config, vq_comm *comm, int argc, const 
     return with_job(config, comm, do_tokens);
 }
 
+static vq_status plan(const vq_config *config, vq_comm *comm, int argc, const char *const *argv)
+{
+    (void)argc, (void)argv;
+    return vq_plan_run(config, comm);
+}
+
 static vq_status inspect(const vq_config *config, vq_comm *comm, int argc, const char *const *argv)
 {
     (void)argc, (void)argv;
@@ -85,8 +92,11 @@ static vq_status inspect(const vq_config *config, vq_comm *comm, int argc, const
 static const struct {
     vq_command command;
     vq_status (*run)(const vq_config *config, vq_comm *comm, int argc, const char *const *argv);
-} commands[] = {
-    {VQ_QUANTIZE, quantize}, {VQ_EVAL, eval}, {VQ_TOKENS, tokens}, {VQ_INSPECT, inspect}};
+} commands[] = {{VQ_QUANTIZE, quantize},
+                {VQ_EVAL, eval},
+                {VQ_TOKENS, tokens},
+                {VQ_PLAN, plan},
+                {VQ_INSPECT, inspect}};
 
 static vq_status read_command(vq_arena *arena, int argc, const char *const *argv,
                               vq_command *command, vq_config *config)

@@ -456,6 +456,10 @@ static vq_status get_tensors(vq_arena *arena, vq_model *m)
         VQ_TRY(get_norm(m, names->final_norm, c->E, &m->final_norm_weight, &m->final_norm_bias));
     m->head = m->embed;
     if (!c->tied) VQ_TRY(get(m, "lm_head.weight", 2, c->V, c->E_embed, &m->head));
+    VQ_CHECK(c->N <= m->weights.n, VQ_EFILE,
+             "%s: \"num_hidden_layers\" is %lld, but there are only %lld tensors: expected several "
+             "for each layer. Use the config.json that came with these weights",
+             m->dir, (long long)c->N, (long long)m->weights.n);
     VQ_TRY(VQ_NEW(arena, c->N, &m->layers));
     for (int64_t i = 0; i < c->N; i++) VQ_TRY(get_layer(arena, m, i));
     return VQ_OK;

@@ -164,7 +164,7 @@ void vq_results_print(const vq_results *r)
                (long long)r->steps);
     printf("\n\n  %-24s %12s\n", "", "perplexity");
     for (int i = 0; i < N_ROWS; i++)
-        if (rows[i].perplexity > 0) printf("  %-24s %12.4g\n", rows[i].label, rows[i].perplexity);
+        if (rows[i].perplexity > 0) printf("  %-24s %12.2f\n", rows[i].label, rows[i].perplexity);
     printf("\n  %-24s %12s -> %s packed\n", "size of the weights",
            vq_bytes_text(r->bytes_before, a), vq_bytes_text(r->bytes_after, b));
     printf("  %-24s %12s (training %s)\n", "time", vq_duration_text(r->seconds.total, a),
@@ -258,7 +258,7 @@ static vq_status write_page(vq_arena *arena, vq_writer *w, const vq_results *r, 
     VQ_TRY(vq_writer_printf(w, "</p>\n<table>\n<tr><td></td><td>perplexity</td></tr>\n"));
     for (int i = 0; i < N_ROWS; i++)
         if (rows[i].perplexity > 0)
-            VQ_TRY(vq_writer_printf(w, "<tr><td>%s</td><td>%.4g</td></tr>\n", rows[i].label,
+            VQ_TRY(vq_writer_printf(w, "<tr><td>%s</td><td>%.2f</td></tr>\n", rows[i].label,
                                     rows[i].perplexity));
     VQ_TRY(vq_writer_printf(w, "</table>\n<table>\n<tr><td>weights before</td><td>%s</td></tr>\n",
                             vq_bytes_text(r->bytes_before, a)));

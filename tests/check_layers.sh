@@ -18,9 +18,9 @@ table() {
 4 src grid gptq faiss kmeans codebook vqlinear
 5 src block stage pool loss adam
 6 src harden export eval report inspect
-7 mpi guard comm comm_self comm_mpi topo schedule
+7 mpi guard comm comm_self comm_mpi topo comm_nccl schedule
 8 mpi job feed stream pipeline checkpoint
-9 mpi sweep init cache train evaluate exporter
+9 mpi plan sweep init cache train evaluate exporter
 10 mpi run
 11 src main
 END

@@ -127,8 +127,8 @@ static inline void copy_folder(const char *from, const char *to)
         char a[PATH_MAX], b[PATH_MAX];
         struct stat st;
         if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, "..")) continue;
-        snprintf(a, sizeof a, "%s/%s", from, e->d_name);
-        snprintf(b, sizeof b, "%s/%s", to, e->d_name);
+        assert_true(snprintf(a, sizeof a, "%s/%s", from, e->d_name) < PATH_MAX);
+        assert_true(snprintf(b, sizeof b, "%s/%s", to, e->d_name) < PATH_MAX);
         assert_int_equal(stat(a, &st), 0);
         if (S_ISDIR(st.st_mode))
             copy_folder(a, b);

@@ -139,7 +139,7 @@ static void help_and_usage(void **state)
         {"quantize", "--bits 2|3|4|8", "(default 4 bits)", "(default 2048 tokens)"},
         {"eval", "--seqlen N", "(default 2048 tokens)", "--dataset"},
         {"tokens", "--nsamples N", "(default 128 windows)", "--out PATH"},
-        {"inspect", "PATH", "--json", "(default false)"}};
+        {"inspect", "PATH", "--[no-]json", "(default false)"}};
     for (size_t i = 0; i < COUNT(commands); i++) {
         RUN_OK(commands[i][0], "--help");
         assert_string_equal(last.err, "");
@@ -177,7 +177,7 @@ static void settings_files(void **state)
         {"bits: 2\nbits: 3\n", {2, {"c.yaml:2 bits", "twice", "line 1", "Remove"}}},
         {"model: [\n", {2, {"c.yaml:1 model", "expected", "--help"}}},
         {"train: {steps: 3\n", {2, {"c.yaml:", "expected YAML", "Correct"}}},
-        {"a: b: c\n", {2, {"c.yaml:1", "expected YAML", "Correct"}}},
+        {"model: 'm\n", {2, {"c.yaml:", "expected YAML", "Correct"}}},
         {"- bits\n", {2, {"c.yaml:1", "expected lines", "--help"}}},
         {"\xff\xfe\x01", {2, {"c.yaml:", "expected YAML", "Correct"}}},
         {"config: d.yaml\n", {2, {"c.yaml:1 config", "command line only", "Remove"}}},
@@ -240,7 +240,7 @@ static void model_settings(void **state)
         {"intermediate_size", "1", {3, {"gate_proj", "expected [1, ", CAME}}},
         {"num_key_value_heads", "3", {3, {"num_key_value_heads", "multiple", CAME}}},
         {"num_hidden_layers", "3", {3, {"layers.2.", "no tensor", CAME}}},
-        {"num_hidden_layers", "2000000000", {3, {"layers", CAME}}},
+        {"num_hidden_layers", "2000000000", {3, {"num_hidden_layers", "2000000000", CAME}}},
         {"vocab_size", "2147483648", {3, {"embed_tokens", "expected [2147483648", CAME}}},
         {"vocab_size", "1e3", {3, {"vocab_size", "whole number", CAME}}},
         {"tie_word_embeddings", "\"yes\"", {3, {"tie_word_embeddings", "true nor false", CAME}}},
@@ -640,7 +640,7 @@ static void places(void **state)
     const char *command = "exec " VQROUND " eval --model m --text text.txt --seqlen 32 --quiet "
                           "--max-windows 2 --json > /dev/full";
     finish(start((const char *const[]){"/bin/sh", "-c", command, NULL}));
-    expect_refused(&(expected){4, {"stdout", "could not be written", "expected", "check"}}, "full");
+    expect_refused(&(expected){4, {"stdout", "could not be written", "Expected", "check"}}, "full");
 }
 
 /* A small disk in memory; false where the system does not let us mount one. */
@@ -675,7 +675,8 @@ static void full_disk(void **state)
         const int code = last.code;
         char *message = strdup(last.err);
         const bool half = exists("disk/run") && find_name("disk/run", "", ".tmp");
-        const bool complete = exists("disk/run/model/config.json");
+        if (exists("disk/run/model/config.json"))
+            expect_same_files("disk/run/model/model.safetensors", "run/model/model.safetensors");
         assert_int_equal(mount("tmpfs", "disk", "tmpfs", MS_REMOUNT, "size=8m"), 0);
         RUN(SETTINGS, "--out", "disk/run");
         const int second = last.code;
@@ -685,10 +686,8 @@ static void full_disk(void **state)
             free(message);
             break;
         }
-        if (code != 4 || !strstr(message, "disk/run") || !strstr(message, "space") || half ||
-            complete)
-            fail_msg("%s: exit code %d, files left: %d %d: %s", sizes[i], code, half, complete,
-                     message);
+        if (code != 4 || !strstr(message, "disk/run") || !strstr(message, "space") || half)
+            fail_msg("%s: exit code %d, half a file: %d: %s", sizes[i], code, half, message);
         free(message);
         assert_int_equal(second, 0);
         expect_same_files("after.safetensors", "run/model/model.safetensors");

@@ -231,6 +231,21 @@ static void finished_run_is_not_done_again(void **state)
     assert_non_null(strstr(last.out, "step 0, hard"));
 }
 
+/* A report without curves, and not a job that dies at its end. */
+static void gnuplot_may_be_missing(void **state)
+{
+    (void)state;
+    make_model("rand-opt-f32", "m");
+    const char *command = "PATH=/none exec " VQROUND " quantize --model m --text " CALIB
+                          " --K 16 --D 4 --nsamples 2 --seqlen 16 --steps 300 --no-eval --quiet"
+                          " --threads 1 --out plain";
+    finish(start((const char *const[]){"/bin/sh", "-c", command, NULL}));
+    expect_code(0);
+    char *page = read_file("plain/report.html", NULL);
+    assert_non_null(strstr(page, "gnuplot was not found"));
+    free(page);
+}
+
 static void evaluation_options(void **state)
 {
     (void)state;
@@ -301,6 +316,7 @@ int main(void)
         cmocka_unit_test(threads_do_not_change_bits),
         cmocka_unit_test(methods_and_losses),
         cmocka_unit_test(finished_run_is_not_done_again),
+        cmocka_unit_test(gnuplot_may_be_missing),
         cmocka_unit_test(evaluation_options),
         cmocka_unit_test(tokens_are_quantize_tokens),
         cmocka_unit_test(inspect_reads_what_jobs_write),

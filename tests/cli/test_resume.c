@@ -241,7 +241,7 @@ static void other_inputs_are_refused(void **state)
     write_file("text.txt", calib, bytes - 100);
     free(calib);
     RUN(OTHER);
-    EXPECT_FAILED(3, "inputs/tokens.h5", "a text has changed", "another --out");
+    EXPECT_FAILED(3, "inputs/tokens.h5", "or the tokenizer has changed", "another --out");
 #undef OTHER
 }
 
@@ -320,15 +320,13 @@ static const char *prepare_damaged(size_t i)
 }
 
 /* Either the damage is found, or the results are the same all the same. */
-static void expect_no_wrong_numbers(const char *path, const char *what)
+static void expect_no_wrong_numbers(const char *path)
 {
     RUN(SHORT, "hurt");
-    if (last.code != 0) {
-        EXPECT_FAILED(3, path, "xpected", "elete");
-    } else {
-        print_message("%s, %s: no error\n", path, what);
+    if (last.code == 0)
         expect_same_runs("short", "hurt");
-    }
+    else
+        EXPECT_FAILED(3, path, "xpected", "elete");
 }
 
 static void damaged_files_give_no_wrong_numbers(void **state)
@@ -347,7 +345,7 @@ static void damaged_files_give_no_wrong_numbers(void **state)
         for (size_t part = 1; part < 8; part++) {
             path = prepare_damaged(i);
             damage(path, bytes * part / 8, 8);
-            expect_no_wrong_numbers(path, text("part %zu", part));
+            expect_no_wrong_numbers(path);
         }
         unlink(path);
         RUN_OK(SHORT, "hurt");

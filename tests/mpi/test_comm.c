@@ -129,7 +129,9 @@ static void test_wrong_size(void **state)
             for (int j = 0; j < 64; j++) y[j] = -1;
             vq_tensor t = vq_tensor_1d(y, VQ_F32, 20);
             EXPECT_OK(vq_comm_receive(&comm, &t, 0, VQ_TAG_BACKWARD, &r));
-            snprintf(found, sizeof found, sizes[i] > 20 ? "80 bytes of gradients from rank 0 failed" : "rank 0 sent %d bytes of",
+            snprintf(found, sizeof found,
+                     sizes[i] > 20 ? "80 bytes of gradients from rank 0 failed"
+                                   : "rank 0 sent %d bytes of",
                      4 * sizes[i]);
             EXPECT_ERROR(vq_comm_wait(&comm, &r), VQ_EPEER, "rank 1, train, step 7", "gradients",
                          found);

@@ -6,7 +6,7 @@
 #include "rng.h"
 #include "sweep.h"
 
-enum { WINDOWS = 12, SEQLEN = 32 };
+enum { WINDOWS = 8, SEQLEN = 32 };
 
 /* A model with every linear marked, and token windows for it. */
 typedef struct swept {
@@ -160,12 +160,12 @@ static void check_below_rtn(const char *model, int64_t group_size, bool act_orde
 static void test_below_rtn(void **state)
 {
     (void)state;
-    const char *const models[] = {"tiny-llama", "tiny-opt", "tiny-qwen3", "rand-opt350"};
-    for (int i = 0; i < VQ_COUNT(models); i++) {
-        check_below_rtn(models[i], -1, true);
-        check_below_rtn(models[i], 32, false);
-        check_below_rtn(models[i], 20, true); /* does not divide the width */
-    }
+    check_below_rtn("tiny-llama", 32, false);
+    check_below_rtn("tiny-llama", 20, true); /* does not divide the width */
+    check_below_rtn("tiny-opt", 32, false);
+    check_below_rtn("tiny-qwen3", 64, true);
+    check_below_rtn("rand-opt350", 32, false);
+    check_below_rtn("rand-opt350", -1, true);
 }
 
 /* --- however it runs ------------------------------------------------------------------------- */

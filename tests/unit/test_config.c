@@ -52,7 +52,7 @@ static void defaults_are_the_references(void **state)
     assert_true(config.grid.include_zero);
     assert_int_equal(config.grid.scale_dtype, VQ_SCALE_AUTO);
     assert_int_equal(config.kmeans.engine, VQ_KMEANS_VQ);
-    assert_int_equal(config.kmeans.start, VQ_START_SHARED);
+    assert_int_equal(config.kmeans.start, VQ_START_OWN);
     assert_int_equal(config.kmeans.seed, 1234);
     assert_int_equal(config.train.steps, 5000);
     assert_true(config.train.lr == 0.01);
@@ -298,7 +298,7 @@ static void help_and_reference_come_from_the_table(void **state)
     vq_config_print_reference(file, VQ_MARKDOWN);
     fclose(file);
     check_printed(text,
-                  "| `train.lr` | `--lr X` | Adam's learning rate (default 0.01) | quantize |");
+                  "| `train.lr` | `--lr X` | Adam's learning rate (default 0.01) | quantize, plan |");
     check_printed(text, "`--calib.mode wikitext2\\|c4`");
 
     file = fmemopen(text, sizeof text, "w");

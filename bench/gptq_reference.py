@@ -1,0 +1,56 @@
+"""gptq_reference.py REFERENCE_DIR [OUT IN TOKENS]... - the reference's GPTQ on the shapes of bench_gptq.
+
+By hand, with torch and the reference's requirements; OMP_NUM_THREADS sets the threads of both. Times are the
+median of 5 runs: the Hessian (add_batch over sequences of 512 tokens), then fasterquant.
+"""
+import contextlib
+import importlib
+import io
+import statistics
+import sys
+import time
+import types
+
+import torch
+
+RUNS, SEQUENCE = 5, 512
+SMOLLM2 = [(576, 576, 8192), (192, 576, 8192), (1536, 576, 8192), (576, 1536, 8192)]
+
+
+def bench(reference, out, columns, tokens):
+    x = torch.rand(tokens, columns) - 0.5
+    hessian, sweep = [], []
+    for _ in range(RUNS):
+        linear = torch.nn.Linear(columns, out, bias=False)
+        gptq = reference.GPTQ(linear)
+        gptq.quantizer = reference.Quantizer()
+        gptq.quantizer.configure(bits=4, perchannel=True, sym=False, mse=False)
+        start = time.perf_counter()
+        for sequence in x.split(SEQUENCE):
+            gptq.add_batch(sequence[None], None)
+        hessian.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        with contextlib.redirect_stdout(io.StringIO()):
+            gptq.fasterquant_return(blocksize=128, percdamp=0.01, groupsize=-1, actorder=False,
+                                    static_groups=False)
+        sweep.append(time.perf_counter() - start)
+    parts = [1e3 * statistics.median(seconds) for seconds in (hessian, sweep)]
+    print(f"{out:6} {columns:6} {tokens:6} | hessian {parts[0]:9.2f} ms | factor and sweep {parts[1]:9.2f} ms"
+          f" | all {sum(parts):9.2f} ms")
+
+
+def main():
+    sys.dont_write_bytecode = True
+    sys.modules["datasets"] = types.SimpleNamespace(load_dataset=None)  # not needed here
+    sys.path.insert(0, sys.argv[1])
+    vqround = importlib.import_module("vqround")
+    torch.cuda.synchronize = lambda *_: None  # called by the reference on any device
+    numbers = [int(word) for word in sys.argv[2:]]
+    shapes = list(zip(numbers[0::3], numbers[1::3], numbers[2::3])) or SMOLLM2
+    print(f"{torch.get_num_threads()} threads")
+    with torch.no_grad():
+        for shape in shapes:
+            bench(vqround, *shape)
+
+
+main()

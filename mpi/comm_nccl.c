@@ -1,0 +1,292 @@
+/* comm_nccl - device tensors between ranks.
+ *
+ * Nothing waits blindly: every wait polls the event, NCCL's own error and the clock. On an error
+ * the job dies as a whole (guard.h), so communicators are not aborted: that can hang by itself. */
+#include "comm_nccl.h"
+
+#include <cuda_runtime_api.h>
+#include <nccl.h>
+#include <sched.h>
+#include <string.h>
+
+#include "error.h"
+#include "log.h"
+
+#define POLLS_A_CLOCK 1024 /* polls between two looks at the clock */
+
+enum { TO_BEFORE, TO_NEXT, N_SIDES }; /* neighbours */
+enum { FORWARD, BACKWARD, N_WAYS };   /* of the data: one communicator and stream each */
+
+typedef struct link {
+    ncclComm_t comm; /* of two ranks; NULL: no neighbour */
+    cudaStream_t stream;
+    int other; /* the neighbour's place in comm */
+} link;
+
+typedef struct state {
+    vq_comm *comm, *host;
+    ncclComm_t all;
+    cudaStream_t stream;
+    link links[N_SIDES][N_WAYS];
+    int neighbour[N_SIDES]; /* ranks; -1: none */
+} state;
+
+static vq_status check_cuda(const state *s, cudaError_t code, const char *what)
+{
+    VQ_CHECK(code == cudaSuccess, VQ_EPEER,
+             "rank %d, %s: %s failed: %s: expected a working GPU. Look at the node's GPU, or run "
+             "with --device cpu",
+             s->comm->rank, s->comm->where, what, cudaGetErrorString(code));
+    return VQ_OK;
+}
+
+static vq_status check_nccl(const state *s, ncclResult_t code, const char *what)
+{
+    VQ_CHECK(code == ncclSuccess || code == ncclInProgress, VQ_EPEER,
+             "rank %d, %s: %s failed: %s: expected NCCL to reach every rank. Look for the first "
+             "message of another rank",
+             s->comm->rank, s->comm->where, what, ncclGetErrorString(code));
+    return VQ_OK;
+}
+
+/* Until what was queued before the event is done. */
+static vq_status wait_event(const state *s, ncclComm_t nccl, cudaEvent_t event, const char *what,
+                            int peer)
+{
+    const double start_s = vq_seconds();
+    for (int64_t polls = 1;; polls++) {
+        cudaError_t code = cudaEventQuery(event);
+        if (code != cudaErrorNotReady) return check_cuda(s, code, what);
+        ncclResult_t failure = ncclSuccess;
+        VQ_TRY(check_nccl(s, ncclCommGetAsyncError(nccl, &failure), what));
+        VQ_TRY(check_nccl(s, failure, what));
+        VQ_CHECK(polls % POLLS_A_CLOCK || vq_seconds() - start_s < s->comm->limit_s, VQ_EPEER,
+                 "rank %d, %s: waited %.0f s for %s with rank %d (-1: all): expected an answer by "
+                 "then. Look whether that rank still runs, or raise --comm.limit_s",
+                 s->comm->rank, s->comm->where, s->comm->limit_s, what, peer);
+        sched_yield();
+    }
+}
+
+/* Waits for all that is on the stream. */
+static vq_status drain(const state *s, ncclComm_t nccl, cudaStream_t stream, const char *what,
+                       int peer)
+{
+    cudaEvent_t event;
+    VQ_TRY(check_cuda(s, cudaEventCreateWithFlags(&event, cudaEventDisableTiming), what));
+    vq_status status = check_cuda(s, cudaEventRecord(event, stream), what);
+    if (!status) status = wait_event(s, nccl, event, what, peer);
+    cudaEventDestroy(event);
+    return status;
+}
+
+static ncclDataType_t type_of(const vq_tensor *t)
+{
+    return t->dtype == VQ_F64 ? ncclDouble : ncclFloat;
+}
+
+static vq_status nccl_sum(void *ctx, vq_tensor *t)
+{
+    const state *s = ctx;
+    if (t->place == VQ_HOST) return vq_comm_sum(s->host, t);
+    VQ_TRY(check_nccl(s,
+                      ncclAllReduce(t->data, t->data, (size_t)vq_tensor_count(t), type_of(t),
+                                    ncclSum, s->all, s->stream),
+                      "a sum"));
+    return drain(s, s->all, s->stream, "a sum", -1);
+}
+
+static vq_status nccl_broadcast(void *ctx, vq_tensor *t, int root)
+{
+    const state *s = ctx;
+    if (t->place == VQ_HOST) return vq_comm_broadcast(s->host, t, root);
+    VQ_TRY(check_nccl(
+        s, ncclBroadcast(t->data, t->data, vq_tensor_bytes(t), ncclInt8, root, s->all, s->stream),
+        "a broadcast"));
+    return drain(s, s->all, s->stream, "a broadcast", root);
+}
+
+static vq_status nccl_agree(void *ctx, vq_status status)
+{
+    const state *s = ctx;
+    return vq_comm_agree(s->host, status);
+}
+
+/* The link that a message takes. */
+static vq_status find_link(const state *s, int peer, vq_tag tag, const link **out)
+{
+    for (int side = 0; side < N_SIDES; side++)
+        if (s->neighbour[side] == peer && tag != VQ_TAG_IDS) {
+            *out = &s->links[side][tag == VQ_TAG_FORWARD ? FORWARD : BACKWARD];
+            return VQ_OK;
+        }
+    VQ_FAIL(VQ_EINTERNAL,
+            "rank %d has no GPU link to rank %d: expected a neighbouring stage. This is a bug of "
+            "vqround: please report it",
+            s->comm->rank, peer);
+}
+
+/* A message begun on its link's stream; the request keeps the event that ends it. */
+static vq_status begin(state *s, const vq_tensor *t, int peer, vq_tag tag, bool is_receive,
+                       vq_request *request)
+{
+    const link *l;
+    cudaEvent_t event;
+    VQ_TRY(find_link(s, peer, tag, &l));
+    const size_t bytes = vq_tensor_bytes(t);
+    VQ_TRY(check_nccl(s,
+                      is_receive ? ncclRecv(t->data, bytes, ncclInt8, l->other, l->comm, l->stream)
+                                 : ncclSend(t->data, bytes, ncclInt8, l->other, l->comm, l->stream),
+                      "a message"));
+    VQ_TRY(check_cuda(s, cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "a message"));
+    VQ_TRY(check_cuda(s, cudaEventRecord(event, l->stream), "a message"));
+    *request = (vq_request){.handle = {(uint64_t)(uintptr_t)event, (uint64_t)(uintptr_t)l},
+                            .bytes = (int64_t)bytes,
+                            .peer = peer,
+                            .tag = tag,
+                            .is_active = true,
+                            .is_receive = is_receive};
+    return VQ_OK;
+}
+
+static vq_status nccl_send(void *ctx, const vq_tensor *t, int to, vq_tag tag, vq_request *request)
+{
+    state *s = ctx;
+    if (t->place == VQ_HOST) return vq_comm_send(s->host, t, to, tag, request);
+    return begin(s, t, to, tag, false, request);
+}
+
+static vq_status nccl_receive(void *ctx, vq_tensor *t, int from, vq_tag tag, vq_request *request)
+{
+    state *s = ctx;
+    if (t->place == VQ_HOST) return vq_comm_receive(s->host, t, from, tag, request);
+    return begin(s, t, from, tag, true, request);
+}
+
+static vq_status nccl_wait(void *ctx, vq_request *request)
+{
+    const state *s = ctx;
+    if (request->tag == VQ_TAG_IDS)
+        return vq_comm_wait(s->host, request); /* ids stay on the host */
+    const cudaEvent_t event = (cudaEvent_t)(uintptr_t)request->handle[0];
+    const link *l = (const link *)(uintptr_t)request->handle[1];
+    VQ_TRY(
+        wait_event(s, l->comm, event, request->is_receive ? "a receive" : "a send", request->peer));
+    request->is_active = false;
+    return check_cuda(s, cudaEventDestroy(event), "a message");
+}
+
+static void nccl_die(void *ctx, vq_status status)
+{
+    const state *s = ctx;
+    s->host->ops->die(s->host->ctx, status);
+}
+
+static void nccl_close(void *ctx)
+{
+    state *s = ctx;
+    for (int side = 0; side < N_SIDES; side++)
+        for (int way = 0; way < N_WAYS; way++) {
+            link *l = &s->links[side][way];
+            if (!l->comm) continue;
+            ncclCommDestroy(l->comm);
+            cudaStreamDestroy(l->stream);
+        }
+    ncclCommDestroy(s->all);
+    cudaStreamDestroy(s->stream);
+}
+
+static const vq_comm_ops nccl_ops = {.sum = nccl_sum,
+                                     .broadcast = nccl_broadcast,
+                                     .agree = nccl_agree,
+                                     .send = nccl_send,
+                                     .receive = nccl_receive,
+                                     .wait = nccl_wait,
+                                     .die = nccl_die,
+                                     .close = nccl_close};
+
+/* --- opening --------------------------------------------------------------------------------- */
+
+/* A number that names this rank's GPU in the whole job: host and PCI place. */
+static vq_status name_gpu(const state *s, int device, uint64_t *name)
+{
+    struct cudaDeviceProp properties;
+    VQ_TRY(check_cuda(s, cudaGetDeviceProperties(&properties, device), "a look at the GPU"));
+    *name = UINT64_C(0xcbf29ce484222325);
+    for (size_t i = 0; i < sizeof properties.uuid.bytes; i++)
+        *name = (*name ^ (uint8_t)properties.uuid.bytes[i]) * UINT64_C(0x100000001b3);
+    return VQ_OK;
+}
+
+/* Every rank's GPU, from its place in a sum: as two halves, which f64 holds exactly. */
+static vq_status check_own_gpu(const state *s, int device, vq_arena *memory)
+{
+    const int n = s->comm->size;
+    uint64_t own = 0, *gpu;
+    double *halves;
+    int a, b;
+    size_t mark = vq_arena_mark(memory);
+    VQ_TRY(VQ_NEW(memory, 2 * n, &halves));
+    VQ_TRY(VQ_NEW(memory, n, &gpu));
+    VQ_TRY(vq_comm_agree(s->host, name_gpu(s, device, &own)));
+    for (int i = 0; i < 2 * n; i++) halves[i] = 0;
+    halves[2 * s->comm->rank] = (double)(own >> 32);
+    halves[2 * s->comm->rank + 1] = (double)(own & UINT32_MAX);
+    vq_tensor t = vq_tensor_1d(halves, VQ_F64, 2 * n);
+    VQ_TRY(vq_comm_sum(s->host, &t));
+    for (int i = 0; i < n; i++)
+        gpu[i] = (uint64_t)halves[2 * i] << 32 | (uint64_t)halves[2 * i + 1];
+    VQ_CHECK(!vq_topo_shares_gpu(gpu, n, &a, &b), VQ_EUNSUPPORTED,
+             "ranks %d and %d have the same GPU: expected a GPU a rank, as NCCL does. Start fewer "
+             "ranks a node",
+             a, b);
+    vq_arena_reset(memory, mark);
+    return VQ_OK;
+}
+
+/* The communicators to both neighbours. All ranks split alike; those without a pair stand aside. */
+static vq_status open_links(state *s, const vq_topo *topo)
+{
+    for (int parity = 0; parity < 2; parity++) {
+        int place;
+        const int pair = vq_topo_pair(topo, parity, &place);
+        const int side = place == 0 ? TO_NEXT : TO_BEFORE;
+        for (int way = 0; way < N_WAYS; way++) {
+            link unused = {0}, *l = pair < 0 ? &unused : &s->links[side][way];
+            VQ_TRY(check_nccl(
+                s,
+                ncclCommSplit(s->all, pair < 0 ? NCCL_SPLIT_NOCOLOR : pair, place, &l->comm, NULL),
+                "a link"));
+            if (pair < 0) continue;
+            l->other = 1 - place;
+            s->neighbour[side] =
+                vq_topo_rank(topo, topo->stage + (place == 0 ? 1 : -1), topo->replica);
+            VQ_TRY(check_cuda(s, cudaStreamCreateWithFlags(&l->stream, cudaStreamNonBlocking),
+                              "a stream"));
+        }
+    }
+    return VQ_OK;
+}
+
+vq_status vq_comm_nccl(vq_comm *comm, vq_comm *host, const vq_topo *topo, int device,
+                       vq_arena *memory)
+{
+    state *s;
+    ncclUniqueId id = {{0}};
+    *comm = *host;
+    VQ_TRY(VQ_NEW(memory, 1, &s));
+    *s = (state){.comm = comm, .host = host, .neighbour = {-1, -1}};
+    VQ_TRY(vq_comm_agree(host, check_cuda(s, cudaSetDevice(device), "choosing the GPU")));
+    VQ_TRY(check_own_gpu(s, device, memory));
+    vq_status status = VQ_OK;
+    if (comm->rank == 0) status = check_nccl(s, ncclGetUniqueId(&id), "NCCL's start");
+    VQ_TRY(vq_comm_agree(host, status));
+    vq_tensor bytes = vq_tensor_1d(&id, VQ_I8, (int64_t)sizeof id);
+    VQ_TRY(vq_comm_broadcast(host, &bytes, 0));
+    VQ_TRY(check_nccl(s, ncclCommInitRank(&s->all, comm->size, id, comm->rank), "NCCL's start"));
+    VQ_TRY(check_cuda(s, cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking), "a stream"));
+    VQ_TRY(open_links(s, topo));
+    comm->ops = &nccl_ops;
+    comm->ctx = s;
+    return VQ_OK;
+}

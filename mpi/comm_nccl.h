@@ -1,0 +1,14 @@
+/* comm_nccl.h - the world of GPUs: sums, broadcasts and messages of device tensors by NCCL.
+ *
+ * Stands over the host's world (comm_mpi), which carries host tensors and agreements and hands the
+ * NCCL ids around. Each pair of neighbouring stages has a communicator and a stream a direction, so
+ * that a receive that was posted early cannot hold up a send. */
+#pragma once
+#include "comm.h"
+#include "topo.h"
+
+/* Opens the world on device `device` of this rank. host: the ranks' MPI world; borrowed, must
+ * outlive comm. memory: takes the implementation's state. Collective. Fails: VQ_EUNSUPPORTED (two
+ * ranks on one GPU: use --comm mpi), VQ_EPEER. */
+vq_status vq_comm_nccl(vq_comm *comm, vq_comm *host, const vq_topo *topo, int device,
+                       vq_arena *memory);

@@ -1,0 +1,865 @@
+/* plan - sums over phases, links and operations. */
+#include "plan.h"
+
+#include <jansson.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "codebook.h"
+#include "cpu_backend.h"
+#include "error.h"
+#include "grid.h"
+#include "log.h"
+
+#define GIB ((double)(1 << 30))
+#define MIB ((double)(1 << 20))
+
+#define BATCH_TOKENS 2048      /* of windows that go together in evaluation and GPTQ */
+#define LOGITS_BYTES (64.0e6)  /* of a chunk of the head's logits */
+#define PROGRAM_BYTES (60.0e6) /* code and libraries, HDF5 and MPI at work */
+#define THREAD_BYTES (9.0e6)   /* the kernels' and the BLAS' buffers */
+#define KEEP_ROOM 0.8          /* of the memory there is: training above it recomputes */
+
+/* Operations that take as long as making a weight from its code, or adding its gradient to it. */
+#define ROUND_FLOPS 60.0
+/* Passes of k-means over its sample, from the shared start; and how long one of its operations
+ * takes beside one of a matrix product. */
+#define KMEANS_PASSES 4.0
+#define KMEANS_COST 2.0
+
+const char *vq_plan_phase_name(vq_plan_phase phase)
+{
+    static const char *const names[VQ_PLAN_N_PHASES] = {"init", "teacher", "train", "eval",
+                                                        "export"};
+    return names[phase];
+}
+
+/* --- sizes ----------------------------------------------------------------------------------- */
+
+static bool has_codes(const vq_config *c)
+{
+    return c->method == VQ_METHOD_VQROUND;
+}
+
+static bool has_teacher(const vq_config *c)
+{
+    return has_codes(c) && c->train.loss == VQ_LOSS_KD;
+}
+
+static bool keeps_ints(const vq_config *c)
+{
+    return c->method == VQ_METHOD_GPTQ || (vq_config_uses_gptq(c) && c->eval.start);
+}
+
+static int64_t eval_seqlen(const vq_config *c)
+{
+    return c->eval.seqlen ? c->eval.seqlen : c->seqlen;
+}
+
+static vq_codebook_config codebook_config(const vq_config *c)
+{
+    return (vq_codebook_config){
+        .K = c->K,
+        .D = c->D,
+        .kmeans = {.max_points_per_centroid = c->kmeans.max_points_per_centroid}};
+}
+
+/* What is summed over a run of layers. */
+typedef struct sums {
+    double weights, quantized;      /* of linears */
+    double integers, counts, codes; /* bytes; codes of the pool once */
+    double largest;                 /* weights of the largest linear */
+} sums;
+
+static sums sum_layers(const vq_config *c, const vq_model_config *m, int64_t first, int64_t last)
+{
+    const vq_grid_config grid = {.bits = (int)c->bits, .group_size = c->group_size};
+    const vq_codebook_config codebook = codebook_config(c);
+    const double int_bytes = (double)vq_dtype_bytes(vq_grid_base_dtype((int)c->bits));
+    sums s = {0};
+    for (int64_t i = first * VQ_N_KINDS; i < last * VQ_N_KINDS; i++) {
+        const vq_linear_kind kind = (vq_linear_kind)(i % VQ_N_KINDS);
+        char name[256];
+        int64_t out, in;
+        if (!vq_linear_shape(m, kind, &out, &in)) continue;
+        const double n = (double)(out * in);
+        s.weights += n;
+        s.largest = VQ_MAX(s.largest, n);
+        if (!vq_pool_takes(vq_linear_name(m, i / VQ_N_KINDS, kind, name), &c->skip)) continue;
+        s.quantized += n;
+        s.integers += (double)vq_grid_bytes(&grid, out, in) + (keeps_ints(c) ? n * int_bytes : 0);
+        if (!has_codes(c)) continue;
+        const int64_t K = vq_codebook_codes(&codebook, out * in);
+        s.codes += (double)(K * c->D) * sizeof(float);
+        s.integers += (double)(K * c->D) * sizeof(uint32_t) +
+                      (double)(vq_codebook_vectors(&codebook, out * in) *
+                               (int64_t)vq_dtype_bytes(vq_codebook_idx_dtype(K)));
+    }
+    return s;
+}
+
+/* A rank's own view: its place, and an empty stage of a model for functions that need shapes. */
+typedef struct view {
+    const vq_plan_input *in;
+    const vq_config *c;
+    vq_job job;       /* with topology, backend types, shapes and stage alone */
+    vq_model teacher; /* its shapes */
+    vq_stage teacher_stage;
+    sums own, teacher_own, all;
+    double act, weight, teacher_weight; /* bytes of an element */
+    int max_micro;
+    bool is_first, is_last;
+} view;
+
+static void make_view(view *v, const vq_plan_input *in, const vq_topo *topo, const vq_topo *teacher)
+{
+    const vq_config *c = in->config;
+    const vq_model_config *m = &in->model->config;
+    *v = (view){.in = in,
+                .c = c,
+                .own = sum_layers(c, m, topo->first, topo->last),
+                .teacher_own = sum_layers(c, &in->teacher->config, teacher->first, teacher->last),
+                .all = sum_layers(c, m, 0, m->N),
+                .act = (double)vq_dtype_bytes(in->act),
+                .weight = (double)vq_dtype_bytes(in->model->dtype),
+                .teacher_weight = (double)vq_dtype_bytes(in->teacher->dtype),
+                .max_micro = (int)VQ_CEIL_DIV(c->train.batch, topo->n_replicas),
+                .is_first = topo->stage == 0,
+                .is_last = vq_topo_is_last(topo)};
+    v->job = (vq_job){.config = c, .topo = *topo, .be = {.act = in->act, .real = VQ_F32}};
+    v->job.model.config = *m;
+    v->teacher.config = in->teacher->config;
+    v->job.stage = (vq_stage){
+        .be = &v->job.be, .model = &v->job.model, .first = topo->first, .last = topo->last};
+    v->teacher_stage = (vq_stage){
+        .be = &v->job.be, .model = &v->teacher, .first = teacher->first, .last = teacher->last};
+}
+
+/* --- memory ---------------------------------------------------------------------------------- */
+
+/* Pages of embedding and head. */
+static double ends_bytes(const vq_model_config *m, double weight, bool is_first, bool is_last)
+{
+    const double table = (double)(m->V * m->E_embed) * weight;
+    const int n = m->tied ? is_first || is_last : is_first + is_last;
+    return n * table + (is_first && m->family == VQ_OPT ? (double)(m->max_positions * m->E) : 0);
+}
+
+/* A forward that keeps nothing, of B windows of T tokens with its messages; quantized: its weights
+ * are made for it. */
+static double forward_bytes(const view *v, const vq_stage *stage, int64_t B, int64_t T,
+                            bool quantized)
+{
+    const double messages =
+        2 * (double)(B * T * (stage->model->config.E + vq_stage_out_width(stage))) * v->act;
+    return (double)vq_kept_bytes(stage, B, T, VQ_KEEP_NOTHING) + messages +
+           (quantized ? v->own.largest * v->act : 0);
+}
+
+/* Logits of the head over n tokens, of one model or of teacher and student. */
+static double logits_bytes(const view *v, int64_t n, int n_models)
+{
+    const double all = (double)(n * n_models * v->job.model.config.V) * 4;
+    return v->is_last ? VQ_MIN(all, LOGITS_BYTES) : 0;
+}
+
+static double gptq_bytes(const view *v)
+{
+    const vq_model_config *m = &v->job.model.config;
+    const vq_config *c = v->c;
+    const int64_t B = VQ_MAX(1, BATCH_TOKENS / c->seqlen), widest = VQ_MAX(m->F, m->H * m->S);
+    const double E = (double)m->E, attn = (double)(m->H * m->S), F = (double)m->F;
+    const double n = (double)VQ_MAX(widest, m->E);
+    const double hessians = 8 * (2 * E * E + attn * attn + F * F), factor = n * n * (4 + 8);
+    const double windows = (double)VQ_CEIL_DIV(c->nsamples, v->job.topo.n_replicas);
+    const double inputs = windows * (double)c->seqlen * E * v->act;
+    const double pass =
+        (double)vq_acts_bytes(&v->job.be, m, B, c->seqlen) + (double)(B * c->seqlen) * E * v->act;
+    const double ints = v->own.weights / (double)(v->job.stage.last - v->job.stage.first);
+    const double room = v->in->memory_bytes / 2;
+    return hessians + factor + (room > 0 && inputs > room ? 0 : inputs) + VQ_MAX(pass, ints);
+}
+
+static double init_bytes(const view *v)
+{
+    const vq_config *c = v->c;
+    const vq_codebook_config codebook = codebook_config(c);
+    const int64_t n = (int64_t)v->own.largest, n_vec = vq_codebook_vectors(&codebook, n);
+    double bytes = v->own.largest * 4; /* the residual */
+    if (has_codes(c)) {
+        const double sample =
+            (double)VQ_MIN(n_vec, c->kmeans.max_points_per_centroid * c->K) * (double)c->D * 4;
+        bytes += (double)vq_codebook_scratch_bytes(&codebook, n) + 8 * (double)n_vec;
+        if (c->kmeans.engine == VQ_KMEANS_FAISS) bytes += 2 * sample;
+    }
+    return bytes + (vq_config_uses_gptq(c) ? gptq_bytes(v) : 0);
+}
+
+static double train_work_bytes(const view *v, vq_keep keep)
+{
+    const vq_config *c = v->c;
+    const vq_model_config *m = &v->job.model.config;
+    int64_t n = c->seqlen;
+    if (keep == VQ_KEEP_SLICES) n = VQ_CEIL_DIV(3 * n, 2 * c->slices); /* the longest */
+    const double T = (double)n, E = (double)m->E, attn = (double)(m->H * m->S);
+    const double weight = v->own.largest * v->act;
+    const double grads =
+        keep == VQ_KEEP_SLICES ? 0 : (double)vq_act_grads_bytes(&v->job.be, m, 1, c->seqlen);
+    const double again = keep == VQ_KEEP_INPUTS ? T * E * v->act : 0;
+    const double backward = T * (E + VQ_MAX((double)m->F, attn)) * v->act + weight;
+    const double heads = 8 * (double)(VQ_CEIL_DIV(24, m->H) * c->seqlen) * attn;
+    const double messages = v->job.topo.n_stages > 1 ? 4 * T * E * v->act : 0;
+    return T * E * v->act + again + grads + backward + messages +
+           VQ_MAX(logits_bytes(v, n, has_teacher(c) ? 2 : 1), heads);
+}
+
+/* All parts in one phase. */
+static void phase_bytes(const view *v, vq_plan_phase phase, vq_keep keep, double *part)
+{
+    const vq_config *c = v->c;
+    const bool caches = has_teacher(c) && c->teacher.cache,
+               is_other = v->in->teacher != v->in->model;
+    const bool is_leader = v->job.topo.stage + v->job.topo.replica == 0;
+    const int64_t T = c->seqlen, T_eval = eval_seqlen(c);
+    const double linears = v->own.weights * v->weight, pool = v->all.codes;
+    const double teacher_linears = v->teacher_own.weights * v->teacher_weight;
+    const double ends = ends_bytes(&v->job.model.config, v->weight, v->is_first, v->is_last);
+    const double teacher_ends =
+        ends_bytes(&v->teacher.config, v->teacher_weight, v->is_first && is_other, v->is_last);
+    const double states =
+        (double)(VQ_MIN(v->max_micro, c->nsamples) * T * v->teacher.config.E_embed);
+    const int64_t longest = VQ_MAX(T, c->eval.run ? T_eval : 0);
+    memset(part, 0, VQ_PLAN_N_PARTS * sizeof *part);
+    part[VQ_PLAN_PROGRAM] = PROGRAM_BYTES + THREAD_BYTES * v->in->threads +
+                            16 * (double)(longest * v->job.model.config.S / 2) +
+                            (is_leader ? 4 * (double)(c->nsamples * T) : 0);
+    part[VQ_PLAN_INTEGERS] = v->own.integers;
+    part[VQ_PLAN_CODES] = 2 * pool;
+    if (phase >= VQ_PLAN_TRAIN && is_leader) part[VQ_PLAN_CODES] += 2 * pool;
+    switch (phase) {
+    case VQ_PLAN_INIT:
+        part[VQ_PLAN_WEIGHTS] = v->own.largest * v->weight;
+        if (vq_config_uses_gptq(c))
+            part[VQ_PLAN_WEIGHTS] = linears / (double)(v->job.stage.last - v->job.stage.first) +
+                                    (v->is_first ? ends : 0);
+        part[VQ_PLAN_WORK] = init_bytes(v);
+        break;
+    case VQ_PLAN_CACHE:
+        part[VQ_PLAN_WEIGHTS] = teacher_linears + (is_other ? teacher_ends : ends);
+        part[VQ_PLAN_WORK] =
+            forward_bytes(v, &v->teacher_stage, 1, T, false) + logits_bytes(v, T, 2);
+        break;
+    case VQ_PLAN_TRAIN:
+        part[VQ_PLAN_WEIGHTS] = ends + (is_other ? teacher_ends : 0);
+        part[VQ_PLAN_KEPT] = (double)vq_pipeline_bytes(&v->job, T, v->max_micro, keep);
+        part[VQ_PLAN_WORK] = train_work_bytes(v, keep);
+        if (!has_teacher(c)) break;
+        if (v->is_last) part[VQ_PLAN_TEACHER] = states * (caches ? v->teacher_weight : v->act);
+        if (caches) break;
+        part[VQ_PLAN_WEIGHTS] += teacher_linears;
+        part[VQ_PLAN_TEACHER] += forward_bytes(v, &v->teacher_stage, 1, T, false);
+        break;
+    case VQ_PLAN_EVAL:
+        part[VQ_PLAN_WEIGHTS] = linears + ends;
+        part[VQ_PLAN_WORK] =
+            forward_bytes(v, &v->job.stage, VQ_MAX(1, BATCH_TOKENS / T_eval), T_eval, true) +
+            logits_bytes(v, T_eval, 1);
+        break;
+    case VQ_PLAN_EXPORT:
+        part[VQ_PLAN_WEIGHTS] = ends + (c->method == VQ_METHOD_RTN ? linears : 0);
+        part[VQ_PLAN_WORK] = v->own.largest * (2 * v->act + v->weight);
+        break;
+    case VQ_PLAN_N_PHASES: break;
+    }
+}
+
+static bool has_phase(const vq_config *c, vq_plan_phase phase)
+{
+    switch (phase) {
+    case VQ_PLAN_CACHE: return has_teacher(c) && c->teacher.cache;
+    case VQ_PLAN_TRAIN: return has_codes(c);
+    case VQ_PLAN_EVAL: return c->eval.run;
+    default: return true;
+    }
+}
+
+static double sum_parts(const double *part)
+{
+    double total = 0;
+    for (int i = 0; i < VQ_PLAN_N_PARTS; i++) total += part[i];
+    return total;
+}
+
+static vq_keep choose_keep(const view *v)
+{
+    const vq_switch recompute = v->c->train.recompute;
+    double part[VQ_PLAN_N_PARTS];
+    if (v->c->slices > 1) return VQ_KEEP_SLICES;
+    if (recompute != VQ_AUTO) return recompute == VQ_ON ? VQ_KEEP_INPUTS : VQ_KEEP_ALL;
+    phase_bytes(v, VQ_PLAN_TRAIN, VQ_KEEP_ALL, part);
+    const double room = v->in->memory_bytes * KEEP_ROOM;
+    return room > 0 && sum_parts(part) > room ? VQ_KEEP_INPUTS : VQ_KEEP_ALL;
+}
+
+static void plan_rank(const view *v, vq_plan_rank *r)
+{
+    r->keep = choose_keep(v);
+    for (int phase = 0; phase < VQ_PLAN_N_PHASES; phase++) {
+        double part[VQ_PLAN_N_PARTS];
+        if (!has_phase(v->c, (vq_plan_phase)phase)) continue;
+        phase_bytes(v, (vq_plan_phase)phase, r->keep, part);
+        const double total = sum_parts(part);
+        r->fixed_bytes = VQ_MAX(r->fixed_bytes, total - part[VQ_PLAN_WEIGHTS]);
+        if (total <= r->total_bytes) continue;
+        r->total_bytes = total;
+        r->phase = (vq_plan_phase)phase;
+        memcpy(r->bytes, part, sizeof part);
+    }
+}
+
+/* --- operations and time --------------------------------------------------------------------- */
+
+/* Of one sequence through a stage. */
+typedef struct work {
+    double forward, backward, codes; /* operations, the head's in forward */
+    double teacher;                  /* its forward */
+} work;
+
+static work stage_work(const view *v, vq_keep keep)
+{
+    const vq_model_config *m = &v->job.model.config, *t = &v->teacher.config;
+    const double T = (double)v->c->seqlen,
+                 layers = (double)(v->job.stage.last - v->job.stage.first);
+    const double attend = layers * 2 * T * T * (double)(m->H * m->S);
+    const double round = ROUND_FLOPS * v->own.quantized * (double)v->c->slices;
+    const double head = v->is_last ? 2 * T * (double)(m->V * m->E_embed) : 0;
+    const double teacher_layers = (double)(v->teacher_stage.last - v->teacher_stage.first);
+    work w = {.forward = 2 * T * v->own.weights + attend + round,
+              .codes = 2 * T * v->own.quantized + 2 * ROUND_FLOPS * v->own.quantized,
+              .teacher = 2 * T * v->teacher_own.weights +
+                         teacher_layers * 2 * T * T * (double)(t->H * t->S)};
+    w.backward = w.forward + 1.5 * attend + (keep == VQ_KEEP_INPUTS ? w.forward : 0);
+    w.forward += (has_teacher(v->c) ? 3 : 2) * head;
+    return w;
+}
+
+/* Of a stage's grids and codebooks. */
+static double init_work(const view *v)
+{
+    const vq_config *c = v->c;
+    const vq_model_config *m = &v->job.model.config;
+    const double layers = (double)(v->job.stage.last - v->job.stage.first);
+    const double n = (double)c->nsamples * (double)c->seqlen, E = (double)m->E, F = (double)m->F;
+    double flops = 0;
+    if (has_codes(c)) {
+        const double n_vec = v->own.quantized / (double)c->D;
+        const double n_linears = v->own.codes / (double)(c->K * c->D * 4);
+        const double sample =
+            VQ_MIN(n_linears * (double)(c->kmeans.max_points_per_centroid * c->K), n_vec);
+        const double passes = c->kmeans.engine == VQ_KMEANS_FAISS || c->kmeans.start == VQ_START_OWN
+                                  ? (double)c->kmeans.iters
+                                  : VQ_MIN(KMEANS_PASSES, (double)c->kmeans.iters);
+        flops = KMEANS_COST * 2 * (double)(c->K * c->D) * (passes * sample + n_vec);
+    }
+    if (!vq_config_uses_gptq(c)) return flops;
+    return flops + 2 * n * v->own.weights + layers * n * (3 * E * E + F * F) +
+           layers * (2 * F * F * F + 8 * E * E * E + 10 * E * E * F);
+}
+
+typedef struct timing {
+    const vq_plan_input *in;
+    double flops_s; /* a second */
+    double link_s;  /* bytes a second */
+} timing;
+
+static double flops_to_s(const timing *t, double flops)
+{
+    return t->flops_s > 0 ? flops / t->flops_s : 0;
+}
+
+static vq_status plan_times(vq_arena *arena, vq_plan *p, const work *by_stage, const double *init)
+{
+    const vq_plan_input *in = &p->input;
+    const vq_config *c = in->config;
+    const timing t = {in, in->gflops * 1e9, c->plan.link_gbs * 1e9};
+    const int n_micro = (int)VQ_CEIL_DIV(c->train.batch, p->n_replicas);
+    const double message = p->step.forward_bytes / n_micro / t.link_s;
+    const double pool = p->step.broadcast_bytes, n = in->n_ranks;
+    double busy = 0, slowest = 0, slowest_eval = 0, slowest_init = 0;
+    vq_stage_cost *cost;
+    double *share;
+    const size_t mark = vq_arena_mark(arena);
+    VQ_TRY(VQ_NEW(arena, p->n_stages, &cost));
+    VQ_TRY(VQ_NEW(arena, c->slices, &share));
+    for (int i = 0; i < (int)c->slices; i++) share[i] = 1 / (double)c->slices;
+    for (int s = 0; s < p->n_stages; s++) {
+        const work *w = &by_stage[s];
+        /* Without a speed the idle share is still that of the operations. */
+        const double scale = t.flops_s > 0 ? 1 / t.flops_s : 1;
+        cost[s] = (vq_stage_cost){.forward_s = w->forward * scale,
+                                  .backward_s = w->backward * scale,
+                                  .codes_s = w->codes * scale,
+                                  .message_s = t.flops_s > 0 ? message : 0};
+        busy += w->forward + w->backward + w->codes;
+        slowest = VQ_MAX(slowest, w->teacher);
+        slowest_eval = VQ_MAX(slowest_eval, w->forward);
+        slowest_init = VQ_MAX(slowest_init, init[s]);
+    }
+    VQ_TRY(vq_schedule_idle(arena, p->n_stages, n_micro, (int)c->slices, share, cost,
+                            &p->step.idle_ratio));
+    vq_arena_reset(arena, mark);
+    p->step.flops = busy * (double)c->train.batch;
+    const bool runs_teacher = has_teacher(c) && !c->teacher.cache;
+    if (runs_teacher)
+        for (int s = 0; s < p->n_stages; s++)
+            p->step.flops += by_stage[s].teacher * (double)c->train.batch;
+    if (t.flops_s == 0) return VQ_OK;
+    p->step.seconds = flops_to_s(&t, busy * n_micro) / p->n_stages / (1 - p->step.idle_ratio);
+    if (runs_teacher) p->step.seconds += flops_to_s(&t, slowest) * (n_micro + p->n_stages - 1);
+    if (in->n_ranks > 1) p->step.seconds += (2 * (n - 1) / n + 1) * pool / t.link_s;
+    p->seconds.init = flops_to_s(&t, slowest_init / p->n_replicas);
+    if (has_teacher(c) && c->teacher.cache)
+        p->seconds.teacher = flops_to_s(&t, slowest) *
+                             (double)(VQ_CEIL_DIV(c->nsamples, p->n_replicas) + p->n_stages - 1);
+    if (has_codes(c)) p->seconds.train = p->step.seconds * (double)c->train.steps;
+    if (c->eval.run) {
+        const int passes = has_codes(c) ? 4 : 2;
+        p->seconds.eval = flops_to_s(&t, slowest_eval) * passes * (double)eval_seqlen(c) /
+                          (double)c->seqlen * (double)c->eval.max_windows / p->n_replicas;
+    }
+    p->seconds.total = p->seconds.init + p->seconds.teacher + p->seconds.train + p->seconds.eval;
+    return VQ_OK;
+}
+
+/* --- links and disk -------------------------------------------------------------------------- */
+
+static void plan_links(vq_plan *p)
+{
+    const vq_plan_input *in = &p->input;
+    const vq_config *c = in->config;
+    const double row = (double)(c->seqlen * in->model->config.E) * (double)vq_dtype_bytes(in->act);
+    const double micro = (double)VQ_CEIL_DIV(c->train.batch, p->n_replicas);
+    const double teacher = has_teacher(c) && !c->teacher.cache ? micro * row : 0;
+    for (int r = 0; r + 1 < in->n_ranks; r++) {
+        if (vq_topo_is_last(&p->rank[r].topo)) continue;
+        if (p->rank[r].node == p->rank[r + 1].node)
+            p->step.links_within++;
+        else
+            p->step.links_between++;
+    }
+    if (!has_codes(c)) return;
+    if (p->n_stages > 1) {
+        p->step.forward_bytes = micro * row + teacher;
+        p->step.backward_bytes = micro * row;
+    }
+    if (in->n_ranks == 1) return;
+    const double pool = sum_layers(c, &in->model->config, 0, in->model->config.N).codes;
+    p->step.reduce_bytes = p->step.broadcast_bytes = pool;
+    const double ends = (p->n_stages > 1 ? 2.0 : 1.0) * p->n_replicas - 1;
+    p->step.ids_bytes = ends * micro * (double)c->seqlen * 4;
+}
+
+static void plan_disk(vq_plan *p)
+{
+    const vq_plan_input *in = &p->input;
+    const vq_config *c = in->config;
+    const sums all = sum_layers(c, &in->model->config, 0, in->model->config.N);
+    p->disk_bytes.init = all.integers + all.codes;
+    if (has_teacher(c) && c->teacher.cache)
+        p->disk_bytes.teacher = (double)(c->nsamples * c->seqlen * in->teacher->config.E_embed) *
+                                (double)vq_dtype_bytes(in->teacher->dtype);
+    /* The one that is being written comes before the oldest goes. */
+    if (has_codes(c)) p->disk_bytes.checkpoints = (double)(c->checkpoint.keep + 1) * 3 * all.codes;
+    p->disk_bytes.model =
+        (double)vq_model_weights(&in->model->config) * (double)vq_dtype_bytes(in->model->dtype);
+    p->disk_bytes.total = p->disk_bytes.init + p->disk_bytes.teacher + p->disk_bytes.checkpoints +
+                          p->disk_bytes.model;
+}
+
+vq_status vq_plan_make(vq_arena *arena, const vq_plan_input *in, vq_plan *p)
+{
+    work *by_stage;
+    double *init;
+    vq_topo teacher;
+    view *v;
+    *p = (vq_plan){.input = *in};
+    VQ_TRY(VQ_NEW(arena, in->n_ranks, &p->rank));
+    VQ_TRY(VQ_NEW(arena, in->n_ranks, &by_stage));
+    VQ_TRY(VQ_NEW(arena, in->n_ranks, &init));
+    VQ_TRY(VQ_NEW(arena, 1, &v));
+    for (int i = 0; i < in->n_ranks; i++) {
+        vq_plan_rank *r = &p->rank[i];
+        *r = (vq_plan_rank){.node = (int)((int64_t)i * in->n_nodes / in->n_ranks)};
+        VQ_TRY(vq_topo_make(in->config, &in->model->config, i, in->n_ranks, &r->topo));
+        VQ_CHECK(in->teacher->config.N >= r->topo.n_stages, VQ_EUSAGE,
+                 "teacher.model has %lld layers, expected at least a layer a stage (%d). Use fewer "
+                 "stages",
+                 (long long)in->teacher->config.N, r->topo.n_stages);
+        VQ_TRY(vq_topo_make(in->config, &in->teacher->config, i, in->n_ranks, &teacher));
+        make_view(v, in, &r->topo, &teacher);
+        plan_rank(v, r);
+        if (r->topo.replica > 0) continue;
+        by_stage[r->topo.stage] = stage_work(v, r->keep);
+        init[r->topo.stage] = init_work(v);
+    }
+    p->n_stages = p->rank[0].topo.n_stages;
+    p->n_replicas = p->rank[0].topo.n_replicas;
+    plan_links(p);
+    plan_disk(p);
+    return has_codes(in->config) ? plan_times(arena, p, by_stage, init) : VQ_OK;
+}
+
+vq_status vq_plan_model_read(vq_arena *arena, const char *dir, vq_plan_model *model)
+{
+    char *path, *text;
+    size_t n;
+    VQ_TRY(vq_path_join(arena, dir, "config.json", &path));
+    VQ_TRY(vq_file_read(arena, path, &text, &n));
+    VQ_TRY(vq_model_config_parse(text, n, path, &model->config));
+    model->dtype = vq_model_config_dtype(text, n);
+    return VQ_OK;
+}
+
+/* --- the machine ----------------------------------------------------------------------------- */
+
+vq_status vq_plan_measure(const vq_backend *be, vq_arena *scratch, double *gflops)
+{
+    const int64_t m = 512, n = 2048, k = 2048; /* as a layer's products */
+    const double flops = 2.0 * (double)(m * n * k), limit_s = 0.7;
+    vq_tensor x, w, y;
+    const size_t mark = vq_arena_mark(scratch);
+    VQ_TRY(vq_tensor_new(scratch, be->place, be->act, VQ_DIMS(m, k), &x));
+    VQ_TRY(vq_tensor_new(scratch, be->place, be->act, VQ_DIMS(n, k), &w));
+    VQ_TRY(vq_tensor_new(scratch, be->place, be->act, VQ_DIMS(m, n), &y));
+    VQ_TRY(vq_zero(be, &x));
+    VQ_TRY(vq_zero(be, &w));
+    VQ_TRY(vq_gemm(be, &y, &x, false, &w, true, 1, 0)); /* threads and buffers are there then */
+    int count = 0;
+    const double start_s = vq_seconds();
+    double spent_s = 0;
+    for (; spent_s < limit_s; count++) {
+        VQ_TRY(vq_gemm(be, &y, &x, false, &w, true, 1, 0));
+        VQ_TRY(vq_sync(be));
+        spent_s = vq_seconds() - start_s;
+    }
+    vq_arena_reset(scratch, mark);
+    *gflops = flops * count / spent_s / 1e9;
+    return VQ_OK;
+}
+
+/* --- printing -------------------------------------------------------------------------------- */
+
+static const char *keep_name(vq_keep keep)
+{
+    static const char *const names[] = {[VQ_KEEP_NOTHING] = "nothing",
+                                        [VQ_KEEP_INPUTS] = "recomputed",
+                                        [VQ_KEEP_ALL] = "all kept",
+                                        [VQ_KEEP_SLICES] = "all kept, in slices"};
+    return names[keep];
+}
+
+static void print_memory(const vq_plan *p)
+{
+    printf("\nMemory by rank in its dearest phase, GiB (activations %s)\n",
+           keep_name(p->rank[0].keep));
+    printf("%5s %5s %9s  %-8s %8s %8s %8s %8s %8s %8s %8s %8s\n", "rank", "node", "layers", "phase",
+           "weights", "integers", "codes", "kept", "teacher", "work", "program", "total");
+    for (int i = 0; i < p->input.n_ranks; i++) {
+        const vq_plan_rank *r = &p->rank[i];
+        char layers[32];
+        snprintf(layers, sizeof layers, "%lld-%lld", (long long)r->topo.first,
+                 (long long)r->topo.last - 1);
+        printf("%5d %5d %9s  %-8s", i, r->node, layers, vq_plan_phase_name(r->phase));
+        for (int k = 0; k < VQ_PLAN_N_PARTS; k++) printf(" %8.3f", r->bytes[k] / GIB);
+        printf(" %8.3f\n", r->total_bytes / GIB);
+    }
+}
+
+static void print_step(const vq_plan *p)
+{
+    char forward[32], backward[32], pool[32], spent[32];
+    printf("\nA step of %lld x %lld tokens\n", (long long)p->input.config->train.batch,
+           (long long)p->input.config->seqlen);
+    if (p->n_stages > 1)
+        printf("  between stages     %s forward and %s backward over each of %lld links within "
+               "nodes and %lld between nodes\n",
+               vq_bytes_text(p->step.forward_bytes, forward),
+               vq_bytes_text(p->step.backward_bytes, backward), (long long)p->step.links_within,
+               (long long)p->step.links_between);
+    if (p->input.n_ranks > 1)
+        printf("  among all ranks    %s summed, %s broadcast\n",
+               vq_bytes_text(p->step.reduce_bytes, pool),
+               vq_bytes_text(p->step.broadcast_bytes, backward));
+    printf("  operations         %.4g TFLOP\n", p->step.flops / 1e12);
+    printf("  pipeline idle      %.1f %%\n", 100 * p->step.idle_ratio);
+    if (p->step.seconds > 0)
+        printf("  time               %s at %.4g GFLOP/s a rank\n",
+               vq_duration_text(p->step.seconds, spent), p->input.gflops);
+}
+
+static void print_rest(const vq_plan *p)
+{
+    char a[32], b[32], c[32], d[32], e[32];
+    if (p->seconds.total > 0) {
+        printf("\nTime: init %s, teacher %s, train %s", vq_duration_text(p->seconds.init, a),
+               vq_duration_text(p->seconds.teacher, b), vq_duration_text(p->seconds.train, c));
+        if (p->seconds.eval > 0) printf(", eval %s", vq_duration_text(p->seconds.eval, d));
+        printf("; in all %s%s\n", vq_duration_text(p->seconds.total, e),
+               p->seconds.eval > 0 ? "" : ", evaluation not counted");
+    }
+    printf("\nDisk: init %s, teacher %s, checkpoints %s, model %s; in all %s\n",
+           vq_bytes_text(p->disk_bytes.init, a), vq_bytes_text(p->disk_bytes.teacher, b),
+           vq_bytes_text(p->disk_bytes.checkpoints, c), vq_bytes_text(p->disk_bytes.model, d),
+           vq_bytes_text(p->disk_bytes.total, e));
+}
+
+void vq_plan_print(const vq_plan *p)
+{
+    const vq_model_config *m = &p->input.model->config;
+    printf("%s: %s, %lld layers, %.4g billion weights in %s; %lld bits\n", p->input.config->model,
+           vq_family_name(m->family), (long long)m->N, (double)vq_model_weights(m) / 1e9,
+           vq_dtype_name(p->input.model->dtype), (long long)p->input.config->bits);
+    printf("%d rank%s on %d node%s: %d stage%s x %d replica%s\n", p->input.n_ranks,
+           p->input.n_ranks == 1 ? "" : "s", p->input.n_nodes, p->input.n_nodes == 1 ? "" : "s",
+           p->n_stages, p->n_stages == 1 ? "" : "s", p->n_replicas, p->n_replicas == 1 ? "" : "s");
+    print_memory(p);
+    if (has_codes(p->input.config)) print_step(p);
+    print_rest(p);
+}
+
+static json_t *rank_json(const vq_plan_rank *r)
+{
+    static const char *const parts[VQ_PLAN_N_PARTS] = {"weights", "integers", "codes",  "kept",
+                                                       "teacher", "work",     "program"};
+    json_t *bytes = json_object();
+    for (int k = 0; k < VQ_PLAN_N_PARTS; k++)
+        json_object_set_new(bytes, parts[k], json_real(r->bytes[k]));
+    return json_pack("{s:i, s:i, s:i, s:[I, I], s:s, s:b, s:o, s:f, s:f}", "node", r->node, "stage",
+                     r->topo.stage, "replica", r->topo.replica, "layers", (json_int_t)r->topo.first,
+                     (json_int_t)r->topo.last, "phase", vq_plan_phase_name(r->phase), "recompute",
+                     r->keep == VQ_KEEP_INPUTS, "bytes", bytes, "total_bytes", r->total_bytes,
+                     "fixed_bytes", r->fixed_bytes);
+}
+
+void vq_plan_print_json(const vq_plan *p)
+{
+    json_t *ranks = json_array();
+    for (int i = 0; i < p->input.n_ranks; i++) json_array_append_new(ranks, rank_json(&p->rank[i]));
+    json_t *step = json_pack(
+        "{s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "links_within",
+        (json_int_t)p->step.links_within, "links_between", (json_int_t)p->step.links_between,
+        "forward_bytes", p->step.forward_bytes, "backward_bytes", p->step.backward_bytes,
+        "reduce_bytes", p->step.reduce_bytes, "broadcast_bytes", p->step.broadcast_bytes,
+        "ids_bytes", p->step.ids_bytes, "flops", p->step.flops, "idle_ratio", p->step.idle_ratio,
+        "seconds", p->step.seconds);
+    json_t *seconds = json_pack("{s:f, s:f, s:f, s:f, s:f}", "init", p->seconds.init, "teacher",
+                                p->seconds.teacher, "train", p->seconds.train, "eval",
+                                p->seconds.eval, "total", p->seconds.total);
+    json_t *disk = json_pack("{s:f, s:f, s:f, s:f, s:f}", "init", p->disk_bytes.init, "teacher",
+                             p->disk_bytes.teacher, "checkpoints", p->disk_bytes.checkpoints,
+                             "model", p->disk_bytes.model, "total", p->disk_bytes.total);
+    json_t *root = json_pack("{s:i, s:i, s:f, s:o, s:o, s:o, s:o}", "stages", p->n_stages,
+                             "replicas", p->n_replicas, "gflops", p->input.gflops, "ranks", ranks,
+                             "step", step, "seconds", seconds, "disk_bytes", disk);
+    json_dumpf(root, stdout, JSON_COMPACT);
+    putchar('\n');
+    json_decref(root);
+}
+
+/* --- the subcommand -------------------------------------------------------------------------- */
+
+/* Memory and speed of a rank as the settings say, or as this machine has them: what ranks on one
+ * node share is divided. */
+static vq_status fill_machine(const vq_config *c, vq_arena *scratch, vq_plan_input *in)
+{
+    const int on_node = (int)VQ_CEIL_DIV(in->n_ranks, in->n_nodes);
+    vq_backend be;
+    size_t free_bytes, total_bytes;
+    VQ_TRY(vq_cpu_open(&be, (int)c->threads));
+    in->threads = vq_cpu_thread_count(&be);
+    in->memory_bytes = c->plan.memory_gib * GIB;
+    in->gflops = c->plan.gflops;
+    vq_status status = VQ_OK;
+    if (in->memory_bytes == 0) {
+        status = vq_mem_info(&be, &free_bytes, &total_bytes);
+        in->memory_bytes = (double)free_bytes / on_node;
+    }
+    if (!status && in->gflops == 0) {
+        const double cores = (double)sysconf(_SC_NPROCESSORS_ONLN);
+        status = vq_plan_measure(&be, scratch, &in->gflops);
+        in->gflops *= VQ_MIN(1, cores / (on_node * in->threads));
+    }
+    vq_cpu_close(&be);
+    return status;
+}
+
+static vq_status plan_here(vq_arena *arena, const vq_config *c, const vq_comm *comm)
+{
+    vq_plan_model model, teacher;
+    vq_plan plan;
+    vq_plan_input in = {.config = c,
+                        .model = &model,
+                        .teacher = &model,
+                        .act = c->plan.act_bytes == 2 ? VQ_BF16 : VQ_F32,
+                        .n_ranks = c->plan.ranks ? (int)c->plan.ranks : comm->size,
+                        .n_nodes = (int)c->plan.nodes};
+    VQ_CHECK(
+        in.n_nodes <= in.n_ranks, VQ_EUSAGE,
+        "--nodes %d: there are %d ranks: expected at least one a node. Raise --ranks, or lower "
+        "--nodes",
+        in.n_nodes, in.n_ranks);
+    VQ_TRY(vq_plan_model_read(arena, c->model, &model));
+    if (c->teacher.model) {
+        VQ_TRY(vq_plan_model_read(arena, c->teacher.model, &teacher));
+        in.teacher = &teacher;
+    }
+    VQ_CHECK(c->seqlen <= model.config.max_positions, VQ_EUSAGE,
+             "%s: seqlen = %lld: expected at most max_position_embeddings = %lld. Lower --seqlen",
+             c->model, (long long)c->seqlen, (long long)model.config.max_positions);
+    VQ_TRY(fill_machine(c, arena, &in));
+    VQ_TRY(vq_plan_make(arena, &in, &plan));
+    if (c->json)
+        vq_plan_print_json(&plan);
+    else
+        vq_plan_print(&plan);
+    return VQ_OK;
+}
+
+vq_status vq_plan_run(const vq_config *config, const vq_comm *comm)
+{
+    vq_arena arena = {0};
+    if (comm->rank != 0) return VQ_OK;
+    VQ_TRY(vq_arena_init(&arena, "plan", (size_t)1 << 30));
+    vq_status status = plan_here(&arena, config, comm);
+    vq_arena_close(&arena);
+    return status;
+}
+
+/* --- an open job ----------------------------------------------------------------------------- */
+
+/* A number that two ranks share if they are on one machine, exact in an f64. */
+static double host_number(void)
+{
+    char name[256] = "";
+    (void)gethostname(name, sizeof name - 1);
+    return (double)(vq_hash_text(VQ_HASH_START, name) >> 12);
+}
+
+/* Every rank's host. Collective. */
+static vq_status gather_hosts(vq_job *job, double *host)
+{
+    const int n = job->comm->size;
+    memset(host, 0, (size_t)n * sizeof *host);
+    host[job->comm->rank] = host_number();
+    vq_tensor sum = vq_tensor_1d(host, VQ_F64, n);
+    return vq_comm_sum(job->comm, &sum);
+}
+
+static int count_nodes(const double *host, int n)
+{
+    int n_nodes = 0;
+    for (int i = 0; i < n; i++) {
+        int j = 0;
+        while (j < i && host[j] != host[i]) j++;
+        n_nodes += j == i;
+    }
+    return n_nodes;
+}
+
+static void log_plan(const vq_plan *p)
+{
+    char most[32], least[32], forward[32], pool[32], disk[32];
+    int dearest = 0, cheapest = 0;
+    for (int i = 1; i < p->input.n_ranks; i++) {
+        if (p->rank[i].total_bytes > p->rank[dearest].total_bytes) dearest = i;
+        if (p->rank[i].total_bytes < p->rank[cheapest].total_bytes) cheapest = i;
+    }
+    vq_bytes_text(p->rank[dearest].total_bytes, most);
+    vq_bytes_text(p->rank[cheapest].total_bytes, least);
+    vq_bytes_text(p->disk_bytes.total, disk);
+    const char *phase = vq_plan_phase_name(p->rank[dearest].phase);
+    if (p->input.n_ranks == 1) {
+        vq_log(VQ_LOG_INFO, "plan     %s of memory at most (in phase %s), %s of disk", most, phase,
+               disk);
+        return;
+    }
+    vq_log(VQ_LOG_INFO,
+           "plan     %d stages x %d replicas; memory %s (rank %d) to %s (rank %d, in phase %s); %s "
+           "of disk",
+           p->n_stages, p->n_replicas, least, cheapest, most, dearest, phase, disk);
+    if (has_codes(p->input.config))
+        vq_log(VQ_LOG_INFO,
+               "plan     a step sends %s each way between stages, sums and broadcasts %s; pipeline "
+               "%.0f %% idle",
+               vq_bytes_text(p->step.backward_bytes, forward),
+               vq_bytes_text(p->step.reduce_bytes, pool), 100 * p->step.idle_ratio);
+}
+
+/* Whether the ranks on this rank's node fit its memory. */
+static vq_status check_node(const vq_job *job, const vq_plan *p, const double *host,
+                            double free_bytes)
+{
+    const int rank = job->comm->rank;
+    double needed = 0, with_weights = 0;
+    int n = 0, leader = -1;
+    for (int i = 0; i < job->comm->size; i++) {
+        if (host[i] != host[rank]) continue;
+        if (leader < 0) leader = i;
+        n++;
+        needed += p->rank[i].fixed_bytes;
+        with_weights += p->rank[i].total_bytes;
+    }
+    char need[32], have[32], lack[32];
+    vq_bytes_text(needed, need);
+    vq_bytes_text(free_bytes, have);
+    vq_bytes_text(needed - free_bytes, lack);
+    VQ_CHECK(rank != leader || needed <= free_bytes, VQ_EMEM,
+             "memory: the plan of %d rank%s on this machine is %s and %s are free: %s short. Use "
+             "more --stages on more machines%s, or lower seqlen or train.batch; \"vqround plan\" "
+             "shows what takes it",
+             n, n == 1 ? "" : "s", need, have, lack,
+             p->rank[rank].keep == VQ_KEEP_ALL ? ", set train.recompute to on" : "");
+    if (rank == 0 && with_weights > free_bytes)
+        vq_log(VQ_LOG_WARN,
+               "plan     %s with the model's own weights, and %s are free: weights will be read "
+               "from disk again and again. More stages on more machines would be faster",
+               vq_bytes_text(with_weights, need), have);
+    return VQ_OK;
+}
+
+static vq_status plan_job(vq_job *job, const double *host)
+{
+    const vq_plan_model model = {job->model.config, job->model.embed.dtype},
+                        teacher = {job->teacher.config, job->teacher.embed.dtype};
+    const int size = job->comm->size, rank = job->comm->rank;
+    size_t free_bytes, total_bytes;
+    int on_node = 0;
+    vq_plan plan;
+    for (int i = 0; i < size; i++) on_node += host[i] == host[rank];
+    VQ_TRY(vq_mem_info(&job->be, &free_bytes, &total_bytes));
+    const vq_plan_input in = {.config = job->config,
+                              .model = &model,
+                              .teacher = job->teacher.dir ? &teacher : &model,
+                              .act = job->be.act,
+                              .n_ranks = size,
+                              .n_nodes = count_nodes(host, size),
+                              .threads = vq_cpu_thread_count(&job->be),
+                              .memory_bytes = (double)free_bytes / on_node};
+    VQ_TRY(vq_plan_make(&job->scratch, &in, &plan));
+    job->keep = plan.rank[rank].keep;
+    log_plan(&plan);
+    return check_node(job, &plan, host, (double)free_bytes);
+}
+
+vq_status vq_plan_job(vq_job *job)
+{
+    double *host;
+    const size_t mark = vq_arena_mark(&job->scratch);
+    vq_comm_at(job->comm, "plan");
+    VQ_TRY(VQ_NEW(&job->scratch, job->comm->size, &host));
+    VQ_TRY(gather_hosts(job, host));
+    VQ_TRY(vq_comm_agree(job->comm, plan_job(job, host)));
+    vq_arena_reset(&job->scratch, mark);
+    return VQ_OK;
+}

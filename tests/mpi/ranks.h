@@ -1,0 +1,148 @@
+/* ranks.h - running vqround under mpiexec, and comparing what runs leave. Included after cmocka.h.
+ */
+#pragma once
+#include <math.h>
+
+#include "cli/run.h"
+#include "expect.h"
+#include "h5.h"
+#include "weights.h"
+
+#define MAX_ARGS 80
+
+static vq_arena arena;
+
+/* Ranks may share cores, whoever runs the tests. */
+static inline int enter_world(void **state)
+{
+    static const char *const settings[][2] = {{"OMPI_ALLOW_RUN_AS_ROOT", "1"},
+                                              {"OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"},
+                                              {"OMPI_MCA_rmaps_base_oversubscribe", "1"},
+                                              {"OMPI_MCA_hwloc_base_binding_policy", "none"}};
+    for (int i = 0; i < VQ_COUNT(settings); i++) setenv(settings[i][0], settings[i][1], 1);
+    EXPECT_OK(vq_arena_init(&arena, "test", (size_t)1 << 30));
+    return enter_folder(state);
+}
+
+static inline int leave_world(void **state)
+{
+    vq_arena_close(&arena);
+    return leave_folder(state);
+}
+
+/* Between tests: everything in the test's folder. */
+static inline int clear_folder(void **state)
+{
+    (void)state;
+    remove_all(work_folder);
+    return mkdir(work_folder, 0777) || chdir(work_folder);
+}
+
+/* Starts `program` as n ranks; 0 is without a launcher. common and more end with NULL. */
+static inline pid_t start_ranks(int n, const char *program, const char *const *common,
+                                const char *const *more)
+{
+    const char *args[MAX_ARGS];
+    int count = 0;
+    if (n > 0) {
+        args[count++] = MPIEXEC;
+        args[count++] = "-n";
+        args[count++] = text("%d", n);
+    }
+    args[count++] = program;
+    for (; *common; common++) args[count++] = *common;
+    for (; *more; more++) args[count++] = *more;
+    assert_true(count < MAX_ARGS);
+    args[count] = NULL;
+    return start(args);
+}
+
+#define LIST(...) ((const char *const[]){__VA_ARGS__, NULL})
+
+/* --- what a run leaves ----------------------------------------------------------------------- */
+
+/* One line of metrics.jsonl. */
+typedef struct metrics {
+    double loss, task, reg, grad_norm;
+} metrics;
+
+/* Reads RUN/metrics.jsonl, at most `max` lines, with steps 0, 1, 2...; returns how many. */
+static inline int read_metrics(const char *run, metrics *m, int max)
+{
+    char *lines = read_file(text("%s/metrics.jsonl", run), NULL);
+    int n = 0;
+    for (char *line = lines, *end; (end = strchr(line, '\n')); line = end + 1, n++) {
+        json_t *row = json_loadb(line, (size_t)(end - line), 0, NULL);
+        assert_true(row && n < max);
+        if (json_number(row, "step") != n)
+            fail_msg("%s/metrics.jsonl: line %d has step %g", run, n + 1, json_number(row, "step"));
+        m[n] = (metrics){json_number(row, "loss"), json_number(row, "task"),
+                         json_number(row, "reg"), json_number(row, "grad_norm")};
+        json_decref(row);
+    }
+    free(lines);
+    return n;
+}
+
+/* A tensor of RUN/ckpt-STEP.h5, in the test's arena. */
+static inline vq_tensor read_checkpoint(const char *run, int step, const char *name)
+{
+    vq_h5 h;
+    vq_tensor t;
+    EXPECT_OK(vq_h5_open(&arena, text("%s/ckpt-%010d.h5", run, step), "checkpoint", 1, &h));
+    EXPECT_OK(vq_h5_load(&h, &arena, name, &t));
+    vq_h5_close(&h);
+    return t;
+}
+
+static inline void expect_same_tensor(const char *a, const char *b, const vq_tensor *x,
+                                      const vq_tensor *y)
+{
+    if (x->dtype != y->dtype || !vq_tensor_same_shape(x, y) ||
+        memcmp(x->data, y->data, vq_tensor_bytes(x)) != 0)
+        fail_msg("%s and %s have another %s", a, b, x->name ? x->name : "tensor");
+}
+
+/* The weights of two model folders, whatever files they are in. */
+static inline void expect_same_model(const char *a, const char *b)
+{
+    vq_weights x, y;
+    EXPECT_OK(vq_weights_open(&arena, a, &x));
+    EXPECT_OK(vq_weights_open(&arena, b, &y));
+    assert_int_equal(x.n, y.n);
+    for (int64_t i = 0; i < x.n; i++) {
+        assert_string_equal(x.tensor[i].name, y.tensor[i].name);
+        expect_same_tensor(a, b, &x.tensor[i], &y.tensor[i]);
+    }
+    vq_weights_close(&x);
+    vq_weights_close(&y);
+}
+
+/* Two runs that must be equal bit for bit: every step, the state after the last, perplexities, and
+ * the quantized model. */
+static inline void expect_same_run(const char *a, const char *b, int steps)
+{
+    enum { MAX = 64 };
+    static metrics x[MAX], y[MAX];
+    static const char *const states[] = {"codes", "m", "v"};
+    const size_t mark = vq_arena_mark(&arena);
+    assert_int_equal(read_metrics(a, x, MAX), steps);
+    assert_int_equal(read_metrics(b, y, MAX), steps);
+    for (int i = 0; i < steps; i++)
+        if (memcmp(&x[i], &y[i], sizeof x[i]) != 0)
+            fail_msg("step %d: %s has loss %.9g, gradient %.9g; %s has %.9g, %.9g", i, a, x[i].loss,
+                     x[i].grad_norm, b, y[i].loss, y[i].grad_norm);
+    for (int i = 0; i < VQ_COUNT(states); i++) {
+        vq_tensor s = read_checkpoint(a, steps, states[i]),
+                  t = read_checkpoint(b, steps, states[i]);
+        s.name = states[i];
+        expect_same_tensor(a, b, &s, &t);
+    }
+    json_t *p = load_json(text("%s/results.json", a)), *q = load_json(text("%s/results.json", b));
+    if (!json_equal(json_object_get(p, "perplexity"), json_object_get(q, "perplexity")))
+        fail_msg("%s and %s have other perplexities", a, b);
+    json_decref(p);
+    json_decref(q);
+    expect_same_model(text("%s/model", a), text("%s/model", b));
+    vq_arena_reset(&arena, mark);
+}

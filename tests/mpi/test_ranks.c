@@ -1,0 +1,247 @@
+/* test_ranks - the whole job on several ranks against one process: the same bits on any number of
+ * stages and threads, also when a run goes on in another world; the same numbers to rounding with
+ * replicas and with slices. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "mpi/ranks.h"
+
+enum { CODES = 32, WIDTH = 8 };
+
+/* What all runs here have in common; checkpoints of every step stay. */
+#define COMMON(model)                                                                              \
+    LIST("quantize", "--model", model, "--text", CALIB, "--eval-text", HELD_OUT, "--bits", "2",    \
+         "--K", "32", "--D", "8", "--kmeans.iters", "10", "--nsamples", "5", "--seqlen", "24",     \
+         "--eval-max-windows", "3", "--lr", "0.05", "--checkpoint-every", "1",                     \
+         "--checkpoint.keep", "100", "--quiet")
+
+/* A run of n ranks (0: no launcher) to its end. */
+#define QUANTIZE(n, model, ...)                                                                    \
+    do {                                                                                           \
+        finish(start_ranks(n, VQROUND, COMMON(model), LIST(__VA_ARGS__)));                         \
+        expect_code(0);                                                                            \
+        assert_string_equal(last.err, "");                                                         \
+    } while (0)
+
+/* --- stages and threads ---------------------------------------------------------------------- */
+
+static void stages_and_threads(const char *model)
+{
+    QUANTIZE(0, model, "--steps", "3", "--threads", "1", "--out", "one");
+    QUANTIZE(0, model, "--steps", "3", "--threads", "3", "--out", "threads");
+    QUANTIZE(2, model, "--steps", "3", "--threads", "2", "--out", "two");
+    QUANTIZE(3, model, "--steps", "3", "--threads", "1", "--out", "three");
+    QUANTIZE(4, model, "--steps", "3", "--threads", "3", "--out", "four");
+    static const char *const others[] = {"threads", "two", "three", "four"};
+    for (int i = 0; i < VQ_COUNT(others); i++) expect_same_run("one", others[i], 3);
+    /* Each rank wrote its own part, and says what memory it took. */
+    assert_true(exists("four/init-0003.h5") && !exists("four/init-0004.h5"));
+    assert_true(exists("four/teacher-0003.h5") && !exists("four/teacher-0000.h5"));
+    json_t *r = load_json("four/results.json");
+    const json_t *peaks = json_object_get(r, "peak_rss_bytes");
+    assert_int_equal(json_array_size(peaks), 4);
+    for (size_t i = 0; i < 4; i++)
+        assert_true(json_number_value(json_array_get(peaks, i)) > 1 << 20);
+    json_decref(r);
+}
+
+static void slices(const char *model)
+{
+    metrics whole[3], cut[3];
+    QUANTIZE(0, model, "--steps", "3", "--slices", "4", "--out", "cut");
+    QUANTIZE(3, model, "--steps", "3", "--slices", "4", "--out", "cut3");
+    expect_same_run("cut", "cut3", 3);
+    assert_int_equal(read_metrics("cut", cut, 3), 3);
+    assert_int_equal(read_metrics("one", whole, 3), 3);
+    if (fabs(cut[0].loss / whole[0].loss - 1) > 1e-5 ||
+        fabs(cut[0].grad_norm / whole[0].grad_norm - 1) > 1e-5)
+        fail_msg("4 slices: loss %.9g, gradient %.9g; 1: %.9g, %.9g", cut[0].loss, cut[0].grad_norm,
+                 whole[0].loss, whole[0].grad_norm);
+}
+
+static void family(const char *model)
+{
+    stages_and_threads(model);
+    slices(model);
+}
+
+static void test_llama(void **state)
+{
+    (void)state;
+    family(MODELS "tiny-llama");
+}
+
+static void test_opt(void **state)
+{
+    (void)state;
+    family(MODELS "tiny-opt");
+}
+
+static void test_qwen3(void **state)
+{
+    (void)state;
+    family(MODELS "tiny-qwen3");
+}
+
+/* --- going on in another world --------------------------------------------------------------- */
+
+/* Runs until max_hours, which has passed after one step. */
+#define ONE_STEP(n, ...)                                                                           \
+    do {                                                                                           \
+        finish(start_ranks(n, VQROUND, COMMON(MODELS "tiny-llama"),                                \
+                           LIST("--max-hours", "1e-9", __VA_ARGS__)));                             \
+        expect_code(75);                                                                           \
+        expect_words("stopped by max_hours", "Run the same command again", NULL);                  \
+    } while (0)
+
+static void test_resume_on_other_stages(void **state)
+{
+    (void)state;
+    QUANTIZE(0, MODELS "tiny-llama", "--steps", "5", "--out", "whole");
+    ONE_STEP(0, "--steps", "5", "--out", "parts");
+    ONE_STEP(3, "--steps", "5", "--threads", "2", "--out", "parts");
+    ONE_STEP(2, "--steps", "5", "--threads", "1", "--out", "parts");
+    QUANTIZE(4, MODELS "tiny-llama", "--steps", "5", "--threads", "1", "--out", "parts");
+    expect_same_run("whole", "parts", 5);
+    /* What the one process had made served all later worlds. */
+    assert_true(exists("parts/init-0000.h5") && exists("parts/teacher-0000.h5"));
+    assert_false(exists("parts/init-0001.h5") || exists("parts/teacher-0002.h5"));
+    /* And the other way round: files of many ranks read by one. */
+    ONE_STEP(4, "--steps", "5", "--out", "back");
+    QUANTIZE(0, MODELS "tiny-llama", "--steps", "5", "--out", "back");
+    expect_same_run("whole", "back", 5);
+    assert_true(exists("back/init-0003.h5") && exists("back/teacher-0003.h5"));
+    assert_false(exists("back/teacher-0000.h5"));
+}
+
+/* --- replicas -------------------------------------------------------------------------------- */
+
+/* The norm of each linear's part of the first gradient, which Adam's first moment is a tenth of. */
+static void expect_gradients(const char *a, const char *b, double limit)
+{
+    const size_t mark = vq_arena_mark(&arena);
+    const vq_tensor x = read_checkpoint(a, 1, "m"), y = read_checkpoint(b, 1, "m");
+    const float *p = x.data, *q = y.data;
+    const int64_t n = vq_tensor_count(&x), each = CODES * WIDTH;
+    assert_true(vq_tensor_same_shape(&x, &y) && n % each == 0 && x.dtype == VQ_F32);
+    for (int64_t i = 0; i < n; i += each) {
+        double norm_x = 0, norm_y = 0;
+        for (int64_t j = i; j < i + each; j++) {
+            norm_x += (double)p[j] * (double)p[j];
+            norm_y += (double)q[j] * (double)q[j];
+        }
+        if (fabs(sqrt(norm_y / norm_x) - 1) > limit)
+            fail_msg("linear %lld: the gradient of %s is %.9g, of %s %.9g", (long long)(i / each),
+                     a, sqrt(norm_x), b, sqrt(norm_y));
+    }
+    vq_arena_reset(&arena, mark);
+}
+
+static void expect_near(const char *a, const char *b, int steps)
+{
+    metrics x[64], y[64];
+    assert_int_equal(read_metrics(a, x, 64), steps);
+    assert_int_equal(read_metrics(b, y, 64), steps);
+    for (int i = 0; i < steps; i += steps - 1) {
+        const double limit = i == 0 ? 1e-6 : 1e-4;
+        if (fabs(y[i].loss / x[i].loss - 1) > limit)
+            fail_msg("step %d: %s has the loss %.9g, %s %.9g: expected within %g", i, a, x[i].loss,
+                     b, y[i].loss, limit);
+    }
+    expect_gradients(a, b, 1e-6);
+}
+
+/* 5 windows in batches of 4: the second step of an epoch has one sequence, and most replicas none.
+ */
+static void test_replicas(void **state)
+{
+    (void)state;
+    make_model("rand-llama-gqa-tied", "model");
+    QUANTIZE(0, "model", "--steps", "20", "--batch-size", "4", "--out", "one");
+    QUANTIZE(4, "model", "--steps", "20", "--batch-size", "4", "--threads", "1", "--out", "four");
+    QUANTIZE(4, "model", "--steps", "20", "--batch-size", "4", "--threads", "1", "--stages", "2",
+             "--out", "square");
+    QUANTIZE(3, "model", "--steps", "20", "--batch-size", "4", "--threads", "1", "--replicas", "3",
+             "--slices", "2", "--out", "three");
+    expect_near("one", "four", 20);
+    expect_near("one", "square", 20);
+    metrics x[20], y[20];
+    read_metrics("one", x, 20);
+    read_metrics("three", y, 20);
+    assert_true(fabs(y[0].loss / x[0].loss - 1) < 1e-5 && fabs(y[19].loss / x[19].loss - 1) < 1e-4);
+    /* Nothing was made twice: each replica's part is in its own file. */
+    assert_true(exists("four/init-0003.h5") && exists("four/teacher-0003.h5"));
+    assert_true(exists("square/teacher-0001.h5") && exists("square/teacher-0003.h5"));
+    assert_false(exists("square/teacher-0000.h5") || exists("square/teacher-0002.h5"));
+    /* Started as replicas and finished by one process. */
+    finish(start_ranks(4, VQROUND, COMMON("model"),
+                       LIST("--steps", "20", "--batch-size", "4", "--stages", "2", "--max-hours",
+                            "1e-9", "--out", "mixed")));
+    expect_code(75);
+    QUANTIZE(0, "model", "--steps", "20", "--batch-size", "4", "--out", "mixed");
+    expect_near("one", "mixed", 20);
+    assert_false(exists("mixed/teacher-0000.h5"));
+}
+
+/* --- other ways to train --------------------------------------------------------------------- */
+
+/* One process and two stages with the same further options. */
+#define SAME_ON_TWO(...)                                                                           \
+    do {                                                                                           \
+        QUANTIZE(0, "model", "--steps", "3", "--batch-size", "2", __VA_ARGS__, "--out", "a");      \
+        QUANTIZE(2, "model", "--steps", "3", "--batch-size", "2", "--stages", "2", __VA_ARGS__,    \
+                 "--out", "b");                                                                    \
+        expect_same_run("a", "b", 3);                                                              \
+        remove_all("a");                                                                           \
+        remove_all("b");                                                                           \
+    } while (0)
+
+static void test_other_settings(void **state)
+{
+    (void)state;
+    make_model("rand-qwen3-tied", "model");
+    make_model("rand-llama3-rope", "teacher");
+    SAME_ON_TWO("--loss", "lm");
+    SAME_ON_TWO("--no-teacher.cache");
+    SAME_ON_TWO("--teacher.model", "teacher");
+    SAME_ON_TWO("--teacher.model", "teacher", "--no-teacher.cache", "--slices", "3");
+    SAME_ON_TWO("--train.recompute", "on", "--kmeans.start", "own");
+    make_model("rand-opt350", "model"); /* projections at both ends */
+    SAME_ON_TWO("--slices", "24");
+}
+
+static void test_eval(void **state)
+{
+    (void)state;
+    json_t *result[3];
+    static const int ranks[] = {0, 3, 2};
+    for (int i = 0; i < 3; i++) {
+        finish(start_ranks(ranks[i], VQROUND,
+                           LIST("eval", "--model", MODELS "tiny-opt", "--text", HELD_OUT,
+                                "--seqlen", "32", "--max-windows", "5", "--json", "--quiet"),
+                           LIST("--threads", text("%d", i + 1))));
+        expect_code(0);
+        result[i] = last_json();
+        assert_true(json_number(result[i], "perplexity") == json_number(result[0], "perplexity"));
+        assert_true(json_number(result[i], "windows") == 5);
+    }
+    for (int i = 0; i < 3; i++) json_decref(result[i]);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_teardown(test_llama, clear_folder),
+        cmocka_unit_test_teardown(test_opt, clear_folder),
+        cmocka_unit_test_teardown(test_qwen3, clear_folder),
+        cmocka_unit_test_teardown(test_resume_on_other_stages, clear_folder),
+        cmocka_unit_test_teardown(test_replicas, clear_folder),
+        cmocka_unit_test_teardown(test_other_settings, clear_folder),
+        cmocka_unit_test_teardown(test_eval, clear_folder),
+    };
+    return cmocka_run_group_tests(tests, enter_world, leave_world);
+}

@@ -1,0 +1,224 @@
+/* test_plan - the plan against what the modules' own functions and the formulas give. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "error.h"
+#include "expect.h"
+#include "plan.h"
+
+static vq_arena arena;
+
+/* LLaMA with 7 linears of [64, 64] or [128, 64] a layer, in f16. */
+static vq_plan_model model_of(int64_t N)
+{
+    return (vq_plan_model){{.family = VQ_LLAMA,
+                            .N = N,
+                            .E = 64,
+                            .E_embed = 64,
+                            .F = 128,
+                            .H = 4,
+                            .G = 4,
+                            .S = 16,
+                            .V = 640,
+                            .max_positions = 4096,
+                            .norm_before = true,
+                            .final_norm = true,
+                            .rope_theta = 10000},
+                           VQ_F16};
+}
+
+#define LAYER_WEIGHTS (4 * 64 * 64 + 3 * 128 * 64)
+
+static vq_config defaults(void)
+{
+    vq_config c;
+    assert_int_equal(vq_config_defaults(&arena, &c), VQ_OK);
+    c.model = "models/none";
+    c.seqlen = 256;
+    c.K = 32;
+    return c;
+}
+
+static vq_plan make(const vq_config *c, const vq_plan_model *m, int n_ranks, int n_nodes,
+                    double memory_bytes)
+{
+    const vq_plan_input in = {.config = c,
+                              .model = m,
+                              .teacher = m,
+                              .act = VQ_F32,
+                              .n_ranks = n_ranks,
+                              .n_nodes = n_nodes,
+                              .threads = 1,
+                              .memory_bytes = memory_bytes,
+                              .gflops = 1};
+    vq_plan plan;
+    EXPECT_OK(vq_plan_make(&arena, &in, &plan));
+    return plan;
+}
+
+static double sum(const vq_plan_rank *r)
+{
+    double total = 0;
+    for (int i = 0; i < VQ_PLAN_N_PARTS; i++) total += r->bytes[i];
+    return total;
+}
+
+static void test_parts(void **state)
+{
+    (void)state;
+    const vq_plan_model m = model_of(8);
+    vq_config c = defaults();
+    c.eval.run = false;
+    const vq_plan p = make(&c, &m, 1, 1, 0);
+    const vq_plan_rank *r = &p.rank[0];
+    assert_int_equal(r->phase, VQ_PLAN_TRAIN);
+    assert_int_equal(r->keep, VQ_KEEP_ALL);
+    assert_true(fabs(sum(r) - r->total_bytes) < 1);
+    assert_true(r->fixed_bytes <= r->total_bytes);
+    /* Integers: a byte a weight, two a vector of 8, scale and zero by row, 4 bytes a count. */
+    const double rows = 5 * 64 + 2 * 128;
+    const double n_codes = 7 * 32 * 8;
+    const double integers = 8 * (LAYER_WEIGHTS * (1 + 2.0 / 8) + rows * 8 + n_codes * 4);
+    assert_true(fabs(r->bytes[VQ_PLAN_INTEGERS] - integers) < 1);
+    /* Codes, gradient and two moments. */
+    assert_true(fabs(r->bytes[VQ_PLAN_CODES] - 8 * n_codes * 4 * 4) < 1);
+    assert_true(fabs(r->bytes[VQ_PLAN_TEACHER] - 256 * 64 * 2) < 1);
+    assert_true(fabs(r->bytes[VQ_PLAN_WEIGHTS] - 2 * 640 * 64 * 2) < 1);
+    /* Checkpoints: the kept ones and the next. */
+    assert_true(fabs(p.disk_bytes.checkpoints - 3 * 3 * 8 * n_codes * 4) < 1);
+    assert_true(fabs(p.disk_bytes.teacher - 128.0 * 256 * 64 * 2) < 1);
+    assert_true(p.step.links_within == 0 && p.step.reduce_bytes == 0 && p.step.idle_ratio == 0);
+}
+
+/* Stages share out layers; only rank 0 has Adam, only the last the teacher's states. */
+static void test_stages(void **state)
+{
+    (void)state;
+    const vq_plan_model m = model_of(16);
+    vq_config c = defaults();
+    c.train.batch = 4;
+    c.eval.run = false;
+    const vq_plan whole = make(&c, &m, 1, 1, 0);
+    c.stages = 4;
+    const vq_plan p = make(&c, &m, 8, 2, 0);
+    double integers = 0;
+    assert_int_equal(p.n_stages, 4);
+    assert_int_equal(p.n_replicas, 2);
+    for (int i = 0; i < 4; i++) integers += p.rank[i].bytes[VQ_PLAN_INTEGERS];
+    assert_true(fabs(integers - whole.rank[0].bytes[VQ_PLAN_INTEGERS]) < 1);
+    assert_true(p.rank[0].bytes[VQ_PLAN_CODES] == 2 * p.rank[4].bytes[VQ_PLAN_CODES]);
+    for (int i = 0; i < 8; i++) {
+        assert_int_equal(p.rank[i].node, i / 4);
+        assert_true((p.rank[i].bytes[VQ_PLAN_TEACHER] > 0) == (i % 4 == 3));
+        assert_true(p.rank[i].total_bytes < whole.rank[0].total_bytes);
+    }
+    /* Two replicas of four stages: three links each, all on one node. A link carries a replica's
+     * two sequences. */
+    assert_int_equal(p.step.links_within, 6);
+    assert_int_equal(p.step.links_between, 0);
+    assert_true(p.step.forward_bytes == 2.0 * 256 * 64 * 4);
+    assert_true(p.step.backward_bytes == p.step.forward_bytes);
+    assert_true(p.step.reduce_bytes == 16 * 7 * 32 * 8 * 4);
+    assert_true(p.step.ids_bytes == 3 * 2 * 256 * 4);
+    const vq_plan apart = make(&c, &m, 8, 4, 0);
+    assert_int_equal(apart.step.links_within, 4);
+    assert_int_equal(apart.step.links_between, 2);
+}
+
+static void test_recompute_by_memory(void **state)
+{
+    (void)state;
+    const vq_plan_model m = model_of(32);
+    vq_config c = defaults();
+    c.seqlen = 4096;
+    const vq_plan all = make(&c, &m, 1, 1, 0);
+    const vq_plan some = make(&c, &m, 1, 1, all.rank[0].total_bytes);
+    assert_int_equal(all.rank[0].keep, VQ_KEEP_ALL);
+    assert_int_equal(some.rank[0].keep, VQ_KEEP_INPUTS);
+    assert_true(some.rank[0].total_bytes < 0.5 * all.rank[0].total_bytes);
+    assert_true(some.step.flops > all.step.flops);
+    c.train.recompute = VQ_OFF;
+    assert_int_equal(make(&c, &m, 1, 1, 1).rank[0].keep, VQ_KEEP_ALL);
+    c.train.recompute = VQ_ON;
+    assert_int_equal(make(&c, &m, 1, 1, 0).rank[0].keep, VQ_KEEP_INPUTS);
+    c.slices = 4;
+    assert_int_equal(make(&c, &m, 1, 1, 0).rank[0].keep, VQ_KEEP_SLICES);
+}
+
+/* Slices fill the pipeline, and so do more sequences. */
+static void test_idle(void **state)
+{
+    (void)state;
+    const vq_plan_model m = model_of(32);
+    vq_config c = defaults();
+    c.seqlen = 2048;
+    c.stages = 8;
+    const double one = make(&c, &m, 8, 1, 0).step.idle_ratio;
+    c.slices = 8;
+    const double sliced = make(&c, &m, 8, 1, 0).step.idle_ratio;
+    c.slices = 1;
+    c.train.batch = 32;
+    const vq_plan many = make(&c, &m, 8, 1, 0);
+    assert_true(one > 0.7 && one < 0.9);
+    assert_true(sliced < 0.75 * one);
+    assert_true(many.step.idle_ratio < 0.3);
+    assert_true(many.seconds.train == many.step.seconds * 5000);
+}
+
+/* A linear that is left out has no integers, no code; a baseline has none of training. */
+static void test_less_to_do(void **state)
+{
+    (void)state;
+    const vq_plan_model m = model_of(4);
+    vq_config c = defaults();
+    const vq_plan p = make(&c, &m, 2, 1, 0);
+    const char *words[] = {"down_proj", "layers.0."};
+    c.skip = (vq_list){words, 2};
+    const vq_plan q = make(&c, &m, 2, 1, 0);
+    assert_true(p.step.reduce_bytes == 4 * 7 * 32 * 8 * 4);
+    assert_true(q.step.reduce_bytes == 3 * 6 * 32 * 8 * 4);
+    assert_true(q.step.flops < p.step.flops);
+    c.method = VQ_METHOD_RTN;
+    const vq_plan r = make(&c, &m, 2, 1, 0);
+    assert_true(r.step.flops == 0 && r.disk_bytes.checkpoints == 0 && r.disk_bytes.teacher == 0);
+    assert_int_not_equal(r.rank[0].phase, VQ_PLAN_TRAIN);
+}
+
+static void test_bad_world(void **state)
+{
+    (void)state;
+    const vq_plan_model m = model_of(4);
+    vq_config c = defaults();
+    const vq_plan_input in = {&c, &m, &m, VQ_F32, 5, 1, 1, 0, 0};
+    vq_plan plan;
+    EXPECT_ERROR(vq_plan_make(&arena, &in, &plan), VQ_EUSAGE, "4 layers");
+}
+
+static int open_arena(void **state)
+{
+    (void)state;
+    return vq_arena_init(&arena, "test", (size_t)1 << 28);
+}
+
+static int close_arena(void **state)
+{
+    (void)state;
+    vq_arena_close(&arena);
+    return 0;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_parts),     cmocka_unit_test(test_stages),
+        cmocka_unit_test(test_idle),      cmocka_unit_test(test_recompute_by_memory),
+        cmocka_unit_test(test_bad_world), cmocka_unit_test(test_less_to_do),
+    };
+    return cmocka_run_group_tests(tests, open_arena, close_arena);
+}

@@ -20,7 +20,8 @@ END
 }
 
 # What we need, by its name in Debian, in Spack and in conda-forge, and how to see that it is
-# there: a command, a pkg-config module or a C++ header. `check` needs the last ones only.
+# there: a command, a pkg-config module or a C++ header. Only `check` needs those marked so, and it
+# does without those marked `wish` where it cannot install them: their tests are skipped.
 packages() {
     cat <<'END'
 build gcc                   gcc           gcc              command gcc
@@ -44,6 +45,10 @@ build dpkg-dev              -             -                command dpkg-source
 build gnuplot-nox           gnuplot       gnuplot          command gnuplot
 build libcmocka-dev         cmocka        cmocka           module  cmocka
 check clang-format          llvm          clang-format=14  command clang-format
+wish  slurmctld             slurm         -                command slurmctld
+wish  slurmd                slurm         -                command slurmd
+wish  slurm-client          slurm         -                command srun
+wish  munge                 munge         -                command munged
 END
 }
 
@@ -58,7 +63,7 @@ fail() {
 
 present() { # KIND NAME
     case $1 in
-    command) command -v "$2" ;;
+    command) PATH=$PATH:/usr/sbin command -v "$2" ;;
     module) pkg-config --exists "$2" ;;
     header) echo "#include <$2>" | "${CC:-gcc}" -E - ;;
     esac &>/dev/null
@@ -68,7 +73,8 @@ present() { # KIND NAME
 missing() {
     local use debian spack conda kind name
     packages | while read -r use debian spack conda kind name; do
-        [ "$use" = check ] && [ "$1" = build ] && continue
+        [ "$use" != build ] && [ "$1" = build ] && continue
+        [ "$use" = wish ] && ! may_install && continue
         # Only Debian needs its source packages' tools (FAISS's C API is made from one).
         [ "$debian" = dpkg-dev ] && [ ! -e /etc/debian_version ] && continue
         present "$kind" "$name" || echo "$debian $spack $conda"
@@ -188,7 +194,7 @@ check() {
     say "building"
     tree build all
     say "all tests"
-    run_tests build '^(unit|op|golden|cli|mpi)$'
+    run_tests build '^(unit|op|golden|cli|mpi|slurm)$'
 }
 
 bench() { # [NAME [ARGUMENTS...]]

@@ -31,7 +31,8 @@ static bool has_cache_duty(const vq_job *job)
 typedef struct writing {
     vq_teacher *teacher;
     vq_h5 file;
-    int64_t n; /* rows written */
+    int64_t n;          /* rows written */
+    int64_t not_finite; /* the first window whose states are not finite; -1: none */
     vq_progress progress;
 } writing;
 
@@ -55,10 +56,7 @@ static vq_status write_window(void *ctx, int64_t first, int64_t count, const vq_
     vq_tensor kept;
     VQ_ASSERT(count == 1);
     VQ_TRY(vq_norm2(&job->be, &norm, hidden));
-    VQ_CHECK(isfinite(norm), VQ_ENOTFINITE,
-             "%s: the teacher's states of window %lld are not finite: expected numbers. Check the "
-             "weights, or leave this text out",
-             teacher_model(job)->dir, (long long)first);
+    if (!isfinite(norm) && w->not_finite < 0) w->not_finite = first;
     VQ_TRY(vq_tensor_new(&job->step, VQ_HOST, t->dtype, VQ_DIMS(T, E), &kept));
     VQ_TRY(vq_convert(kept.data, t->dtype, hidden->data, hidden->dtype, T * E));
     const vq_tensor rows = vq_tensor_3d(kept.data, t->dtype, 1, T, E);
@@ -99,7 +97,7 @@ static vq_status run_teacher(vq_teacher *t, const vq_data *data, const char *pat
 {
     vq_job *job = t->job;
     const int64_t epoch = VQ_CEIL_DIV(data->calib.n, job->config->train.batch);
-    writing w = {.teacher = t, .file.id = -1};
+    writing w = {.teacher = t, .file.id = -1, .not_finite = -1};
     vq_stream stream;
     int64_t *own, n;
     VQ_TRY(vq_stream_steps(&job->step, job, &data->calib, 0, epoch, &stream));
@@ -111,6 +109,12 @@ static vq_status run_teacher(vq_teacher *t, const vq_data *data, const char *pat
     for (int64_t m = 0; !status && m < epoch; m++)
         status = vq_pipeline_forward(job, &t->stage, VQ_MODE_FLOAT, &stream, 1, write_window, &w);
     if (!status) status = vq_stream_close(&stream);
+    /* Said only here, where nobody waits for this rank's next message. */
+    if (!status && w.not_finite >= 0)
+        status = vq_error_set(VQ_ENOTFINITE, __FILE__, __LINE__,
+                              "%s: the teacher's states of window %lld are not finite: expected "
+                              "numbers. Check the weights, or leave this text out",
+                              teacher_model(job)->dir, (long long)w.not_finite);
     if (!status && w.file.id >= 0) {
         status = vq_h5_set_f64(&w.file, NULL, "kl", t->kl);
         if (!status) status = vq_h5_finish(&w.file);
@@ -200,9 +204,10 @@ vq_status vq_cache_teacher(vq_job *job, const vq_data *data, vq_teacher *t)
     if (!all) {
         vq_teacher_close(t);
         size_t mark = vq_arena_mark(&job->step);
-        VQ_TRY(vq_comm_end(job->comm, run_teacher(t, data, path, key)));
+        vq_status status = run_teacher(t, data, path, key);
+        if (status != VQ_ENOTFINITE) vq_comm_end(job->comm, status);
+        VQ_TRY(vq_comm_agree(job->comm, status)); /* then every file is there */
         vq_arena_reset(&job->step, mark);
-        VQ_TRY(vq_comm_agree(job->comm, VQ_OK)); /* every file is there */
         VQ_TRY(find_all(t, key, data->calib.n, &all));
         VQ_ASSERT(all);
     }

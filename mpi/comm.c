@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "error.h"
 #include "log.h"
@@ -23,6 +24,7 @@ static bool has_launcher(void)
 vq_status vq_comm_open(vq_comm *comm)
 {
     *comm = (vq_comm){.limit_s = LIMIT_S};
+    gethostname(comm->host, sizeof comm->host - 1);
     if (!has_launcher()) {
         vq_comm_self(comm);
         return VQ_OK;
@@ -100,5 +102,20 @@ vq_status vq_comm_end(vq_comm *comm, vq_status status)
 {
     if (status != VQ_OK && status != VQ_ESTOPPED && status != VQ_ENOTFINITE)
         comm->ops->die(comm->ctx, status);
+    if (status != VQ_OK && comm->rank != 0) vq_error_clear();
     return status;
+}
+
+void vq_comm_report(const vq_comm *comm, vq_status status)
+{
+    const char *message = vq_error_message();
+    if (status == VQ_OK || !message[0]) return;
+    if (status == VQ_ESTOPPED)
+        vq_log(VQ_LOG_WARN, "%s", message);
+    else if (comm->size > 1)
+        vq_log(VQ_LOG_ERROR, "rank %d of %d on %s, %s: %s", comm->rank, comm->size, comm->host,
+               comm->where, message);
+    else
+        vq_log(VQ_LOG_ERROR, "%s", message);
+    vq_log(VQ_LOG_DEBUG, "(%s, from %s)", vq_status_name(status), vq_error_origin());
 }

@@ -35,8 +35,8 @@ typedef struct vq_comm_ops {
     vq_status (*receive)(void *ctx, vq_tensor *t, int from, vq_tag tag, vq_request *request);
     /* Until the message is through; nothing for a request that is not active. Local. */
     vq_status (*wait)(void *ctx, vq_request *request);
-    /* Ends every rank of the job with this code, after the message is printed. Does not return
-     * where there are other ranks. Local. */
+    /* Ends every rank of the job with this code, after the message is printed; of several ranks
+     * that die the first speaks. Does not return where there are other ranks. Local. */
     void (*die)(void *ctx, vq_status status);
     void (*close)(void *ctx);
 } vq_comm_ops;
@@ -44,8 +44,9 @@ typedef struct vq_comm_ops {
 typedef struct vq_comm {
     const vq_comm_ops *ops;
     void *ctx;
-    int rank, size;  /* of the world */
-    char where[64];  /* "train, step 12": for messages */
+    int rank, size; /* of the world */
+    char where[64]; /* "train, step 12": for messages */
+    char host[64];
     double waited_s; /* in sum, broadcast and wait so far */
     double limit_s;  /* of one wait */
 } vq_comm;
@@ -74,5 +75,8 @@ vq_status vq_comm_agree(vq_comm *comm, vq_status status);
 
 /* Ends a piece of work in which ranks wait for each other: a failure here ends the whole job at
  * once, since the others cannot hear of it otherwise. Failures that all ranks have alike
- * (VQ_ESTOPPED, VQ_ENOTFINITE) pass. Local. */
+ * (VQ_ESTOPPED, VQ_ENOTFINITE) pass, and rank 0 keeps the message. Local. */
 vq_status vq_comm_end(vq_comm *comm, vq_status status);
+
+/* Prints the pending error, if there is one, with rank, host and where the job was. Local. */
+void vq_comm_report(const vq_comm *comm, vq_status status);

@@ -17,21 +17,23 @@
 #define SPIN_POLLS 2000  /* before a waiting rank sleeps between polls */
 #define SLEEP_NS 50000   /* 50 us: little beside a message of a layer's activations */
 #define ABORT_LIMIT_S 20 /* then the process ends without MPI */
+#define DEATH_TAG 100    /* beside those of vq_tag */
+#define DEATH_POLLS 20   /* 1 ms */
 
 _Static_assert(sizeof(MPI_Request) <= sizeof(((vq_request *)0)->handle), "vq_request is too small");
 
 static const char *const tag_names[] = {"token ids", "activations", "gradients"};
 
-static vq_status check(const vq_comm *comm, int code, const char *what)
+static vq_status check(int code, const char *what)
 {
     if (code == MPI_SUCCESS) return VQ_OK;
     char text[MPI_MAX_ERROR_STRING];
     int n = 0;
     MPI_Error_string(code, text, &n);
     VQ_FAIL(VQ_EPEER,
-            "rank %d, %s: %s failed: %.*s. Look for the first message of another rank, and start "
-            "all ranks with the same command",
-            comm->rank, comm->where, what, n, text);
+            "%s failed: %.*s. Look for the first message of another rank, and start all ranks with "
+            "the same command",
+            what, n, text);
 }
 
 /* Polls until the request is through or the limit has passed. */
@@ -42,7 +44,7 @@ static vq_status poll(const vq_comm *comm, MPI_Request *request, MPI_Status *res
     const struct timespec pause = {0, SLEEP_NS};
     for (int64_t polls = 0;; polls++) {
         int done = 0;
-        VQ_TRY(check(comm, MPI_Test(request, &done, result), what));
+        VQ_TRY(check(MPI_Test(request, &done, result), what));
         if (done) return VQ_OK;
         if (polls < SPIN_POLLS)
             sched_yield();
@@ -51,21 +53,36 @@ static vq_status poll(const vq_comm *comm, MPI_Request *request, MPI_Status *res
         if (polls % 1024 == 1023 && vq_seconds() - start_s > comm->limit_s) break;
     }
     VQ_FAIL(VQ_EPEER,
-            "rank %d, %s: waited %.4g s for %s: expected an answer by then. Look whether every "
-            "rank still runs, or raise --comm.limit_s",
-            comm->rank, comm->where, comm->limit_s, what);
+            "waited %.4g s for %s: expected an answer by then. Look whether every rank still runs, "
+            "or raise --comm.limit_s",
+            comm->limit_s, what);
 }
 
-/* Many processes write to one terminal: one call, one line. */
+/* Whether another rank has said that it is dying. */
+static bool is_dying_elsewhere(void)
+{
+    const struct timespec pause = {0, SLEEP_NS};
+    int found = 0;
+    for (int i = 0; i < DEATH_POLLS && !found; i++) {
+        MPI_Iprobe(MPI_ANY_SOURCE, DEATH_TAG, MPI_COMM_WORLD, &found, MPI_STATUS_IGNORE);
+        nanosleep(&pause, NULL);
+    }
+    return found;
+}
+
+/* When one rank is lost the others run out of time together: the first tells them, speaks and ends
+ * the job, which ends those that only wait here. */
 static void mpi_die(void *ctx, vq_status status)
 {
     const vq_comm *comm = ctx;
-    char host[64] = "?";
-    gethostname(host, sizeof host - 1);
-    vq_log(VQ_LOG_ERROR, "rank %d of %d on %s, %s: %s", comm->rank, comm->size, host, comm->where,
-           vq_error_message());
-    fflush(NULL);
     alarm(ABORT_LIMIT_S);
+    while (is_dying_elsewhere()) pause();
+    for (int r = 0; r < comm->size; r++) {
+        MPI_Request request;
+        if (r != comm->rank) MPI_Isend(NULL, 0, MPI_BYTE, r, DEATH_TAG, MPI_COMM_WORLD, &request);
+    }
+    vq_comm_report(comm, status);
+    fflush(NULL);
     MPI_Abort(MPI_COMM_WORLD, (int)status);
     _exit((int)status);
 }
@@ -82,7 +99,6 @@ static vq_status mpi_sum(void *ctx, vq_tensor *t)
     int n;
     VQ_TRY(vq_int(vq_tensor_count(t), "elements of a sum", &n));
     VQ_TRY(check(
-        comm,
         MPI_Iallreduce(MPI_IN_PLACE, t->data, n, type_of(t), MPI_SUM, MPI_COMM_WORLD, &request),
         "a sum"));
     return poll(comm, &request, MPI_STATUS_IGNORE, "a sum");
@@ -96,7 +112,7 @@ static vq_status mpi_broadcast(void *ctx, vq_tensor *t, int root)
     int n;
     snprintf(what, sizeof what, "a broadcast from rank %d", root);
     VQ_TRY(vq_int((int64_t)vq_tensor_bytes(t), "bytes of a broadcast", &n));
-    VQ_TRY(check(comm, MPI_Ibcast(t->data, n, MPI_BYTE, root, MPI_COMM_WORLD, &request), what));
+    VQ_TRY(check(MPI_Ibcast(t->data, n, MPI_BYTE, root, MPI_COMM_WORLD, &request), what));
     return poll(comm, &request, MPI_STATUS_IGNORE, what);
 }
 
@@ -106,7 +122,7 @@ static vq_status mpi_agree(void *ctx, vq_status status)
     int mine[2] = {(int)status, comm->rank}, worst[2];
     MPI_Request request;
     int code = MPI_Iallreduce(mine, worst, 1, MPI_2INT, MPI_MAXLOC, MPI_COMM_WORLD, &request);
-    vq_status agreed = check(comm, code, "an agreement");
+    vq_status agreed = check(code, "an agreement");
     if (!agreed) agreed = poll(comm, &request, MPI_STATUS_IGNORE, "an agreement");
     if (agreed) mpi_die(ctx, agreed);
     if (worst[0] != VQ_OK && worst[1] != comm->rank) vq_error_clear();
@@ -128,9 +144,10 @@ static vq_status mpi_send(void *ctx, const vq_tensor *t, int to, vq_tag tag, vq_
 {
     MPI_Request r;
     int n;
+    (void)ctx;
     VQ_TRY(begin(t, to, tag, false, request, &n));
-    VQ_TRY(check(ctx, MPI_Isend(t->data, n, MPI_BYTE, to, (int)tag, MPI_COMM_WORLD, &r),
-                 tag_names[tag]));
+    VQ_TRY(
+        check(MPI_Isend(t->data, n, MPI_BYTE, to, (int)tag, MPI_COMM_WORLD, &r), tag_names[tag]));
     memcpy(request->handle, &r, sizeof r);
     return VQ_OK;
 }
@@ -139,9 +156,10 @@ static vq_status mpi_receive(void *ctx, vq_tensor *t, int from, vq_tag tag, vq_r
 {
     MPI_Request r;
     int n;
+    (void)ctx;
     VQ_TRY(begin(t, from, tag, true, request, &n));
-    VQ_TRY(check(ctx, MPI_Irecv(t->data, n, MPI_BYTE, from, (int)tag, MPI_COMM_WORLD, &r),
-                 tag_names[tag]));
+    VQ_TRY(
+        check(MPI_Irecv(t->data, n, MPI_BYTE, from, (int)tag, MPI_COMM_WORLD, &r), tag_names[tag]));
     memcpy(request->handle, &r, sizeof r);
     return VQ_OK;
 }
@@ -159,12 +177,11 @@ static vq_status mpi_wait(void *ctx, vq_request *request)
     VQ_TRY(poll(comm, &r, &result, what));
     request->is_active = false;
     if (!request->is_receive) return VQ_OK;
-    VQ_TRY(check(comm, MPI_Get_count(&result, MPI_BYTE, &n), what));
+    VQ_TRY(check(MPI_Get_count(&result, MPI_BYTE, &n), what));
     VQ_CHECK(n == request->bytes, VQ_EPEER,
-             "rank %d, %s: rank %d sent %d bytes of %s, expected %lld. Start every rank with the "
-             "same program and the same command",
-             comm->rank, comm->where, request->peer, n, tag_names[request->tag],
-             (long long)request->bytes);
+             "rank %d sent %d bytes of %s, expected %lld. Start every rank with the same program "
+             "and the same command",
+             request->peer, n, tag_names[request->tag], (long long)request->bytes);
     return VQ_OK;
 }
 

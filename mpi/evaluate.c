@@ -41,7 +41,7 @@ static vq_status window_losses(void *ctx, int64_t first, int64_t count, const vq
     return VQ_OK;
 }
 
-/* The losses of all windows, on every rank. */
+/* The losses of all windows, on every rank; each must be a number. */
 static vq_status run_pass(const pass *p, const vq_windows *w, vq_progress *progress)
 {
     vq_job *job = p->job;
@@ -55,7 +55,13 @@ static vq_status run_pass(const pass *p, const vq_windows *w, vq_progress *progr
     }
     VQ_TRY(vq_stream_close(&stream));
     vq_tensor losses = vq_tensor_1d(p->loss, VQ_F64, w->n);
-    return vq_comm_sum(job->comm, &losses);
+    VQ_TRY(vq_comm_sum(job->comm, &losses));
+    for (int64_t i = 0; i < w->n; i++)
+        VQ_CHECK(isfinite(p->loss[i]), VQ_ENOTFINITE,
+                 "%s: window %lld of the evaluation has the loss %g in mode %s: expected a finite "
+                 "number. Check the weights",
+                 p->stage->model->dir, (long long)i, p->loss[i], vq_mode_name(p->mode));
+    return VQ_OK;
 }
 
 vq_status vq_evaluate(vq_job *job, const vq_stage *stage, vq_mode mode, const vq_windows *w,
@@ -72,13 +78,7 @@ vq_status vq_evaluate(vq_job *job, const vq_stage *stage, vq_mode mode, const vq
     vq_progress_begin(&progress, "eval", "windows", 0, w->n);
     vq_progress_step(&progress, 0, "%s", label);
     VQ_TRY(vq_comm_end(job->comm, run_pass(&p, w, &progress)));
-    for (int64_t i = 0; i < w->n; i++) {
-        VQ_CHECK(isfinite(p.loss[i]), VQ_ENOTFINITE,
-                 "%s: window %lld of the evaluation has the loss %g in mode %s: expected a finite "
-                 "number. Check the weights",
-                 stage->model->dir, (long long)i, p.loss[i], vq_mode_name(mode));
-        total += p.loss[i];
-    }
+    for (int64_t i = 0; i < w->n; i++) total += p.loss[i];
     vq_arena_reset(&job->step, mark);
     *r = (vq_eval_result){.perplexity = exp(total / (double)(w->n * (w->T - 1))),
                           .windows = w->n,

@@ -54,11 +54,37 @@ static vq_status open_inputs(vq_job *job)
     return VQ_OK;
 }
 
+/* Ranks with other weights or settings would work on, to wrong numbers. */
+static vq_status check_alike(vq_job *job)
+{
+    const vq_config *c = job->config;
+    const uint64_t layout[] = {(uint64_t)job->topo.n_stages, (uint64_t)job->topo.n_replicas,
+                               (uint64_t)c->slices, c->eval.run, c->eval.start};
+    const uint64_t settings = vq_hash_bytes(vq_config_phase_hash(c, ~0u), layout, sizeof layout);
+    uint64_t own[] = {job->model.fingerprint, job->teacher.fingerprint, settings};
+    uint64_t first[VQ_COUNT(own)];
+    memcpy(first, own, sizeof first);
+    vq_tensor t = vq_tensor_1d(first, VQ_I64, VQ_COUNT(first));
+    VQ_TRY(vq_comm_broadcast(job->comm, &t, 0));
+    VQ_CHECK(own[0] == first[0], VQ_EFILE,
+             "%s: other weights than rank 0 has found there: expected the same on every node. Copy "
+             "the model again",
+             c->model);
+    VQ_CHECK(own[1] == first[1], VQ_EFILE,
+             "teacher.model: other weights than rank 0 has found there: expected the same on every "
+             "node. Copy the model again");
+    VQ_CHECK(own[2] == first[2], VQ_EUSAGE,
+             "the command line: other settings than those of rank 0: expected the same. Start all "
+             "ranks with the same command");
+    return VQ_OK;
+}
+
 vq_status vq_job_open(const vq_config *config, vq_comm *comm, vq_job *job)
 {
     *job = (vq_job){.config = config, .comm = comm};
     vq_comm_at(comm, "opening %.40s", config->model);
-    return vq_comm_agree(comm, open_inputs(job));
+    VQ_TRY(vq_comm_agree(comm, open_inputs(job)));
+    return vq_comm_agree(comm, check_alike(job));
 }
 
 vq_status vq_job_stage(vq_job *job, const vq_model *model, int64_t T, vq_stage *stage)

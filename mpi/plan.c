@@ -17,15 +17,16 @@
 
 #define BATCH_TOKENS 2048      /* of windows that go together in evaluation and GPTQ */
 #define LOGITS_BYTES (64.0e6)  /* of a chunk of the head's logits */
-#define PROGRAM_BYTES (60.0e6) /* code and libraries, HDF5 and MPI at work */
-#define THREAD_BYTES (9.0e6)   /* the kernels' and the BLAS' buffers */
+#define PROGRAM_BYTES (25.0e6) /* code and libraries, HDF5 and MPI at work */
+#define THREAD_BYTES (7.0e6)   /* the kernels' and the BLAS' buffers */
 #define KEEP_ROOM 0.8          /* of the memory there is: training above it recomputes */
 
 /* Operations that take as long as making a weight from its code, or adding its gradient to it. */
 #define ROUND_FLOPS 60.0
-/* Passes of k-means over its sample, from the shared start; and how long one of its operations
- * takes beside one of a matrix product. */
-#define KMEANS_PASSES 4.0
+/* Passes of our k-means over its sample, from its own start and from the shared one; and how long
+ * one of its operations takes beside one of a matrix product. */
+#define KMEANS_PASSES_OWN 10.0
+#define KMEANS_PASSES_SHARED 4.0
 #define KMEANS_COST 2.0
 
 const char *vq_plan_phase_name(vq_plan_phase phase)
@@ -143,7 +144,8 @@ static double ends_bytes(const vq_model_config *m, double weight, bool is_first,
 {
     const double table = (double)(m->V * m->E_embed) * weight;
     const int n = m->tied ? is_first || is_last : is_first + is_last;
-    return n * table + (is_first && m->family == VQ_OPT ? (double)(m->max_positions * m->E) : 0);
+    return n * table +
+           (is_first && m->family == VQ_OPT ? (double)(m->max_positions * m->E) * weight : 0);
 }
 
 /* A forward that keeps nothing, of B windows of T tokens with its messages; quantized: its weights
@@ -151,8 +153,8 @@ static double ends_bytes(const vq_model_config *m, double weight, bool is_first,
 static double forward_bytes(const view *v, const vq_stage *stage, int64_t B, int64_t T,
                             bool quantized)
 {
-    const double messages =
-        2 * (double)(B * T * (stage->model->config.E + vq_stage_out_width(stage))) * v->act;
+    const double in = v->is_first ? 0 : (double)stage->model->config.E;
+    const double messages = 2 * (double)(B * T) * (in + (double)vq_stage_out_width(stage)) * v->act;
     return (double)vq_kept_bytes(stage, B, T, VQ_KEEP_NOTHING) + messages +
            (quantized ? v->own.largest * v->act : 0);
 }
@@ -357,9 +359,10 @@ static double init_work(const view *v)
         const double n_linears = v->own.codes / (double)(c->K * c->D * 4);
         const double sample =
             VQ_MIN(n_linears * (double)(c->kmeans.max_points_per_centroid * c->K), n_vec);
-        const double passes = c->kmeans.engine == VQ_KMEANS_FAISS || c->kmeans.start == VQ_START_OWN
-                                  ? (double)c->kmeans.iters
-                                  : VQ_MIN(KMEANS_PASSES, (double)c->kmeans.iters);
+        double passes = (double)c->kmeans.iters;
+        if (c->kmeans.engine == VQ_KMEANS_VQ)
+            passes = VQ_MIN(passes, c->kmeans.start == VQ_START_OWN ? KMEANS_PASSES_OWN
+                                                                    : KMEANS_PASSES_SHARED);
         flops = KMEANS_COST * 2 * (double)(c->K * c->D) * (passes * sample + n_vec);
     }
     if (!vq_config_uses_gptq(c)) return flops;
@@ -367,69 +370,79 @@ static double init_work(const view *v)
            layers * (2 * F * F * F + 8 * E * E * E + 10 * E * E * F);
 }
 
-typedef struct timing {
-    const vq_plan_input *in;
-    double flops_s; /* a second */
-    double link_s;  /* bytes a second */
-} timing;
-
-static double flops_to_s(const timing *t, double flops)
+/* Operations a second. Without a speed the idle share is still that of the operations. */
+static double speed_of(const vq_plan *p)
 {
-    return t->flops_s > 0 ? flops / t->flops_s : 0;
+    return p->input.gflops > 0 ? p->input.gflops * 1e9 : 1;
 }
 
-static vq_status plan_times(vq_arena *arena, vq_plan *p, const work *by_stage, const double *init)
+static bool runs_teacher(const vq_config *c)
+{
+    return has_teacher(c) && !c->teacher.cache;
+}
+
+static double slowest_teacher(const vq_plan *p, const work *by_stage)
+{
+    double slowest = 0;
+    for (int s = 0; s < p->n_stages; s++) slowest = VQ_MAX(slowest, by_stage[s].teacher);
+    return slowest / speed_of(p);
+}
+
+static vq_status plan_step(vq_arena *arena, vq_plan *p, const work *by_stage)
 {
     const vq_plan_input *in = &p->input;
     const vq_config *c = in->config;
-    const timing t = {in, in->gflops * 1e9, c->plan.link_gbs * 1e9};
+    const double speed = speed_of(p), link = c->plan.link_gbs * 1e9, n = in->n_ranks;
     const int n_micro = (int)VQ_CEIL_DIV(c->train.batch, p->n_replicas);
-    const double message = p->step.forward_bytes / n_micro / t.link_s;
-    const double pool = p->step.broadcast_bytes, n = in->n_ranks;
-    double busy = 0, slowest = 0, slowest_eval = 0, slowest_init = 0;
+    double busy = 0, teacher = 0;
     vq_stage_cost *cost;
     double *share;
     const size_t mark = vq_arena_mark(arena);
     VQ_TRY(VQ_NEW(arena, p->n_stages, &cost));
     VQ_TRY(VQ_NEW(arena, c->slices, &share));
-    for (int i = 0; i < (int)c->slices; i++) share[i] = 1 / (double)c->slices;
+    for (int64_t i = 0; i < c->slices; i++) share[i] = 1 / (double)c->slices;
     for (int s = 0; s < p->n_stages; s++) {
         const work *w = &by_stage[s];
-        /* Without a speed the idle share is still that of the operations. */
-        const double scale = t.flops_s > 0 ? 1 / t.flops_s : 1;
-        cost[s] = (vq_stage_cost){.forward_s = w->forward * scale,
-                                  .backward_s = w->backward * scale,
-                                  .codes_s = w->codes * scale,
-                                  .message_s = t.flops_s > 0 ? message : 0};
+        cost[s] = (vq_stage_cost){.forward_s = w->forward / speed,
+                                  .backward_s = w->backward / speed,
+                                  .codes_s = w->codes / speed};
+        if (in->gflops > 0) cost[s].message_s = p->step.backward_bytes / n_micro / link;
         busy += w->forward + w->backward + w->codes;
-        slowest = VQ_MAX(slowest, w->teacher);
-        slowest_eval = VQ_MAX(slowest_eval, w->forward);
-        slowest_init = VQ_MAX(slowest_init, init[s]);
+        if (runs_teacher(c)) teacher += w->teacher;
     }
     VQ_TRY(vq_schedule_idle(arena, p->n_stages, n_micro, (int)c->slices, share, cost,
                             &p->step.idle_ratio));
     vq_arena_reset(arena, mark);
-    p->step.flops = busy * (double)c->train.batch;
-    const bool runs_teacher = has_teacher(c) && !c->teacher.cache;
-    if (runs_teacher)
-        for (int s = 0; s < p->n_stages; s++)
-            p->step.flops += by_stage[s].teacher * (double)c->train.batch;
-    if (t.flops_s == 0) return VQ_OK;
-    p->step.seconds = flops_to_s(&t, busy * n_micro) / p->n_stages / (1 - p->step.idle_ratio);
-    if (runs_teacher) p->step.seconds += flops_to_s(&t, slowest) * (n_micro + p->n_stages - 1);
-    if (in->n_ranks > 1) p->step.seconds += (2 * (n - 1) / n + 1) * pool / t.link_s;
-    p->seconds.init = flops_to_s(&t, slowest_init / p->n_replicas);
+    p->step.flops = (busy + teacher) * (double)c->train.batch;
+    if (in->gflops == 0) return VQ_OK;
+    p->step.seconds = busy * n_micro / speed / p->n_stages / (1 - p->step.idle_ratio) +
+                      (2 * (n - 1) / n * p->step.reduce_bytes + p->step.broadcast_bytes) / link;
+    if (runs_teacher(c))
+        p->step.seconds += slowest_teacher(p, by_stage) * (n_micro + p->n_stages - 1);
+    return VQ_OK;
+}
+
+static void plan_seconds(vq_plan *p, const work *by_stage, const double *init)
+{
+    const vq_config *c = p->input.config;
+    const double stages = p->n_stages, replicas = p->n_replicas;
+    double slowest_init = 0, slowest_forward = 0;
+    if (p->input.gflops == 0) return;
+    for (int s = 0; s < p->n_stages; s++) {
+        slowest_init = VQ_MAX(slowest_init, init[s] / speed_of(p));
+        slowest_forward = VQ_MAX(slowest_forward, by_stage[s].forward / speed_of(p));
+    }
+    p->seconds.init = slowest_init / replicas;
     if (has_teacher(c) && c->teacher.cache)
-        p->seconds.teacher = flops_to_s(&t, slowest) *
-                             (double)(VQ_CEIL_DIV(c->nsamples, p->n_replicas) + p->n_stages - 1);
+        p->seconds.teacher =
+            slowest_teacher(p, by_stage) * ((double)c->nsamples / replicas + stages - 1);
     if (has_codes(c)) p->seconds.train = p->step.seconds * (double)c->train.steps;
     if (c->eval.run) {
-        const int passes = has_codes(c) ? 4 : 2;
-        p->seconds.eval = flops_to_s(&t, slowest_eval) * passes * (double)eval_seqlen(c) /
-                          (double)c->seqlen * (double)c->eval.max_windows / p->n_replicas;
+        const int passes = has_codes(c) ? 4 : c->method == VQ_METHOD_GPTQ ? 3 : 2;
+        p->seconds.eval = slowest_forward * passes * (double)c->eval.max_windows / replicas *
+                          (double)eval_seqlen(c) / (double)c->seqlen;
     }
     p->seconds.total = p->seconds.init + p->seconds.teacher + p->seconds.train + p->seconds.eval;
-    return VQ_OK;
 }
 
 /* --- links and disk -------------------------------------------------------------------------- */
@@ -507,7 +520,9 @@ vq_status vq_plan_make(vq_arena *arena, const vq_plan_input *in, vq_plan *p)
     p->n_replicas = p->rank[0].topo.n_replicas;
     plan_links(p);
     plan_disk(p);
-    return has_codes(in->config) ? plan_times(arena, p, by_stage, init) : VQ_OK;
+    if (has_codes(in->config)) VQ_TRY(plan_step(arena, p, by_stage));
+    plan_seconds(p, by_stage, init);
+    return VQ_OK;
 }
 
 vq_status vq_plan_model_read(vq_arena *arena, const char *dir, vq_plan_model *model)
@@ -553,7 +568,7 @@ vq_status vq_plan_measure(const vq_backend *be, vq_arena *scratch, double *gflop
 static const char *keep_name(vq_keep keep)
 {
     static const char *const names[] = {[VQ_KEEP_NOTHING] = "nothing",
-                                        [VQ_KEEP_INPUTS] = "recomputed",
+                                        [VQ_KEEP_INPUTS] = "computed again",
                                         [VQ_KEEP_ALL] = "all kept",
                                         [VQ_KEEP_SLICES] = "all kept, in slices"};
     return names[keep];
@@ -561,7 +576,7 @@ static const char *keep_name(vq_keep keep)
 
 static void print_memory(const vq_plan *p)
 {
-    printf("\nMemory by rank in its dearest phase, GiB (activations %s)\n",
+    printf("\nMemory by rank in its dearest phase, GiB (activations: %s)\n",
            keep_name(p->rank[0].keep));
     printf("%5s %5s %9s  %-8s %8s %8s %8s %8s %8s %8s %8s %8s\n", "rank", "node", "layers", "phase",
            "weights", "integers", "codes", "kept", "teacher", "work", "program", "total");
@@ -574,6 +589,30 @@ static void print_memory(const vq_plan *p)
         for (int k = 0; k < VQ_PLAN_N_PARTS; k++) printf(" %8.3f", r->bytes[k] / GIB);
         printf(" %8.3f\n", r->total_bytes / GIB);
     }
+}
+
+/* Whether the ranks have the memory. */
+static void print_fit(const vq_plan *p)
+{
+    const double have = p->input.memory_bytes;
+    char text[32];
+    int too_big = 0, slow = 0;
+    for (int i = 0; i < p->input.n_ranks; i++) {
+        too_big += p->rank[i].fixed_bytes > have;
+        slow += p->rank[i].total_bytes > have;
+    }
+    if (have == 0) return;
+    vq_bytes_text(have, text);
+    if (too_big)
+        printf("%d of %d ranks do not fit into %s: use more stages, set train.recompute to on, or "
+               "lower seqlen or train.batch\n",
+               too_big, p->input.n_ranks, text);
+    else if (slow)
+        printf("%d of %d ranks fit into %s without the model's weights: these are read from disk "
+               "again and again\n",
+               slow, p->input.n_ranks, text);
+    else
+        printf("All fit into %s a rank\n", text);
 }
 
 static void print_step(const vq_plan *p)
@@ -624,6 +663,7 @@ void vq_plan_print(const vq_plan *p)
            p->input.n_ranks == 1 ? "" : "s", p->input.n_nodes, p->input.n_nodes == 1 ? "" : "s",
            p->n_stages, p->n_stages == 1 ? "" : "s", p->n_replicas, p->n_replicas == 1 ? "" : "s");
     print_memory(p);
+    print_fit(p);
     if (has_codes(p->input.config)) print_step(p);
     print_rest(p);
 }

@@ -92,7 +92,12 @@ static vq_status open_folder(vq_job *job, int argc, const char *const *argv)
 static vq_status end_phase(vq_job *job)
 {
     vq_job_trim(job);
-    return vq_comm_agree(job->comm, vq_guard_check(job->config->out));
+    vq_status status = vq_comm_agree(job->comm, vq_guard_check(job->config->out));
+    VQ_CHECK(status != VQ_ESTOPPED || job->comm->rank != 0 || vq_error_message()[0], VQ_ESTOPPED,
+             "%s: stopped by a signal to another rank, as asked. Run the same command again to go "
+             "on",
+             job->config->out);
+    return status;
 }
 
 static vq_status evaluate(vq_job *job, const vq_data *data, vq_mode mode, const char *label,
@@ -139,7 +144,7 @@ static vq_status train(vq_job *job, const vq_data *data, vq_results *r)
     vq_train_stats stats = {0};
     VQ_TRY(vq_cache_teacher(job, data, &teacher));
     vq_status status = end_phase(job);
-    if (!status) status = vq_comm_end(job->comm, vq_train(job, data, &teacher, &stats));
+    if (!status) status = vq_train(job, data, &teacher, &stats);
     vq_teacher_close(&teacher);
     r->seconds.teacher = teacher.seconds;
     r->seconds.train = stats.seconds;

@@ -182,8 +182,21 @@ static vq_status run_step(loop *L, int64_t step, step_result *r)
 
 /* --- the loop -------------------------------------------------------------------------------- */
 
+/* What all ranks need of rank 0's state, and the streams. */
+static vq_status start_streams(loop *L)
+{
+    vq_job *job = L->job;
+    const int64_t steps = L->config->train.steps;
+    vq_tensor step = vq_tensor_1d(&L->adam.step, VQ_I64, 1);
+    VQ_TRY(vq_comm_broadcast(job->comm, &step, 0));
+    VQ_TRY(vq_comm_broadcast(job->comm, &job->pool.codes, 0));
+    VQ_TRY(vq_stream_steps(&job->step, job, &L->data->calib, L->adam.step, steps, &L->stream));
+    return vq_teacher_start(L->teacher, L->data, &job->step, L->adam.step, steps);
+}
+
 static vq_status run_steps(loop *L, vq_train_stats *stats)
 {
+    VQ_TRY(start_streams(L));
     const int64_t steps = L->config->train.steps, every = L->config->checkpoint.every;
     const bool is_writer = L->job->comm->rank == 0;
     step_result r = {0};
@@ -239,13 +252,7 @@ static vq_status prepare(loop *L, vq_train_stats *stats)
     job->train_key = vq_hash_u64(job->train_key, L->data->calib_hash);
     job->train_key = vq_hash_u64(job->train_key, job->teacher.dir ? job->teacher.fingerprint
                                                                   : job->model.fingerprint);
-    VQ_TRY(vq_comm_agree(job->comm, open_state(L, stats)));
-    vq_tensor step = vq_tensor_1d(&L->adam.step, VQ_I64, 1);
-    VQ_TRY(vq_comm_broadcast(job->comm, &step, 0));
-    VQ_TRY(vq_comm_broadcast(job->comm, &job->pool.codes, 0));
-    const int64_t next = L->adam.step, count = L->config->train.steps;
-    VQ_TRY(vq_stream_steps(&job->step, job, &L->data->calib, next, count, &L->stream));
-    return vq_teacher_start(L->teacher, L->data, &job->step, next, count);
+    return vq_comm_agree(job->comm, open_state(L, stats));
 }
 
 vq_status vq_train(vq_job *job, const vq_data *data, vq_teacher *teacher, vq_train_stats *stats)
@@ -255,7 +262,7 @@ vq_status vq_train(vq_job *job, const vq_data *data, vq_teacher *teacher, vq_tra
     *stats = (vq_train_stats){0};
     vq_comm_at(job->comm, "train");
     vq_status status = prepare(&L, stats);
-    if (!status) status = run_steps(&L, stats);
+    if (!status) status = vq_comm_end(job->comm, run_steps(&L, stats));
     if (L.metrics) fclose(L.metrics);
     vq_arena_reset(&job->step, mark);
     vq_arena_trim(&job->step);

@@ -125,14 +125,6 @@ static vq_status run_command(vq_arena *arena, vq_comm *comm, int argc, const cha
     return VQ_OK;
 }
 
-/* The pending error, unless another rank says it. */
-static void print_error(vq_status status)
-{
-    if (!status || !vq_error_message()[0]) return;
-    vq_log(status == VQ_ESTOPPED ? VQ_LOG_WARN : VQ_LOG_ERROR, "%s", vq_error_message());
-    vq_log(VQ_LOG_DEBUG, "(%s, from %s)", vq_status_name(status), vq_error_origin());
-}
-
 /* libgomp reads before main() how long a thread spins where it waits. Its default is long, which
  * is ruinous when cores are shared (ranks or jobs side by side: 7 times slower was seen), so the
  * program starts itself once more with a short spin, unless the user has chosen. */
@@ -172,8 +164,10 @@ int main(int argc, char **argv)
         status = vq_arena_init(&arena, "config", (size_t)64 << 20);
         if (!status) status = run_command(&arena, &comm, argc, (const char *const *)argv);
         if (!status) status = flush_output();
+        /* A world that has lost a rank cannot be left in order. */
+        if (status == VQ_EPEER) comm.ops->die(comm.ctx, status);
     }
-    print_error(status);
+    vq_comm_report(&comm, status);
     vq_arena_close(&arena);
     vq_comm_close(&comm);
     return (int)status;

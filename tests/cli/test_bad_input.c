@@ -694,6 +694,13 @@ static void full_disk(void **state)
     }
 }
 
+/* A test that failed may have left its disk. */
+static int clean_up(void **state)
+{
+    umount("disk");
+    return leave_folder(state);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -704,5 +711,5 @@ int main(void)
         cmocka_unit_test(places),         cmocka_unit_test(read_only_disk),
         cmocka_unit_test(full_disk),
     };
-    return cmocka_run_group_tests(tests, prepare, leave_folder);
+    return cmocka_run_group_tests(tests, prepare, clean_up);
 }

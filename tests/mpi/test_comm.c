@@ -133,8 +133,7 @@ static void test_wrong_size(void **state)
                      sizes[i] > 20 ? "80 bytes of gradients from rank 0 failed"
                                    : "rank 0 sent %d bytes of",
                      4 * sizes[i]);
-            EXPECT_ERROR(vq_comm_wait(&comm, &r), VQ_EPEER, "rank 1, train, step 7", "gradients",
-                         found);
+            EXPECT_ERROR(vq_comm_wait(&comm, &r), VQ_EPEER, "gradients", found);
             for (int j = 20; j < 64; j++) assert_true(y[j] == -1);
         }
     }

@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# table.sh - a sweep's table, and which of its rows are done; sourced by the sweep's scripts.
+#
+# A table is a .tsv: a line of keys of `vqround quantize` (or their short forms), then a row of
+# values for each run; "-" leaves a key at its default, "#" starts a comment line. The run's folder
+# is OUT/NAME: NAME is the row's value under "name", or is made of the row's other values but paths.
+
+# The table as lines "ROW NAME --KEY VALUE ...", tab-separated; ROW counts from 1.
+table_read() { # TABLE
+    [ -r "$1" ] || {
+        echo "table.sh: error: $1 cannot be read: expected a table of runs. Check its path" >&2
+        return 3
+    }
+    awk -F '\t' -v OFS='\t' -v table="$1" '
+    function fail(text) {
+        print "table.sh: error: " table ":" NR ": " text > "/dev/stderr"
+        failed = 1
+        exit 3
+    }
+    function base(path) {
+        sub(/\/+$/, "", path)
+        sub(/.*\//, "", path)
+        return path
+    }
+    { sub(/\r$/, "") }
+    /^#/ || /^[ ]*$/ { next }
+    !n {
+        n = split($0, key, "\t")
+        for (i = 1; i <= n; i++) {
+            if (key[i] !~ /^[A-Za-z_.-]+$/)
+                fail("column " i " is called \"" key[i] "\": expected a key of \"vqround quantize --help\". Check that tabs, not spaces, stand between the columns")
+            if (key[i] == "out")
+                fail("column \"out\": expected none, since every row has its own folder. Call the column \"name\"")
+        }
+        next
+    }
+    {
+        if (NF != n)
+            fail(NF " columns: expected the " n " of the first line. Write - for a default, and tabs between the columns")
+        name = options = ""
+        for (i = 1; i <= n; i++) {
+            if ($i == "" || $i == "-") continue
+            if (key[i] == "name") {
+                name = $i
+                break
+            }
+            name = name (key[i] == "model" ? "-" base($i) : $i ~ /\// ? "" : "-" key[i] $i)
+        }
+        sub(/^-/, "", name)
+        for (i = 1; i <= n; i++)
+            if (key[i] != "name" && $i != "" && $i != "-") options = options OFS "--" key[i] OFS $i
+        if (name !~ /^[A-Za-z0-9][A-Za-z0-9_.=,+-]*$/)
+            fail("the row is called \"" name "\": expected letters, digits and - _ . only. Add a column \"name\"")
+        if (name in line)
+            fail("the row is called " name ", as line " line[name] ": expected another name. Add a column \"name\"")
+        line[name] = NR
+        print ++rows, name options
+    }
+    END {
+        if (!failed && !rows) fail("no rows: expected a line of keys and one line or more of values")
+    }' "$1"
+}
+
+# Whether a row, as table_read gives it, was finished with these very settings: once a run has
+# ended well they are kept beside its results.
+table_is_done() { # OUT LINE
+    local name
+    name=$(cut -f 2 <<<"$2")
+    [ -e "$1/$name/results.json" ] && [ "$(cat "$1/$name/row.done" 2>/dev/null)" = "$(cut -f 3- <<<"$2")" ]
+}

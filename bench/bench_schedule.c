@@ -62,11 +62,12 @@ static void quantize(int64_t slot)
     l->quantized = true;
 }
 
-static double lap(double *at_s)
+/* Notes the time since *at_s where it is the least so far. */
+static void lap(double *at_s, double *least_s)
 {
-    const double before_s = *at_s;
-    *at_s = vq_seconds();
-    return *at_s - before_s;
+    const double now_s = vq_seconds();
+    *least_s = VQ_MIN(*least_s, now_s - *at_s);
+    *at_s = now_s;
 }
 
 /* Times of a sequence that passes in slices, each piece's least of some rounds; what a slice takes
@@ -94,16 +95,16 @@ static vq_stage_cost measure(int64_t T, int n_slices, double *share)
             const int64_t n = cut[i + 1] - cut[i];
             vq_tensor x = vq_tensor_rows(&in, cut[i], n), y = vq_tensor_rows(&out, cut[i], n);
             RUN(vq_stage_fwd(&stage, VQ_MODE_SOFT, 1, cut[i], &x, &y, &kept));
-            forward_s[i] = VQ_MIN(forward_s[i], lap(&at_s));
+            lap(&at_s, &forward_s[i]);
         }
         for (int i = n_slices - 1; i >= 0; i--) {
             const int64_t n = cut[i + 1] - cut[i];
             vq_tensor dy = vq_tensor_rows(&dout, cut[i], n), dx = vq_tensor_rows(&din, cut[i], n);
             RUN(vq_stage_bwd(&stage, &kept, cut[i], &dy, &dx));
-            backward_s[i] = VQ_MIN(backward_s[i], lap(&at_s));
+            lap(&at_s, &backward_s[i]);
         }
         RUN(vq_stage_bwd_codes(&stage, &kept));
-        cost.codes_s = VQ_MIN(cost.codes_s, lap(&at_s));
+        lap(&at_s, &cost.codes_s);
     }
     for (int i = 0; i < n_slices; i++) {
         cost.forward_s += forward_s[i];

@@ -196,16 +196,40 @@ static vq_status read_linear(const vq_h5 *h, vq_vqlinear *l)
             (l = vq_stage_linear(&(job)->stage, slot / VQ_N_KINDS,                                 \
                                  (vq_linear_kind)(slot % VQ_N_KINDS))))
 
-/* The replica that makes a slot's codebook: replicas of a stage have the same linears and take them
- * in turn, so that nothing is computed twice. */
-static int maker_of(const vq_job *job, int64_t slot)
+/* Replicas of a stage have the same linears; nothing is made twice. The largest linear that is left
+ * goes to the replica with the least to do. */
+static vq_status share_linears(vq_job *job)
 {
-    return (int)(slot % job->topo.n_replicas);
+    const int64_t n_slots = job->pool.n_slots;
+    int64_t *load;
+    VQ_TRY(VQ_NEW(&job->run, n_slots, &job->maker));
+    VQ_TRY(VQ_NEW(&job->scratch, job->topo.n_replicas, &load));
+    for (int r = 0; r < job->topo.n_replicas; r++) load[r] = 0;
+    for (int64_t i = 0; i < n_slots; i++) job->maker[i] = -1;
+    for (;;) {
+        vq_vqlinear *l, *largest = NULL;
+        int64_t at = 0;
+        int least = 0;
+        FOR_EACH_LINEAR(job, slot, l)
+        {
+            if (job->maker[slot] >= 0) continue;
+            if (largest &&
+                vq_tensor_count(&l->source->weight) <= vq_tensor_count(&largest->source->weight))
+                continue;
+            largest = l;
+            at = slot;
+        }
+        if (!largest) return VQ_OK;
+        for (int r = 1; r < job->topo.n_replicas; r++)
+            if (load[r] < load[least]) least = r;
+        load[least] += vq_tensor_count(&largest->source->weight);
+        job->maker[at] = least;
+    }
 }
 
 static bool is_mine(const vq_job *job, int64_t slot)
 {
-    return maker_of(job, slot) == job->topo.replica;
+    return job->maker[slot] == job->topo.replica;
 }
 
 /* What making a linear needs. */
@@ -376,6 +400,9 @@ static vq_status prepare_linears(vq_job *job, const settings *set, vq_init_stats
     vq_vqlinear *l;
     VQ_TRY(vq_pool_init(&job->run, &job->be, &job->model, &c->skip, c->K, c->D, &job->pool));
     FOR_EACH_LINEAR(job, slot, l) VQ_TRY(prepare_linear(job, set, slot, l));
+    size_t mark = vq_arena_mark(&job->scratch);
+    VQ_TRY(share_linears(job));
+    vq_arena_reset(&job->scratch, mark);
     for (int64_t slot = 0; slot < job->pool.n_slots; slot++) {
         if (vq_pool_codes(&job->pool, slot) == 0) continue;
         const vq_tensor *w = &job->model.layers[slot / VQ_N_KINDS].linear[slot % VQ_N_KINDS].weight;

@@ -19,6 +19,7 @@ typedef struct vq_job {
     vq_model teacher; /* dir NULL: the model is its own teacher */
     vq_stage stage;   /* this rank's layers */
     vq_pool pool;
+    int *maker;                   /* [n_slots] the replica that makes a linear's codebook */
     vq_keep keep;                 /* what training keeps of a sequence, by the plan */
     uint64_t init_key, train_key; /* what the files of these phases must carry */
 } vq_job;

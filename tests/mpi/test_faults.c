@@ -5,7 +5,6 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <sys/resource.h>
 
 #include <cmocka.h>
 
@@ -246,23 +245,6 @@ static void test_no_addresses(void **state)
     EXPECT_ONE_ERROR(4, "rank 2 of 4 on", host(), "ulimit -v");
 }
 
-/* No page more for one rank while it trains: the evaluation that follows needs some. */
-static void test_out_of_memory(void **state)
-{
-    (void)state;
-    const pid_t pid = start_ranks(
-        4, VQROUND, COMMON,
-        LIST("--model", "model", "--out", "run", "--steps", "40", "--eval.seqlen", "512"));
-    for (int i = 0; i < DEADLINE_S * 100 && !exists("run/metrics.jsonl"); i++) {
-        if (has_ended(pid)) fail_msg("the job ended with code %d: %s", last.code, last.err);
-        sleep_ms(10);
-    }
-    const pid_t rank = find_rank(2);
-    assert_int_equal(prlimit(rank, RLIMIT_DATA, &(struct rlimit){0, 0}, NULL), 0);
-    expect_end(pid);
-    EXPECT_ONE_ERROR(4, "rank 2 of 4 on", host(), "evaluation, soft", "the system refused");
-}
-
 /* --- lost ranks ------------------------------------------------------------------------------ */
 
 /* The job that was ended goes on elsewhere, step by step as one that nobody disturbed. */
@@ -378,7 +360,6 @@ int main(void)
         TEST(test_teacher_not_finite),
         TEST(test_bad_checkpoint),
         TEST(test_no_addresses),
-        TEST(test_out_of_memory),
         TEST(test_killed),
         TEST(test_crashed),
         TEST(test_asleep),

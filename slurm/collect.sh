@@ -34,7 +34,7 @@ while IFS= read -r row; do
     name=$(cut -f 2 <<<"$row")
     found=
     if table_is_done "$out" "$row"; then
-        status=done
+        status='done'
         found=$(numbers "$out/$name/results.json")
     elif [ -e "$out/$name/failed" ]; then
         status="failed: $(cat "$out/$name/failed")"

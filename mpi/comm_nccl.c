@@ -31,21 +31,21 @@ typedef struct state {
     int neighbour[N_SIDES]; /* ranks; -1: none */
 } state;
 
-static vq_status check_cuda(const state *s, cudaError_t code, const char *what)
+static vq_status check_cuda(cudaError_t code, const char *what)
 {
     VQ_CHECK(code == cudaSuccess, VQ_EPEER,
-             "rank %d, %s: %s failed: %s: expected a working GPU. Look at the node's GPU, or run "
-             "with --device cpu",
-             s->comm->rank, s->comm->where, what, cudaGetErrorString(code));
+             "%s failed: %s: expected a working GPU. Look at the node's GPU, or run with --device "
+             "cpu",
+             what, cudaGetErrorString(code));
     return VQ_OK;
 }
 
-static vq_status check_nccl(const state *s, ncclResult_t code, const char *what)
+static vq_status check_nccl(ncclResult_t code, const char *what)
 {
     VQ_CHECK(code == ncclSuccess || code == ncclInProgress, VQ_EPEER,
-             "rank %d, %s: %s failed: %s: expected NCCL to reach every rank. Look for the first "
-             "message of another rank",
-             s->comm->rank, s->comm->where, what, ncclGetErrorString(code));
+             "%s failed: %s: expected NCCL to reach every rank. Look for the first message of "
+             "another rank",
+             what, ncclGetErrorString(code));
     return VQ_OK;
 }
 
@@ -56,14 +56,14 @@ static vq_status wait_event(const state *s, ncclComm_t nccl, cudaEvent_t event, 
     const double start_s = vq_seconds();
     for (int64_t polls = 1;; polls++) {
         cudaError_t code = cudaEventQuery(event);
-        if (code != cudaErrorNotReady) return check_cuda(s, code, what);
+        if (code != cudaErrorNotReady) return check_cuda(code, what);
         ncclResult_t failure = ncclSuccess;
-        VQ_TRY(check_nccl(s, ncclCommGetAsyncError(nccl, &failure), what));
-        VQ_TRY(check_nccl(s, failure, what));
+        VQ_TRY(check_nccl(ncclCommGetAsyncError(nccl, &failure), what));
+        VQ_TRY(check_nccl(failure, what));
         VQ_CHECK(polls % POLLS_A_CLOCK || vq_seconds() - start_s < s->comm->limit_s, VQ_EPEER,
-                 "rank %d, %s: waited %.0f s for %s with rank %d (-1: all): expected an answer by "
-                 "then. Look whether that rank still runs, or raise --comm.limit_s",
-                 s->comm->rank, s->comm->where, s->comm->limit_s, what, peer);
+                 "waited %.4g s for %s with rank %d (-1: all): expected an answer by then. Look "
+                 "whether every rank still runs, or raise --comm.limit_s",
+                 s->comm->limit_s, what, peer);
         sched_yield();
     }
 }
@@ -73,8 +73,8 @@ static vq_status drain(const state *s, ncclComm_t nccl, cudaStream_t stream, con
                        int peer)
 {
     cudaEvent_t event;
-    VQ_TRY(check_cuda(s, cudaEventCreateWithFlags(&event, cudaEventDisableTiming), what));
-    vq_status status = check_cuda(s, cudaEventRecord(event, stream), what);
+    VQ_TRY(check_cuda(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), what));
+    vq_status status = check_cuda(cudaEventRecord(event, stream), what);
     if (!status) status = wait_event(s, nccl, event, what, peer);
     cudaEventDestroy(event);
     return status;
@@ -89,8 +89,7 @@ static vq_status nccl_sum(void *ctx, vq_tensor *t)
 {
     const state *s = ctx;
     if (t->place == VQ_HOST) return vq_comm_sum(s->host, t);
-    VQ_TRY(check_nccl(s,
-                      ncclAllReduce(t->data, t->data, (size_t)vq_tensor_count(t), type_of(t),
+    VQ_TRY(check_nccl(ncclAllReduce(t->data, t->data, (size_t)vq_tensor_count(t), type_of(t),
                                     ncclSum, s->all, s->stream),
                       "a sum"));
     return drain(s, s->all, s->stream, "a sum", -1);
@@ -101,7 +100,7 @@ static vq_status nccl_broadcast(void *ctx, vq_tensor *t, int root)
     const state *s = ctx;
     if (t->place == VQ_HOST) return vq_comm_broadcast(s->host, t, root);
     VQ_TRY(check_nccl(
-        s, ncclBroadcast(t->data, t->data, vq_tensor_bytes(t), ncclInt8, root, s->all, s->stream),
+        ncclBroadcast(t->data, t->data, vq_tensor_bytes(t), ncclInt8, root, s->all, s->stream),
         "a broadcast"));
     return drain(s, s->all, s->stream, "a broadcast", root);
 }
@@ -134,12 +133,11 @@ static vq_status begin(state *s, const vq_tensor *t, int peer, vq_tag tag, bool 
     cudaEvent_t event;
     VQ_TRY(find_link(s, peer, tag, &l));
     const size_t bytes = vq_tensor_bytes(t);
-    VQ_TRY(check_nccl(s,
-                      is_receive ? ncclRecv(t->data, bytes, ncclInt8, l->other, l->comm, l->stream)
+    VQ_TRY(check_nccl(is_receive ? ncclRecv(t->data, bytes, ncclInt8, l->other, l->comm, l->stream)
                                  : ncclSend(t->data, bytes, ncclInt8, l->other, l->comm, l->stream),
                       "a message"));
-    VQ_TRY(check_cuda(s, cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "a message"));
-    VQ_TRY(check_cuda(s, cudaEventRecord(event, l->stream), "a message"));
+    VQ_TRY(check_cuda(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "a message"));
+    VQ_TRY(check_cuda(cudaEventRecord(event, l->stream), "a message"));
     *request = (vq_request){.handle = {(uint64_t)(uintptr_t)event, (uint64_t)(uintptr_t)l},
                             .bytes = (int64_t)bytes,
                             .peer = peer,
@@ -173,12 +171,13 @@ static vq_status nccl_wait(void *ctx, vq_request *request)
     VQ_TRY(
         wait_event(s, l->comm, event, request->is_receive ? "a receive" : "a send", request->peer));
     request->is_active = false;
-    return check_cuda(s, cudaEventDestroy(event), "a message");
+    return check_cuda(cudaEventDestroy(event), "a message");
 }
 
 static void nccl_die(void *ctx, vq_status status)
 {
     const state *s = ctx;
+    memcpy(s->host->where, s->comm->where, sizeof s->host->where);
     s->host->ops->die(s->host->ctx, status);
 }
 
@@ -208,10 +207,10 @@ static const vq_comm_ops nccl_ops = {.sum = nccl_sum,
 /* --- opening --------------------------------------------------------------------------------- */
 
 /* A number that names this rank's GPU in the whole job: host and PCI place. */
-static vq_status name_gpu(const state *s, int device, uint64_t *name)
+static vq_status name_gpu(int device, uint64_t *name)
 {
     struct cudaDeviceProp properties;
-    VQ_TRY(check_cuda(s, cudaGetDeviceProperties(&properties, device), "a look at the GPU"));
+    VQ_TRY(check_cuda(cudaGetDeviceProperties(&properties, device), "a look at the GPU"));
     *name = UINT64_C(0xcbf29ce484222325);
     for (size_t i = 0; i < sizeof properties.uuid.bytes; i++)
         *name = (*name ^ (uint8_t)properties.uuid.bytes[i]) * UINT64_C(0x100000001b3);
@@ -228,7 +227,7 @@ static vq_status check_own_gpu(const state *s, int device, vq_arena *memory)
     size_t mark = vq_arena_mark(memory);
     VQ_TRY(VQ_NEW(memory, 2 * n, &halves));
     VQ_TRY(VQ_NEW(memory, n, &gpu));
-    VQ_TRY(vq_comm_agree(s->host, name_gpu(s, device, &own)));
+    VQ_TRY(vq_comm_agree(s->host, name_gpu(device, &own)));
     for (int i = 0; i < 2 * n; i++) halves[i] = 0;
     halves[2 * s->comm->rank] = (double)(own >> 32);
     halves[2 * s->comm->rank + 1] = (double)(own & UINT32_MAX);
@@ -254,14 +253,13 @@ static vq_status open_links(state *s, const vq_topo *topo)
         for (int way = 0; way < N_WAYS; way++) {
             link unused = {0}, *l = pair < 0 ? &unused : &s->links[side][way];
             VQ_TRY(check_nccl(
-                s,
                 ncclCommSplit(s->all, pair < 0 ? NCCL_SPLIT_NOCOLOR : pair, place, &l->comm, NULL),
                 "a link"));
             if (pair < 0) continue;
             l->other = 1 - place;
             s->neighbour[side] =
                 vq_topo_rank(topo, topo->stage + (place == 0 ? 1 : -1), topo->replica);
-            VQ_TRY(check_cuda(s, cudaStreamCreateWithFlags(&l->stream, cudaStreamNonBlocking),
+            VQ_TRY(check_cuda(cudaStreamCreateWithFlags(&l->stream, cudaStreamNonBlocking),
                               "a stream"));
         }
     }
@@ -276,15 +274,15 @@ vq_status vq_comm_nccl(vq_comm *comm, vq_comm *host, const vq_topo *topo, int de
     *comm = *host;
     VQ_TRY(VQ_NEW(memory, 1, &s));
     *s = (state){.comm = comm, .host = host, .neighbour = {-1, -1}};
-    VQ_TRY(vq_comm_agree(host, check_cuda(s, cudaSetDevice(device), "choosing the GPU")));
+    VQ_TRY(vq_comm_agree(host, check_cuda(cudaSetDevice(device), "choosing the GPU")));
     VQ_TRY(check_own_gpu(s, device, memory));
     vq_status status = VQ_OK;
-    if (comm->rank == 0) status = check_nccl(s, ncclGetUniqueId(&id), "NCCL's start");
+    if (comm->rank == 0) status = check_nccl(ncclGetUniqueId(&id), "NCCL's start");
     VQ_TRY(vq_comm_agree(host, status));
     vq_tensor bytes = vq_tensor_1d(&id, VQ_I8, (int64_t)sizeof id);
     VQ_TRY(vq_comm_broadcast(host, &bytes, 0));
-    VQ_TRY(check_nccl(s, ncclCommInitRank(&s->all, comm->size, id, comm->rank), "NCCL's start"));
-    VQ_TRY(check_cuda(s, cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking), "a stream"));
+    VQ_TRY(check_nccl(ncclCommInitRank(&s->all, comm->size, id, comm->rank), "NCCL's start"));
+    VQ_TRY(check_cuda(cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking), "a stream"));
     VQ_TRY(open_links(s, topo));
     comm->ops = &nccl_ops;
     comm->ctx = s;

@@ -297,8 +297,8 @@ static void help_and_reference_come_from_the_table(void **state)
     file = fmemopen(text, sizeof text, "w");
     vq_config_print_reference(file, VQ_MARKDOWN);
     fclose(file);
-    check_printed(text,
-                  "| `train.lr` | `--lr X` | Adam's learning rate (default 0.01) | quantize, plan |");
+    check_printed(
+        text, "| `train.lr` | `--lr X` | Adam's learning rate (default 0.01) | quantize, plan |");
     check_printed(text, "`--calib.mode wikitext2\\|c4`");
 
     file = fmemopen(text, sizeof text, "w");

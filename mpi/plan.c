@@ -836,60 +836,119 @@ static void log_plan(const vq_plan *p)
                vq_bytes_text(p->step.reduce_bytes, pool), 100 * p->step.idle_ratio);
 }
 
+/* Bytes that the ranks of this rank's node need, without what the system can take back and with it,
+ * and how many they are; leader: the first of them. */
+typedef struct node_need {
+    double fixed, total;
+    int n, leader;
+} node_need;
+
+static node_need need_of_node(const vq_job *job, const vq_plan *p, const double *host)
+{
+    node_need need = {.leader = -1};
+    for (int i = 0; i < job->comm->size; i++) {
+        if (host[i] != host[job->comm->rank]) continue;
+        if (need.leader < 0) need.leader = i;
+        need.n++;
+        need.fixed += p->rank[i].fixed_bytes;
+        need.total += p->rank[i].total_bytes;
+    }
+    return need;
+}
+
 /* Whether the ranks on this rank's node fit its memory. */
 static vq_status check_node(const vq_job *job, const vq_plan *p, const double *host,
                             double free_bytes)
 {
-    const int rank = job->comm->rank;
-    double needed = 0, with_weights = 0;
-    int n = 0, leader = -1;
-    for (int i = 0; i < job->comm->size; i++) {
-        if (host[i] != host[rank]) continue;
-        if (leader < 0) leader = i;
-        n++;
-        needed += p->rank[i].fixed_bytes;
-        with_weights += p->rank[i].total_bytes;
-    }
-    char need[32], have[32], lack[32];
-    vq_bytes_text(needed, need);
+    const node_need need = need_of_node(job, p, host);
+    char needed[32], have[32], lack[32];
+    vq_bytes_text(need.fixed, needed);
     vq_bytes_text(free_bytes, have);
-    vq_bytes_text(needed - free_bytes, lack);
-    VQ_CHECK(rank != leader || needed <= free_bytes, VQ_EMEM,
+    vq_bytes_text(need.fixed - free_bytes, lack);
+    VQ_CHECK(job->comm->rank != need.leader || need.fixed <= free_bytes, VQ_EMEM,
              "memory: the plan of %d rank%s on this machine is %s and %s are free: %s short. Use "
              "more --stages on more machines%s, or lower seqlen or train.batch; \"vqround plan\" "
              "shows what takes it",
-             n, n == 1 ? "" : "s", need, have, lack,
-             p->rank[rank].keep == VQ_KEEP_ALL ? ", set train.recompute to on" : "");
-    if (rank == 0 && with_weights > free_bytes)
+             need.n, need.n == 1 ? "" : "s", needed, have, lack,
+             p->rank[job->comm->rank].keep == VQ_KEEP_ALL ? ", set train.recompute to on" : "");
+    if (job->comm->rank == 0 && need.total > free_bytes)
         vq_log(VQ_LOG_WARN,
                "plan     %s with the model's own weights, and %s are free: weights will be read "
                "from disk again and again. More stages on more machines would be faster",
-               vq_bytes_text(with_weights, need), have);
+               vq_bytes_text(need.total, needed), have);
     return VQ_OK;
 }
 
-static vq_status plan_job(vq_job *job, const double *host)
+/* The plan of the job with these settings. free_bytes: of this rank's node. */
+static vq_status plan_job(vq_job *job, const vq_config *config, const double *host, vq_plan *plan,
+                          double *free_bytes)
 {
     const vq_plan_model model = {job->model.config, job->model.embed.dtype},
                         teacher = {job->teacher.config, job->teacher.embed.dtype};
     const int size = job->comm->size, rank = job->comm->rank;
-    size_t free_bytes, total_bytes;
+    size_t available, total;
     int on_node = 0;
-    vq_plan plan;
     for (int i = 0; i < size; i++) on_node += host[i] == host[rank];
-    VQ_TRY(vq_mem_info(&job->be, &free_bytes, &total_bytes));
-    const vq_plan_input in = {.config = job->config,
+    VQ_TRY(vq_mem_info(&job->be, &available, &total));
+    *free_bytes = (double)available;
+    if (config->plan.memory_gib > 0)
+        *free_bytes = VQ_MIN(*free_bytes, config->plan.memory_gib * GIB * on_node);
+    const vq_plan_input in = {.config = config,
                               .model = &model,
                               .teacher = job->teacher.dir ? &teacher : &model,
                               .act = job->be.act,
                               .n_ranks = size,
                               .n_nodes = count_nodes(host, size),
                               .threads = vq_cpu_thread_count(&job->be),
-                              .memory_bytes = (double)free_bytes / on_node};
-    VQ_TRY(vq_plan_make(&job->scratch, &in, &plan));
-    job->keep = plan.rank[rank].keep;
+                              .memory_bytes = *free_bytes / on_node};
+    return vq_plan_make(&job->scratch, &in, plan);
+}
+
+/* Whether every node has the memory. Collective. */
+static vq_status fits(vq_job *job, const vq_plan *plan, const double *host, double free_bytes,
+                      bool *all)
+{
+    double lacking = need_of_node(job, plan, host).fixed > free_bytes;
+    vq_tensor sum = vq_tensor_1d(&lacking, VQ_F64, 1);
+    VQ_TRY(vq_comm_sum(job->comm, &sum));
+    *all = lacking == 0;
+    return VQ_OK;
+}
+
+/* The next smaller number of replicas with whole stages, none with less than a layer; 0: none. */
+static int fewer_replicas(const vq_job *job, int replicas)
+{
+    const int size = job->comm->size;
+    const int64_t layers =
+        job->teacher.dir ? VQ_MIN(job->model.config.N, job->teacher.config.N) : job->model.config.N;
+    while (--replicas > 0)
+        if (size % replicas == 0 && size / replicas <= layers) return replicas;
+    return 0;
+}
+
+/* Replicas need no pipeline, stages need less memory: where the user has not chosen, as many
+ * replicas as fit. */
+static vq_status choose_layout(vq_job *job, const double *host)
+{
+    vq_config tried = *job->config;
+    const bool is_free = !tried.stages && !tried.replicas;
+    vq_plan plan;
+    double free_bytes = 0;
+    for (int replicas = job->topo.n_replicas;;) {
+        bool all;
+        tried.replicas = replicas;
+        tried.stages = job->comm->size / replicas;
+        vq_status status =
+            vq_topo_make(&tried, &job->model.config, job->comm->rank, job->comm->size, &job->topo);
+        if (!status) status = plan_job(job, &tried, host, &plan, &free_bytes);
+        VQ_TRY(vq_comm_agree(job->comm, status));
+        VQ_TRY(fits(job, &plan, host, free_bytes, &all));
+        replicas = fewer_replicas(job, replicas);
+        if (all || !is_free || !replicas) break;
+    }
+    job->keep = plan.rank[job->comm->rank].keep;
     log_plan(&plan);
-    return check_node(job, &plan, host, (double)free_bytes);
+    return vq_comm_agree(job->comm, check_node(job, &plan, host, free_bytes));
 }
 
 vq_status vq_plan_job(vq_job *job)
@@ -899,7 +958,7 @@ vq_status vq_plan_job(vq_job *job)
     vq_comm_at(job->comm, "plan");
     VQ_TRY(VQ_NEW(&job->scratch, job->comm->size, &host));
     VQ_TRY(gather_hosts(job, host));
-    VQ_TRY(vq_comm_agree(job->comm, plan_job(job, host)));
+    VQ_TRY(choose_layout(job, host));
     vq_arena_reset(&job->scratch, mark);
     return VQ_OK;
 }

@@ -344,7 +344,7 @@ static vq_status read_files(vq_job *job, int64_t *missing)
     int64_t n;
     bool *found;
     size_t mark = vq_arena_mark(&job->scratch);
-    VQ_TRY(vq_job_files(job, &job->scratch, PREFIX, &paths, &n));
+    VQ_TRY(vq_job_files(&job->scratch, job->config->out, PREFIX, &paths, &n));
     VQ_TRY(VQ_NEW(&job->scratch, job->pool.n_slots, &found));
     memset(found, 0, (size_t)job->pool.n_slots * sizeof *found);
     for (int64_t i = 0; i < n; i++) {

@@ -141,13 +141,14 @@ vq_status vq_job_path(vq_job *job, char **path, const char *fmt, ...)
     return vq_path_join(&job->run, job->config->out, name, path);
 }
 
-vq_status vq_job_files(vq_job *job, vq_arena *arena, const char *prefix, char ***paths, int64_t *n)
+vq_status vq_job_files(vq_arena *arena, const char *dir, const char *prefix, char ***paths,
+                       int64_t *n)
 {
     int64_t kept = 0;
-    VQ_TRY(vq_folder_list(arena, job->config->out, ".h5", paths, n));
+    VQ_TRY(vq_folder_list(arena, dir, ".h5", paths, n));
     for (int64_t i = 0; i < *n; i++) {
         if (strncmp((*paths)[i], prefix, strlen(prefix)) != 0) continue;
-        VQ_TRY(vq_path_join(arena, job->config->out, (*paths)[i], &(*paths)[kept]));
+        VQ_TRY(vq_path_join(arena, dir, (*paths)[i], &(*paths)[kept]));
         kept++;
     }
     *n = kept;

@@ -42,8 +42,9 @@ void vq_job_trim(vq_job *job);
 /* RUN/name in the job's run arena. */
 vq_status vq_job_path(vq_job *job, char **path, const char *fmt, ...) VQ_PRINTF(3, 4);
 
-/* The files RUN/prefix*.h5, sorted: full paths in arena. */
-vq_status vq_job_files(vq_job *job, vq_arena *arena, const char *prefix, char ***paths, int64_t *n);
+/* The files DIR/prefix*.h5, sorted: full paths in arena. */
+vq_status vq_job_files(vq_arena *arena, const char *dir, const char *prefix, char ***paths,
+                       int64_t *n);
 
 /* Highest resident memory of this process so far, in bytes. */
 int64_t vq_peak_rss_bytes(void);

@@ -193,6 +193,9 @@ static const key keys[] = {
      .help = "compute activations again in the backward instead of keeping them; auto decides by "
              "memory",
      .commands = Q},
+    {"teacher.dir", "teacher-dir", in_train, TEXT, AT(teacher.dir), .unit = "DIR",
+     .help = "folder that keeps the teacher's states for other runs too; without it the run folder",
+     .commands = Q},
     {"teacher.cache", NULL, in_train, BOOL, AT(teacher.cache), .standard = "true",
      .help = "keep the teacher's final hidden states on disk instead of running it each step",
      .commands = Q, .phases = FOR_TEACHER},

@@ -95,7 +95,7 @@ typedef struct vq_config {
         vq_switch recompute;
     } train;
     struct {
-        const char *model;
+        const char *model, *dir;
         bool cache;
     } teacher;
     struct {

@@ -30,7 +30,7 @@
         }                                                                                          \
     } while (0)
 
-enum { MAX_SHAPES = 16, MAX_LINEARS = 1024, CHAINS = 12, ROUNDS = 1 << 20 };
+enum { MAX_SHAPES = 16, MAX_LINEARS = 1024, LANES = 16, CHAINS = 12, ROUNDS = 1 << 20 };
 
 typedef struct shape {
     int64_t out, in;
@@ -42,7 +42,7 @@ typedef struct shape {
 static vq_arena run, scratch;
 static vq_backend be;
 
-typedef float vec __attribute__((vector_size(64)));
+typedef float vec __attribute__((vector_size(4 * LANES)));
 
 /* GFLOP/s of independent fused multiply-adds on all threads, the best of five. */
 static double peak_gflops(void)
@@ -52,12 +52,15 @@ static double peak_gflops(void)
         double sink = 0, start = vq_seconds();
 #pragma omp parallel reduction(+ : sink)
         {
-            vec sum[CHAINS] = {{0}}, x = 0.5f - (vec){0};
+            /* Lanes that differ and are all used: otherwise the compiler does one of them. */
+            vec sum[CHAINS] = {{0}}, x;
+            for (int l = 0; l < LANES; l++) x[l] = 0.5f - (float)l * 0x1p-10f;
             for (int i = 0; i < ROUNDS; i++)
                 for (int c = 0; c < CHAINS; c++) sum[c] = sum[c] * x + x;
-            for (int c = 0; c < CHAINS; c++) sink += (double)sum[c][0];
+            for (int c = 0; c < CHAINS; c++)
+                for (int l = 0; l < LANES; l++) sink += (double)sum[c][l];
         }
-        double flop = 2.0 * 16 * CHAINS * ROUNDS * omp_get_max_threads();
+        double flop = 2.0 * LANES * CHAINS * ROUNDS * omp_get_max_threads();
         if (sink > 0) best = VQ_MAX(best, flop / (vq_seconds() - start) * 1e-9);
     }
     return best;

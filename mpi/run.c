@@ -225,8 +225,6 @@ static vq_status run(vq_job *job, int argc, const char *const *argv)
                     .group_size = c->group_size,
                     .K = c->K,
                     .D = c->D,
-                    .n_stages = job->topo.n_stages,
-                    .n_replicas = job->topo.n_replicas,
                     .threads = vq_cpu_thread_count(&job->be)};
     vq_data data;
     vq_init_stats init;
@@ -234,8 +232,10 @@ static vq_status run(vq_job *job, int argc, const char *const *argv)
     char *model_dir;
 
     VQ_TRY(vq_comm_agree(job->comm, job->comm->rank == 0 ? open_folder(job, argc, argv) : VQ_OK));
+    VQ_TRY(vq_plan_job(job)); /* may choose the layout: the stage comes after */
     VQ_TRY(vq_comm_agree(job->comm, vq_job_stage(job, &job->model, T_max, &job->stage)));
-    VQ_TRY(vq_plan_job(job));
+    r.n_stages = job->topo.n_stages;
+    r.n_replicas = job->topo.n_replicas;
     VQ_TRY(vq_feed_prepare(job, &data));
     vq_job_trim(job);
     r.seconds.tokens = vq_seconds() - start_s;

@@ -123,7 +123,7 @@ vq_status vq_sync(const vq_backend *be)
 vq_status vq_gemm(const vq_backend *be, vq_tensor *c, const vq_tensor *a, bool trans_a,
                   const vq_tensor *b, bool trans_b, double alpha, double beta)
 {
-    WANT_ROWS(c, ACT, ANY, ANY);
+    WANT_ROWS(c, ACT | REAL, ANY, ANY);
     WANT_ROWS(a, FLOATS, ANY, ANY);
     int64_t m = c->dim[0], n = c->dim[1], k = a->dim[trans_a ? 0 : 1];
     WANT_ROWS(a, FLOATS, trans_a ? k : m, trans_a ? m : k);
@@ -347,10 +347,29 @@ vq_status vq_round_reg(const vq_backend *be, double *loss, vq_tensor *dcodes,
                        const vq_tensor *codes, const vq_tensor *counts, double weight, double beta)
 {
     WANT(codes, REAL, ANY, ANY);
-    WANT_LIKE(counts, TYPE(VQ_U32), codes);
+    if (counts) WANT_LIKE(counts, TYPE(VQ_U32), codes);
     if (dcodes) WANT_LIKE(dcodes, REAL, codes);
     VQ_ASSERT(loss && beta > 1);
     return be->ops->round_reg(be->ctx, loss, dcodes, codes, counts, weight, beta);
+}
+
+vq_status vq_round_scale_fwd(const vq_backend *be, vq_tensor *scale, const vq_tensor *grid,
+                             const vq_tensor *factor, vq_dtype scale_dtype)
+{
+    WANT(grid, REAL, ANY, ANY);
+    WANT_LIKE(scale, REAL, grid);
+    WANT_LIKE(factor, REAL, grid);
+    VQ_ASSERT(vq_dtype_is_float(scale_dtype));
+    return be->ops->round_scale_fwd(be->ctx, scale, grid, factor, scale_dtype);
+}
+
+vq_status vq_round_scale_bwd(const vq_backend *be, vq_tensor *dfactor, const vq_tensor *dw,
+                             const vq_quant *q, const vq_tensor *codes, const vq_tensor *grid)
+{
+    VQ_TRY(check_quant(be, "round_scale_bwd", q, dw, "dw", codes));
+    WANT_LIKE(dfactor, REAL, &q->scale);
+    WANT_LIKE(grid, REAL, &q->scale);
+    return be->ops->round_scale_bwd(be->ctx, dfactor, dw, q, codes, grid);
 }
 
 /* --- init ------------------------------------------------------------------------------------ */
@@ -470,6 +489,16 @@ vq_status vq_head_nll(const vq_backend *be, double *loss, vq_tensor *dx, const v
     if (dx) WANT_LIKE(dx, ACT, x);
     VQ_ASSERT(loss && head->dim[0] > 0);
     return be->ops->head_nll(be->ctx, loss, dx, x, head, targets, scale);
+}
+
+vq_status vq_mse(const vq_backend *be, double *loss, vq_tensor *dy, const vq_tensor *y,
+                 const vq_tensor *target, double scale)
+{
+    WANT(y, ACT, ANY, ANY);
+    WANT_LIKE(target, ACT, y);
+    if (dy) WANT_LIKE(dy, ACT, y);
+    VQ_ASSERT(loss);
+    return be->ops->mse(be->ctx, loss, dy, y, target, scale);
 }
 
 /* --- update ---------------------------------------------------------------------------------- */

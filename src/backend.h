@@ -105,6 +105,10 @@ typedef struct vq_ops {
                            const vq_tensor *codes);
     vq_status (*round_reg)(void *ctx, double *loss, vq_tensor *dcodes, const vq_tensor *codes,
                            const vq_tensor *counts, double weight, double beta);
+    vq_status (*round_scale_fwd)(void *ctx, vq_tensor *scale, const vq_tensor *grid,
+                                 const vq_tensor *factor, vq_dtype scale_dtype);
+    vq_status (*round_scale_bwd)(void *ctx, vq_tensor *dfactor, const vq_tensor *dw,
+                                 const vq_quant *q, const vq_tensor *codes, const vq_tensor *grid);
 
     /* init */
     vq_status (*grid_minmax)(void *ctx, vq_tensor *scale, vq_tensor *zero, const vq_tensor *w,
@@ -129,6 +133,8 @@ typedef struct vq_ops {
                          const vq_tensor *head_teacher, double tau, double scale);
     vq_status (*head_nll)(void *ctx, double *loss, vq_tensor *dx, const vq_tensor *x,
                           const vq_tensor *head, const vq_tensor *targets, double scale);
+    vq_status (*mse)(void *ctx, double *loss, vq_tensor *dy, const vq_tensor *y,
+                     const vq_tensor *target, double scale);
 
     /* update */
     vq_status (*adam_step)(void *ctx, vq_tensor *param, vq_tensor *m, vq_tensor *v,
@@ -159,7 +165,7 @@ vq_status vq_sync(const vq_backend *be);
 
 /* c = alpha op(a) op(b) + beta c,  op(x) = x or its transpose.
  *
- * c  act [m, n]                  in/out; beta = 0 does not read it
+ * c  act or real [m, n]          in/out; beta = 0 does not read it
  * a  act or weight [m, k] ([k, m] with trans_a)
  * b  act or weight [k, n] ([n, k] with trans_b)
  *
@@ -266,10 +272,23 @@ vq_status vq_round_bwd(const vq_backend *be, vq_tensor *dcodes, const vq_tensor 
 
 /* loss += weight R,  dcodes += weight dR/dcodes,
  * R = sum_{k, d} counts[k, d] (1 - |2 h(codes[k, d]) - 1|^beta): the regularizer over all weights,
- * each code once. counts u32 [K, D]: how many weights read this logit (padding is not counted).
- * loss on the host; synchronous. dcodes may be NULL (the value alone). */
+ * each code once. counts u32 [K, D]: how many weights read this logit (padding is not counted);
+ * NULL: one each. loss on the host; synchronous. dcodes may be NULL (the value alone). */
 vq_status vq_round_reg(const vq_backend *be, double *loss, vq_tensor *dcodes,
                        const vq_tensor *codes, const vq_tensor *counts, double weight, double beta);
+
+/* scale = grid factor, rounded to scale_dtype, never 0 (its least number instead): a learned scale.
+ * scale real [out, groups], out; grid, factor real [out, groups]: the first scale, and what it is
+ * multiplied with. */
+vq_status vq_round_scale_fwd(const vq_backend *be, vq_tensor *scale, const vq_tensor *grid,
+                             const vq_tensor *factor, vq_dtype scale_dtype);
+
+/* dfactor[o, g] += grid[o, g] sum_{i in group g} dw[o, i] (clamp(base + r, 0, qmax) - z), r = h(a):
+ * the gradient of round_fwd (VQ_SOFT) by the factor of round_scale_fwd, as if that did not round.
+ * dfactor real [out, groups], in/out; dw act [out, in]; grid real [out, groups]; codes as
+ * vq_round_fwd. Sums in a fixed order. */
+vq_status vq_round_scale_bwd(const vq_backend *be, vq_tensor *dfactor, const vq_tensor *dw,
+                             const vq_quant *q, const vq_tensor *codes, const vq_tensor *grid);
 
 /* --- init ------------------------------------------------------------------------------------ */
 
@@ -353,6 +372,12 @@ vq_status vq_head_kd(const vq_backend *be, double *loss, vq_tensor *dx, const vq
  * dx = d loss / d x (may be NULL). targets i32 [n]. Otherwise as vq_head_kd. */
 vq_status vq_head_nll(const vq_backend *be, double *loss, vq_tensor *dx, const vq_tensor *x,
                       const vq_tensor *head, const vq_tensor *targets, double scale);
+
+/* loss += scale |y - target|^2;  dy = 2 scale (y - target) (may be NULL).
+ * y, dy, target act [n, E]; dy may be y or target. Sum in f64, in a fixed order. loss on the host;
+ * synchronous. */
+vq_status vq_mse(const vq_backend *be, double *loss, vq_tensor *dy, const vq_tensor *y,
+                 const vq_tensor *target, double scale);
 
 /* --- update ---------------------------------------------------------------------------------- */
 

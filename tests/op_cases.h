@@ -536,7 +536,57 @@ static vq_status round_bwd_run(const vq_backend *be, const int64_t *s, op_args *
     return vq_round_bwd(be, &a->out[1], &a->out[0], &a->quant, &a->in[0]);
 }
 
-/* size = K, D */
+/* in: as round_make, then the first scales and the factors; out: w or dw, dcodes, dfactor */
+static vq_status round_scale_make(const vq_backend *be, vq_arena *arena, const int64_t *s,
+                                  op_args *a)
+{
+    int64_t groups = VQ_CEIL_DIV(s[1], s[5]);
+    VQ_TRY(round_make(be, arena, s, a));
+    OP_IN(be->real, 0.01, 0.02, s[0], groups);
+    OP_IN(be->real, 0.5, 1.5, s[0], groups);
+    OP_OUT(be->real, s[0], groups);
+    return VQ_OK;
+}
+
+static vq_status round_scale_fwd_run(const vq_backend *be, const int64_t *s, op_args *a)
+{
+    return vq_round_scale_fwd(be, &a->out[2], &a->in[5], &a->in[6], (vq_dtype)s[7]);
+}
+
+static void round_scale_fwd_reference(const int64_t *s, op_args *a)
+{
+    int64_t n = vq_tensor_count(&a->out[2]);
+    for (int64_t i = 0; i < n; i++) {
+        double x = op_get(&a->in[5], i) * op_get(&a->in[6], i);
+        float f = (float)x;
+        op_set(&a->out[2], i,
+               s[7] == VQ_BF16  ? (double)vq_bf16_to_f32(vq_f32_to_bf16(f))
+               : s[7] == VQ_F16 ? (double)vq_f16_to_f32(vq_f32_to_f16(f))
+                                : (double)f);
+    }
+}
+
+static vq_status round_scale_bwd_run(const vq_backend *be, const int64_t *s, op_args *a)
+{
+    (void)s;
+    return vq_round_scale_bwd(be, &a->out[2], &a->out[0], &a->quant, &a->in[0], &a->in[5]);
+}
+
+static void round_scale_bwd_reference(const int64_t *s, op_args *a)
+{
+    double qmax = (double)((1 << s[4]) - 1);
+    for (int64_t p = 0; p < s[0] * s[1]; p++) {
+        int64_t group = p / s[1] * VQ_CEIL_DIV(s[1], s[5]) + p % s[1] / s[5];
+        int64_t code = s[2] ? (int64_t)op_get(&a->in[4], p / s[3]) : p / s[3];
+        double logit = op_get(&a->in[0], code * s[3] + p % s[3]);
+        double r = fmin(fmax(1.2 / (1 + exp(-logit)) - 0.1, 0), 1);
+        double q = fmin(fmax(op_get(&a->in[1], p) + r, 0), qmax) - op_get(&a->in[3], group);
+        op_set(&a->out[2], group,
+               op_get(&a->out[2], group) + op_get(&a->in[5], group) * op_get(&a->out[0], p) * q);
+    }
+}
+
+/* size = K, D, whether all counts are one (NULL) */
 static vq_status round_reg_make(const vq_backend *be, vq_arena *arena, const int64_t *s, op_args *a)
 {
     OP_IN(be->real, -2.6, 2.6, s[0], s[1]);
@@ -547,9 +597,8 @@ static vq_status round_reg_make(const vq_backend *be, vq_arena *arena, const int
 
 static vq_status round_reg_run(const vq_backend *be, const int64_t *s, op_args *a)
 {
-    (void)s;
     a->loss = 0.25;
-    return vq_round_reg(be, &a->loss, &a->out[0], &a->in[0], &a->in[1], 0.01, 7.3);
+    return vq_round_reg(be, &a->loss, &a->out[0], &a->in[0], s[2] ? NULL : &a->in[1], 0.01, 7.3);
 }
 
 /* --- loss: size = n, E, V, type of head, E of the teacher (0: its head is the student's) -------
@@ -647,6 +696,32 @@ static void head_nll_reference(const int64_t *s, op_args *a)
     }
 }
 
+/* size = n, E */
+static vq_status mse_make(const vq_backend *be, vq_arena *arena, const int64_t *s, op_args *a)
+{
+    OP_IN(be->act, -1, 1, s[0], s[1]);
+    OP_IN(be->act, -1, 1, s[0], s[1]);
+    OP_OUT(be->act, s[0], s[1]);
+    return VQ_OK;
+}
+
+static vq_status mse_run(const vq_backend *be, const int64_t *s, op_args *a)
+{
+    (void)s;
+    a->loss = 0.25;
+    return vq_mse(be, &a->loss, &a->out[0], &a->in[0], &a->in[1], 0.125);
+}
+
+static void mse_reference(const int64_t *s, op_args *a)
+{
+    a->loss = 0.25;
+    for (int64_t i = 0; i < s[0] * s[1]; i++) {
+        double error = op_get(&a->in[0], i) - op_get(&a->in[1], i);
+        a->loss += 0.125 * error * error;
+        op_set(&a->out[0], i, 0.25 * error);
+    }
+}
+
 /* --- update: size = n --------------------------------------------------------------------------
  */
 
@@ -730,10 +805,18 @@ static const op_kind OP_ROUND_FWD = {"round_fwd",         "out in K D bits group
                                      round_fwd_reference, NULL};
 static const op_kind OP_ROUND_BWD = {
     "round_bwd", "out in K D bits group idx", round_make, round_bwd_run, NULL, NULL};
-static const op_kind OP_ROUND_REG = {"round_reg", "K D", round_reg_make, round_reg_run, NULL, NULL};
+static const op_kind OP_ROUND_REG = {"round_reg",   "K D ones", round_reg_make,
+                                     round_reg_run, NULL,       NULL};
+static const op_kind OP_ROUND_SCALE_FWD = {
+    "round_scale_fwd",   "out in K D bits group idx type", round_scale_make,
+    round_scale_fwd_run, round_scale_fwd_reference,        NULL};
+static const op_kind OP_ROUND_SCALE_BWD = {"round_scale_bwd",         "out in K D bits group idx",
+                                           round_scale_make,          round_scale_bwd_run,
+                                           round_scale_bwd_reference, NULL};
 static const op_kind OP_HEAD_KD = {"head_kd",   "n E V type E_teacher", head_make,
                                    head_kd_run, head_kd_reference,      head_kd_flops};
 static const op_kind OP_HEAD_NLL = {"head_nll",   "n E V type",       head_make,
                                     head_nll_run, head_nll_reference, head_nll_flops};
+static const op_kind OP_MSE = {"mse", "n E", mse_make, mse_run, mse_reference, NULL};
 static const op_kind OP_ADAM = {"adam_step", "n", adam_make, adam_run, adam_reference, NULL};
 static const op_kind OP_NORM2 = {"norm2", "n", adam_make, norm2_run, norm2_reference, NULL};

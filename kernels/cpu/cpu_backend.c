@@ -111,6 +111,8 @@ static const vq_ops cpu_ops = {
     .round_fwd = vq_cpu_round_fwd,
     .round_bwd = vq_cpu_round_bwd,
     .round_reg = vq_cpu_round_reg,
+    .round_scale_fwd = vq_cpu_round_scale_fwd,
+    .round_scale_bwd = vq_cpu_round_scale_bwd,
     .grid_minmax = vq_cpu_grid_minmax,
     .grid_split = vq_cpu_grid_split,
     .grid_round = vq_cpu_grid_round,
@@ -120,6 +122,7 @@ static const vq_ops cpu_ops = {
     .kmeans_update = vq_cpu_kmeans_update,
     .head_kd = vq_cpu_head_kd,
     .head_nll = vq_cpu_head_nll,
+    .mse = vq_cpu_mse,
     .adam_step = vq_cpu_adam_step,
     .norm2 = vq_cpu_norm2,
 };

@@ -12,8 +12,7 @@
 
 #define PIECE 1024 /* weights converted at a time, into the first-level cache */
 
-/* The number nearest to s that scale_dtype holds; never 0, since weights are divided by it. */
-static real round_scale(real s, vq_dtype scale_dtype)
+real vq_cpu_round_scale(real s, vq_dtype scale_dtype)
 {
     switch (scale_dtype) {
     case VQ_F16: return (real)VQ_MAX(vq_f16_to_f32(vq_f32_to_f16((float)s)), 0x1p-24f);
@@ -50,7 +49,7 @@ void vq_cpu_grid_of_range(real low, real high, real qmax, bool symmetric, bool i
         low = low < 0 ? -high : 0;
     }
     if (low == high && with_zero) low = -1, high = 1;
-    *scale = low == high ? 1 : round_scale((high - low) / qmax, scale_dtype);
+    *scale = low == high ? 1 : vq_cpu_round_scale((high - low) / qmax, scale_dtype);
     *zero = symmetric ? (qmax + 1) / 2 : (real)rint(-low / *scale);
     /* A scale far off its exact value (a subnormal f16) must not push z off the grid. */
     if (with_zero) *zero = VQ_MAX(0, VQ_MIN(*zero, qmax));

@@ -1,5 +1,6 @@
 /* cpu_loss - the losses over the head's logits, in chunks of tokens: product, softmax, loss and
- * gradient of one chunk before the next, so that all logits at once never exist. */
+ * gradient of one chunk before the next, so that all logits at once never exist; and the squared
+ * error of a layer's output. */
 #include "cpu_real.h"
 
 #include "cpu_ops.h"
@@ -165,6 +166,36 @@ vq_status vq_cpu_head_nll(void *ctx, double *loss, vq_tensor *dx, const vq_tenso
         vq_tensor dx_rows = vq_tensor_rows(dx, first, rows);
         VQ_TRY(vq_cpu_gemm(cpu, &dx_rows, &l, false, head, false, 1, 0));
     }
+    vq_arena_reset(&cpu->scratch, mark);
+    return VQ_OK;
+}
+
+/* Rows go to any thread; their sums are added in order. */
+vq_status vq_cpu_mse(void *ctx, double *loss, vq_tensor *dy, const vq_tensor *y,
+                     const vq_tensor *target, double scale)
+{
+    vq_cpu *cpu = ctx;
+    const int64_t n = y->dim[0], E = y->dim[1];
+    const real slope = (real)(2 * scale);
+    size_t mark = vq_arena_mark(&cpu->scratch);
+    double *row_loss = NULL;
+    VQ_TRY(VQ_NEW(&cpu->scratch, n, &row_loss));
+#pragma omp parallel for num_threads(vq_cpu_threads(cpu, n *E)) schedule(static)
+    for (int64_t i = 0; i < n; i++) {
+        const real *a = (const real *)y->data + i * E, *b = (const real *)target->data + i * E;
+        real *d = dy ? (real *)dy->data + i * E : NULL, square[BLOCK];
+        row_loss[i] = 0;
+        for (int64_t first = 0; first < E; first += BLOCK) {
+            const int64_t size = VQ_MIN(E - first, BLOCK);
+            for (int64_t j = 0; j < size; j++) {
+                const real error = a[first + j] - b[first + j];
+                square[j] = error * error;
+                if (d) d[first + j] = slope * error;
+            }
+            row_loss[i] += sum_f64(square, size);
+        }
+    }
+    for (int64_t i = 0; i < n; i++) *loss += scale * row_loss[i];
     vq_arena_reset(&cpu->scratch, mark);
     return VQ_OK;
 }

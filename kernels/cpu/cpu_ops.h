@@ -83,6 +83,14 @@ vq_status vq_cpu_round_bwd(void *ctx, vq_tensor *dcodes, const vq_tensor *dw, co
                            const vq_tensor *codes);
 vq_status vq_cpu_round_reg(void *ctx, double *loss, vq_tensor *dcodes, const vq_tensor *codes,
                            const vq_tensor *counts, double weight, double beta);
+vq_status vq_cpu_round_scale_fwd(void *ctx, vq_tensor *scale, const vq_tensor *grid,
+                                 const vq_tensor *factor, vq_dtype scale_dtype);
+vq_status vq_cpu_round_scale_bwd(void *ctx, vq_tensor *dfactor, const vq_tensor *dw,
+                                 const vq_quant *q, const vq_tensor *codes, const vq_tensor *grid);
+
+/* The number nearest to s that scale_dtype holds; never 0, since weights are divided by it. Pure.
+ */
+real vq_cpu_round_scale(real s, vq_dtype scale_dtype);
 
 /* Scale and zero of a group whose weights lie in [low, high], as vq_grid_minmax says. Pure. */
 void vq_cpu_grid_of_range(real low, real high, real qmax, bool symmetric, bool include_zero,
@@ -111,6 +119,8 @@ vq_status vq_cpu_head_kd(void *ctx, double *loss, vq_tensor *dx, const vq_tensor
                          const vq_tensor *head_teacher, double tau, double scale);
 vq_status vq_cpu_head_nll(void *ctx, double *loss, vq_tensor *dx, const vq_tensor *x,
                           const vq_tensor *head, const vq_tensor *targets, double scale);
+vq_status vq_cpu_mse(void *ctx, double *loss, vq_tensor *dy, const vq_tensor *y,
+                     const vq_tensor *target, double scale);
 
 /* update: cpu_adam.c */
 vq_status vq_cpu_adam_step(void *ctx, vq_tensor *param, vq_tensor *m, vq_tensor *v,

@@ -36,6 +36,9 @@ typedef double real;
 #define vq_cpu_round_fwd vq_cpu_round_fwd_f64
 #define vq_cpu_round_bwd vq_cpu_round_bwd_f64
 #define vq_cpu_round_reg vq_cpu_round_reg_f64
+#define vq_cpu_round_scale_fwd vq_cpu_round_scale_fwd_f64
+#define vq_cpu_round_scale_bwd vq_cpu_round_scale_bwd_f64
+#define vq_cpu_round_scale vq_cpu_round_scale_f64
 #define vq_cpu_grid_minmax vq_cpu_grid_minmax_f64
 #define vq_cpu_grid_split vq_cpu_grid_split_f64
 #define vq_cpu_grid_round vq_cpu_grid_round_f64
@@ -46,6 +49,7 @@ typedef double real;
 #define vq_cpu_kmeans_update vq_cpu_kmeans_update_f64
 #define vq_cpu_head_kd vq_cpu_head_kd_f64
 #define vq_cpu_head_nll vq_cpu_head_nll_f64
+#define vq_cpu_mse vq_cpu_mse_f64
 #define vq_cpu_adam_step vq_cpu_adam_step_f64
 #define vq_cpu_norm2 vq_cpu_norm2_f64
 #else

@@ -7,6 +7,7 @@
  * anywhere. */
 #include "cpu_real.h"
 
+#include "cpu_lanes.h"
 #include "cpu_ops.h"
 #include "element.h"
 #include "error.h"
@@ -124,6 +125,17 @@ INLINE void dequantize(real *w, const real *r, const void *base, bool wide, real
         q = q < 0 ? 0 : q;
         q = q > qmax ? qmax : q;
         w[i] = s * (q - z);
+    }
+}
+
+/* q = clamp(base + r, 0, qmax) - z, into r's place. */
+INLINE void level(real *r, const void *base, bool wide, real z, real qmax, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        real q = (real)(wide ? ((const int16_t *)base)[i] : ((const int8_t *)base)[i]) + r[i];
+        q = q < 0 ? 0 : q;
+        q = q > qmax ? qmax : q;
+        r[i] = q - z;
     }
 }
 
@@ -247,7 +259,7 @@ vq_status vq_cpu_round_reg(void *ctx, double *loss, vq_tensor *dcodes, const vq_
     for (int64_t block = 0; block < n_blocks; block++) {
         int64_t first = block * REG_BLOCK, size = VQ_MIN(n - first, REG_BLOCK);
         const real *a = (const real *)codes->data + first;
-        const uint32_t *count = (const uint32_t *)counts->data + first;
+        const uint32_t *count = counts ? (const uint32_t *)counts->data + first : NULL;
         real h[REG_BLOCK], slope[REG_BLOCK];
         for (int64_t i = 0; i < size; i++) {
             h[i] = vq_soft_round(a[i]);
@@ -256,7 +268,7 @@ vq_status vq_cpu_round_reg(void *ctx, double *loss, vq_tensor *dcodes, const vq_
         double sum = 0;
         for (int64_t i = 0; i < size; i++) {
             double t = 2 * (double)h[i] - 1;
-            double power = pow(fabs(t), beta - 1), times = (double)count[i];
+            double power = pow(fabs(t), beta - 1), times = count ? (double)count[i] : 1;
             sum += times * (1 - power * fabs(t));
             /* d|t|^beta / da = beta |t|^(beta - 1) sign(t) 2 h'; 0 at t = 0, as beta > 1. */
             if (dcodes)
@@ -266,6 +278,51 @@ vq_status vq_cpu_round_reg(void *ctx, double *loss, vq_tensor *dcodes, const vq_
         partial[block] = sum;
     }
     for (int64_t block = 0; block < n_blocks; block++) *loss += weight * partial[block];
+    vq_arena_reset(&cpu->scratch, mark);
+    return VQ_OK;
+}
+
+vq_status vq_cpu_round_scale_fwd(void *ctx, vq_tensor *scale, const vq_tensor *grid,
+                                 const vq_tensor *factor, vq_dtype scale_dtype)
+{
+    const vq_cpu *cpu = ctx;
+    const int64_t n = vq_tensor_count(grid);
+    const real *first = grid->data, *f = factor->data;
+    real *s = scale->data;
+#pragma omp parallel for num_threads(vq_cpu_threads(cpu, n)) schedule(static)
+    for (int64_t i = 0; i < n; i++) s[i] = vq_cpu_round_scale(first[i] * f[i], scale_dtype);
+    return VQ_OK;
+}
+
+vq_status vq_cpu_round_scale_bwd(void *ctx, vq_tensor *dfactor, const vq_tensor *dw,
+                                 const vq_quant *q, const vq_tensor *codes, const vq_tensor *grid)
+{
+    vq_cpu *cpu = ctx;
+    int64_t out = dw->dim[0], in = dw->dim[1], groups = q->scale.dim[1];
+    bool wide = q->base.dtype == VQ_I16;
+    real qmax = (real)((1 << q->bits) - 1), *table = NULL;
+    size_t mark = vq_arena_mark(&cpu->scratch);
+    if (q->idx.data) VQ_TRY(make_table(cpu, codes, VQ_SOFT, &table));
+
+#pragma omp parallel for num_threads(vq_cpu_threads(cpu, out *in)) schedule(static)
+    for (int64_t o = 0; o < out; o++) {
+        real r[BLOCK];
+        for (int64_t g = 0; g < groups; g++) {
+            const int64_t at = o * groups + g, end = VQ_MIN((g + 1) * q->group_size, in);
+            const real z = ((const real *)q->zero.data)[at];
+            double sum = 0;
+            for (int64_t col = g * q->group_size; col < end; col += BLOCK) {
+                const int64_t n = VQ_MIN(end - col, BLOCK), p = o * in + col;
+                block_rounding(r, table, codes, &q->idx, p, n, VQ_SOFT);
+                if (wide)
+                    level(r, (const int16_t *)q->base.data + p, true, z, qmax, n);
+                else
+                    level(r, (const int8_t *)q->base.data + p, false, z, qmax, n);
+                sum += (double)lanes_dot(r, (const real *)dw->data + p, n);
+            }
+            ((real *)dfactor->data)[at] += ((const real *)grid->data)[at] * (real)sum;
+        }
+    }
     vq_arena_reset(&cpu->scratch, mark);
     return VQ_OK;
 }

@@ -112,6 +112,14 @@ static void test_quant(void **state)
     double loss = 0;
     vq_tensor counts = vq_tensor_2d(idx, VQ_U32, 3, 8);
     FAILS(vq_round_reg(&be, &loss, NULL, &codes, &counts, 1, 1), "beta > 1");
+    vq_tensor scale = matrix(4, 4, 2), factor = matrix(5, 4, 2), other = matrix(5, 4, 1);
+    assert_int_equal(vq_round_scale_fwd(&be, &scale, &q.scale, &factor, VQ_BF16), VQ_OK);
+    FAILS(vq_round_scale_fwd(&be, &scale, &q.scale, &other, VQ_BF16), "round_scale_fwd", "factor",
+          "f32 [4, 1]", "f32 [4, 2]");
+    FAILS(vq_round_scale_bwd(&be, &other, &w, &q, &codes, &scale), "round_scale_bwd", "dfactor",
+          "f32 [4, 1]", "f32 [4, 2]");
+    vq_tensor wide = matrix(4, 4, 7);
+    FAILS(vq_mse(&be, &loss, NULL, &w, &wide, 1), "mse", "target", "f32 [4, 7]", "f32 [4, 6]");
 }
 
 static void test_memory(void **state)

@@ -85,9 +85,29 @@ static double round_value(const int64_t *s, op_args *a)
 
 static double round_reg_value(const int64_t *s, op_args *a)
 {
+    double loss = 0;
+    assert_int_equal(vq_round_reg(&be, &loss, NULL, &a->in[0], s[2] ? NULL : &a->in[1], 0.01, 7.3),
+                     VQ_OK);
+    return loss;
+}
+
+/* By the factors: the weight is made with the learned scales. */
+static double round_scale_value(const int64_t *s, op_args *a)
+{
+    vq_quant q = a->quant;
+    (void)s;
+    q.scale = like(&a->in[2]);
+    assert_int_equal(vq_round_scale_fwd(&be, &q.scale, &a->in[5], &a->in[6], VQ_F64), VQ_OK);
+    vq_tensor w = like(&a->out[0]);
+    assert_int_equal(vq_round_fwd(&be, &w, &q, &a->in[0], VQ_SOFT), VQ_OK);
+    return dot(&w, &a->out[0]);
+}
+
+static double mse_value(const int64_t *s, op_args *a)
+{
     (void)s;
     double loss = 0;
-    assert_int_equal(vq_round_reg(&be, &loss, NULL, &a->in[0], &a->in[1], 0.01, 7.3), VQ_OK);
+    assert_int_equal(vq_mse(&be, &loss, NULL, &a->in[0], &a->in[1], 0.125), VQ_OK);
     return loss;
 }
 
@@ -137,8 +157,13 @@ static const gradient_case CASES[] = {
     {{&OP_ROUND_BWD, {13, 21, 9, 5, 2, 8, VQ_U32}}, round_value, {{0, 1, true}}, 1},
     {{&OP_ROUND_BWD, {13, 21, 0, 8, 8, 8, VQ_U32}}, round_value, {{0, 1, true}}, 1},
     {{&OP_ROUND_REG, {41, 5}}, round_reg_value, {{0, 0, true}}, 1},
+    {{&OP_ROUND_REG, {41, 5, 1}}, round_reg_value, {{0, 0, true}}, 1},
+    {{&OP_ROUND_SCALE_BWD, {16, 24, 9, 8, 3, 24, VQ_U16}}, round_scale_value, {{6, 2, true}}, 1},
+    {{&OP_ROUND_SCALE_BWD, {13, 21, 9, 5, 2, 8, VQ_U32}}, round_scale_value, {{6, 2, true}}, 1},
+    {{&OP_ROUND_SCALE_BWD, {13, 21, 0, 21, 8, 8, VQ_U32}}, round_scale_value, {{6, 2, true}}, 1},
     {{&OP_HEAD_KD, {3, 7, 61, VQ_F32, 0}}, head_kd_value, {{0, 0, false}}, 1},
     {{&OP_HEAD_KD, {3, 7, 61, VQ_F16, 4}}, head_kd_value, {{0, 0, false}}, 1},
+    {{&OP_MSE, {5, 7}}, mse_value, {{0, 0, false}}, 1},
     {{&OP_HEAD_NLL, {4, 7, 61, VQ_F32}}, head_nll_value, {{0, 0, false}}, 1},
 };
 

@@ -76,11 +76,22 @@ static const op_case CASES[] = {
     {&OP_ROUND_BWD, {201, 83, 0, 8, 8, 83, VQ_U32}},
     {&OP_ROUND_REG, {1, 1}},
     {&OP_ROUND_REG, {1201, 7}},
+    {&OP_ROUND_REG, {1201, 7, 1}},
+    {&OP_ROUND_SCALE_FWD, {37, 83, 50, 7, 4, 20, VQ_U16, VQ_F32}},
+    {&OP_ROUND_SCALE_FWD, {201, 83, 50, 7, 4, 83, VQ_U16, VQ_BF16}},
+    {&OP_ROUND_SCALE_FWD, {201, 83, 50, 7, 4, 1, VQ_U16, VQ_F16}},
+    {&OP_ROUND_SCALE_BWD, {96, 128, 64, 8, 3, 128, VQ_U16}},
+    {&OP_ROUND_SCALE_BWD, {3, 2089, 64, 8, 2, 2089, VQ_U32}},
+    {&OP_ROUND_SCALE_BWD, {37, 83, 50, 7, 4, 20, VQ_U16}},
+    {&OP_ROUND_SCALE_BWD, {201, 83, 50, 12, 8, 30, VQ_U32}},
+    {&OP_ROUND_SCALE_BWD, {201, 83, 0, 83, 8, 83, VQ_U32}},
     {&OP_HEAD_KD, {1, 3, 1, VQ_F32, 0}},
     {&OP_HEAD_KD, {19, 7, 521, VQ_F32, 0}},
     {&OP_HEAD_KD, {37, 5, 1031, VQ_F16, 11}},
     {&OP_HEAD_NLL, {1, 3, 2, VQ_F32}},
     {&OP_HEAD_NLL, {37, 5, 1031, VQ_BF16}},
+    {&OP_MSE, {1, 1}},
+    {&OP_MSE, {67, 1039}},
     {&OP_ADAM, {20011}},
     {&OP_NORM2, {1}},
     {&OP_NORM2, {200003}},
@@ -206,6 +217,7 @@ static void test_not_finite(void **state)
     assert_int_equal(vq_cpu_open(&be, 2), VQ_OK);
     const op_case cases[] = {{&OP_HEAD_KD, {5, 7, 1000, VQ_F32, 0}},
                              {&OP_HEAD_NLL, {5, 7, 1000, VQ_F32}},
+                             {&OP_MSE, {4, 250}},
                              {&OP_NORM2, {1000}}};
     for (int i = 0; i < VQ_COUNT(cases); i++)
         for (int j = 0; j < 2; j++) {

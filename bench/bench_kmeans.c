@@ -1,11 +1,13 @@
-/* bench_kmeans - what the codebooks of a model cost: bench_kmeans MODEL_DIR [BITS [FAISS_LAYERS]]
+/* bench_kmeans - what the codebooks of a model cost:
+ * bench_kmeans MODEL_DIR [BITS [FAISS_LAYERS [by_sign]]]
  *
  * Builds the codebook of every linear in a decoder layer (K 4096, D 8) and prints a row for each
  * shape: time of a layer, GFLOP/s of the assignments (2 D K flop a vector and iteration) and their
  * share of the machine's measured peak of fused multiply-adds. The last line has the processor time
  * beside the clock's: on a shared machine the first, divided by the threads, tells more.
  * FAISS_LAYERS (0) linears, spread over the model, are also fitted by FAISS with 100 iterations, to
- * compare objectives. */
+ * compare objectives. With by_sign vectors share codes by the signs of their logits; a vector is
+ * then compared with its own pattern's codes alone. */
 #pragma GCC optimize("fp-contract=fast")
 
 #include <omp.h>
@@ -94,7 +96,7 @@ static shape *shape_of(shape *shapes, const vq_tensor *w)
 }
 
 /* One linear: its grid, then its codebook. */
-static void bench_linear(shape *s, const vq_tensor *w, int bits, bool with_faiss)
+static void bench_linear(shape *s, const vq_tensor *w, int bits, bool with_faiss, bool by_sign)
 {
     vq_grid_config grid = {
         .bits = bits, .group_size = -1, .include_zero = true, .scale_dtype = VQ_F16};
@@ -103,6 +105,7 @@ static void bench_linear(shape *s, const vq_tensor *w, int bits, bool with_faiss
                             .kmeans = {.iters = 100,
                                        .min_gain = VQ_KMEANS_MIN_GAIN,
                                        .seed = 1234,
+                                       .by_sign = by_sign,
                                        .max_points_per_centroid = 256}};
     int64_t n = w->dim[0] * w->dim[1];
     size_t mark = vq_arena_mark(&run);
@@ -124,7 +127,8 @@ static void bench_linear(shape *s, const vq_tensor *w, int bits, bool with_faiss
     s->seconds[s->n++] = end - made;
     s->iters += cb.fit.iters;
     s->objective += cb.fit.objective;
-    s->flop += 2.0 * (double)n * (double)cb.codes.dim[0] * (cb.fit.iters + 1);
+    s->flop += 2.0 * (double)n * (double)cb.codes.dim[0] * (cb.fit.iters + 1) /
+               (double)VQ_MAX(cb.fit.patterns, 1);
 
     if (with_faiss) {
         double objective = cb.fit.objective;
@@ -142,7 +146,7 @@ int main(int argc, char **argv)
 {
     static shape shapes[MAX_SHAPES + 1];
     if (argc < 2) {
-        fprintf(stderr, "usage: bench_kmeans MODEL_DIR [BITS [FAISS_LAYERS]]\n");
+        fprintf(stderr, "usage: bench_kmeans MODEL_DIR [BITS [FAISS_LAYERS [by_sign]]]\n");
         return VQ_EUSAGE;
     }
     int bits = argc > 2 ? atoi(argv[2]) : 4, n_faiss = argc > 3 ? atoi(argv[3]) : 0;
@@ -158,7 +162,8 @@ int main(int argc, char **argv)
     for (int64_t i = 0; i < weights.n && at < MAX_LINEARS; i++) {
         if (!is_linear(&weights.tensor[i])) continue;
         bool with_faiss = n_faiss > 0 && at % VQ_MAX(n_linears / n_faiss, 1) == 0;
-        bench_linear(shape_of(shapes, &weights.tensor[i]), &weights.tensor[i], bits, with_faiss);
+        bench_linear(shape_of(shapes, &weights.tensor[i]), &weights.tensor[i], bits, with_faiss,
+                     argc > 4 && strcmp(argv[4], "by_sign") == 0);
         at++;
     }
     printf("%d linears, %d bits, %d threads, peak %.0f GFLOP/s, %.1f s%s\n", at, bits,

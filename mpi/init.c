@@ -47,6 +47,7 @@ static settings settings_of(const vq_config *c, vq_dtype model_dtype)
                      .D = c->D,
                      .round_f16 = c->kmeans.round_f16,
                      .kmeans = {.faiss = c->kmeans.engine == VQ_KMEANS_FAISS,
+                                .by_sign = c->kmeans.by_sign,
                                 .min_gain = VQ_KMEANS_MIN_GAIN,
                                 .iters = (int)c->kmeans.iters,
                                 .seed = (uint64_t)c->kmeans.seed,

@@ -2,6 +2,7 @@
 #include "plan.h"
 
 #include <jansson.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -63,7 +64,8 @@ static vq_codebook_config codebook_config(const vq_config *c)
     return (vq_codebook_config){
         .K = c->K,
         .D = c->D,
-        .kmeans = {.max_points_per_centroid = c->kmeans.max_points_per_centroid}};
+        .kmeans = {.max_points_per_centroid = c->kmeans.max_points_per_centroid,
+                   .by_sign = c->kmeans.by_sign}};
 }
 
 /* What is summed over a run of layers. */
@@ -363,7 +365,10 @@ static double init_work(const view *v)
         if (c->kmeans.engine == VQ_KMEANS_VQ)
             passes = VQ_MIN(passes, c->kmeans.start == VQ_START_OWN ? KMEANS_PASSES_OWN
                                                                     : KMEANS_PASSES_SHARED);
-        flops = KMEANS_COST * 2 * (double)(c->K * c->D) * (passes * sample + n_vec);
+        /* A vector is compared with its own pattern's codes alone where there are enough. */
+        const double patterns = c->kmeans.by_sign ? exp2((double)c->D) : 1;
+        const double codes = (double)c->K / (patterns <= (double)c->K ? patterns : 1);
+        flops = KMEANS_COST * 2 * codes * (double)c->D * (passes * sample + n_vec);
     }
     if (!vq_config_uses_gptq(c)) return flops;
     return flops + 2 * n * v->own.weights + layers * n * (3 * E * E + F * F) +

@@ -137,6 +137,9 @@ vq_status vq_codebook_build(const vq_backend *be, vq_arena *scratch, vq_codebook
     vq_tensor idx;
     vq_status status = fit(be, scratch, &cb->codes, &idx, rest, start, &c->kmeans, &cb->fit);
     if (status != VQ_OK) return vq_error_context(status, "%s", name);
+    if (cb->fit.patterns > K)
+        vq_log(VQ_LOG_INFO, "%s: %lld codes for %lld patterns of signs: not all are kept", name,
+               (long long)K, (long long)cb->fit.patterns);
     for (int64_t i = 0; i < idx.dim[0]; i++) {
         uint32_t k = ((const uint32_t *)idx.data)[i];
         if (cb->idx.dtype == VQ_U16)

@@ -150,6 +150,10 @@ static const key keys[] = {
      .choices = "shared|own",
      .help = "start from one codebook made once, or from each layer's own sample", .commands = Q,
      .phases = FOR_INIT},
+    {"kmeans.by_sign", "by-sign", in_codebook, BOOL, AT(kmeans.by_sign), .standard = "false",
+     .help = "weights share a code only where all are rounded alike at first, so that training "
+             "starts from RTN's or GPTQ's own rounding",
+     .commands = Q, .phases = FOR_INIT},
     {"kmeans.iters", NULL, in_codebook, INTEGER, AT(kmeans.iters), .standard = "100",
      RANGE(1, 100000), .unit = "iterations", .help = "k-means iterations", .commands = Q,
      .phases = FOR_INIT},
@@ -869,6 +873,12 @@ vq_status vq_config_check(const vq_config *config, vq_command command)
              "predicted. Change it, or see \"vqround %s --help\"",
              vq_config_where(config, "eval.seqlen", where), name);
     VQ_TRY(check_gptq(config));
+    VQ_CHECK(
+        !config->kmeans.by_sign || config->kmeans.start == VQ_START_OWN, VQ_EUNSUPPORTED,
+        "%s = shared: expected own with kmeans.by_sign (%s), since each layer shares its codes "
+        "out by its own signs. Leave it out",
+        vq_config_where(config, "kmeans.start", where),
+        vq_config_where(config, "kmeans.by_sign", other));
     VQ_CHECK(config->train.beta_lo <= config->train.beta_hi, VQ_EUSAGE,
              "%s = %g: expected at most train.beta_hi = %g (%s). Change one of them",
              vq_config_where(config, "train.beta_lo", where), config->train.beta_lo,

@@ -84,7 +84,7 @@ typedef struct vq_config {
         vq_kmeans_engine engine;
         vq_kmeans_start start;
         int64_t iters, seed, max_points_per_centroid;
-        bool round_f16;
+        bool by_sign, round_f16;
     } kmeans;
     struct {
         int64_t steps, batch;

@@ -17,15 +17,18 @@ typedef struct vq_kmeans_config {
                         than this part of it; 0: after one that does not lower it */
     uint64_t seed;
     int64_t max_points_per_centroid; /* at most this times K vectors train the codes */
+    bool by_sign;                    /* vectors share a code only with those of the same signs */
 } vq_kmeans_config;
 
 typedef struct vq_kmeans_result {
     double objective; /* sum of squared distances of all vectors to their codes */
     int64_t n_train;  /* vectors that trained the codes */
-    int iters;        /* iterations done */
+    int iters;        /* iterations done; by sign, the most of any pattern */
+    int64_t patterns; /* of signs among the vectors; 0: not looked at */
 } vq_kmeans_result;
 
-/* Bytes that vq_kmeans takes from its scratch arena at the peak. Pure. */
+/* Bytes that vq_kmeans takes from its scratch arena at the peak; by sign an upper bound, for
+ * vectors that all have the same signs. Pure. */
 size_t vq_kmeans_scratch_bytes(const vq_kmeans_config *c, int64_t n, int64_t K, int64_t D);
 
 /* Fits codes to x, and assigns every vector its nearest.
@@ -39,7 +42,16 @@ size_t vq_kmeans_scratch_bytes(const vq_kmeans_config *c, int64_t n, int64_t K, 
  * be and all tensors are on the host. A code that no vector is nearest to moves onto a
  * vector drawn by the seed, so that dense regions get it. Local. Same bits for any number of
  * threads.
- * Fails: VQ_EMEM; VQ_EUNSUPPORTED (FAISS with a start). */
+ *
+ * by_sign: the vectors are parted by the pattern of their signs, [x >= 0] of each coordinate, and
+ * each part is clustered by itself, so that every vector has the signs of its code, and the nearest
+ * of those that have. Every pattern that occurs gets one code, and its share of the others by
+ * largest remainder; codes lie in the order of the patterns (coordinate 0 counts least). Where
+ * there are fewer codes than patterns, signs cannot all be kept: then all vectors are clustered
+ * together by tanh(x), where a changed sign costs more beside the distances between large
+ * coordinates, and a code is the mean of its vectors. D is at most 64.
+ *
+ * Fails: VQ_EMEM; VQ_EUNSUPPORTED (FAISS, or by_sign, with a start). */
 vq_status vq_kmeans(const vq_backend *be, vq_arena *scratch, vq_tensor *codes, vq_tensor *idx,
                     const vq_tensor *x, const vq_tensor *start, const vq_kmeans_config *c,
                     vq_kmeans_result *result);

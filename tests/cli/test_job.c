@@ -161,6 +161,23 @@ static void threads_do_not_change_bits(void **state)
     json_decref(results);
 }
 
+/* Codes of one pattern of signs each: hard rounding before training is the start's own. */
+static void codes_by_sign_cost_nothing(void **state)
+{
+    (void)state;
+    static const char *const starts[] = {"rtn", "gptq"};
+    make_model("rand-opt-f32", "m");
+    for (int i = 0; i < 2; i++) {
+        remove_all("run");
+        RUN_OK("quantize", "--model", "m", "--bits", "3", "--group-size", "20", "--init", starts[i],
+               "--by-sign", "--eval-start", "--out", "run", SMALL);
+        json_t *results = load_json("run/results.json");
+        expect_near(json_number(results, "perplexity/start_hard"),
+                    json_number(results, text("perplexity/%s", starts[i])), 1e-6);
+        json_decref(results);
+    }
+}
+
 static void methods_and_losses(void **state)
 {
     (void)state;
@@ -326,6 +343,7 @@ int main(void)
         cmocka_unit_test(families_are_quantized),
         cmocka_unit_test(trained_models_are_quantized),
         cmocka_unit_test(threads_do_not_change_bits),
+        cmocka_unit_test(codes_by_sign_cost_nothing),
         cmocka_unit_test(methods_and_losses),
         cmocka_unit_test(finished_run_is_not_done_again),
         cmocka_unit_test(gnuplot_may_be_missing),

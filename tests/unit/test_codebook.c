@@ -200,6 +200,31 @@ static void test_error_names_the_layer(void **state)
     vq_arena_reset(&scratch, 0);
 }
 
+/* Hard rounding by the fitted codes is that of the residual itself, also in the last, padded
+ * vector; scratch stays within its bound where all vectors have the same signs. */
+static void test_by_sign(void **state)
+{
+    (void)state;
+    const int64_t out = 31, in = 45, n = out * in;
+    for (int same = 0; same < 2; same++) {
+        vq_arena_reset(&arena, 0);
+        vq_tensor rest = random_rest(out, in);
+        vq_codebook_config c = config(96, 4);
+        c.kmeans.by_sign = true;
+        vq_codebook cb;
+        for (int64_t p = 0; p < n && same; p++) ((float *)rest.data)[p] *= 0.49f;
+        assert_int_equal(vq_codebook_alloc(&cb, &arena, &c, n), VQ_OK);
+        scratch.peak_bytes = 0;
+        assert_int_equal(vq_codebook_build(&be, &scratch, &cb, &rest, NULL, &c), VQ_OK);
+        assert_in_range(scratch.peak_bytes, 1, vq_codebook_scratch_bytes(&c, n) + 10 * VQ_ALIGN);
+        for (int64_t p = 0; p < n; p++) {
+            const int64_t at = index_at(&cb.idx, p / c.D) * c.D + p % c.D;
+            assert_true((((float *)cb.codes.data)[at] >= 0) == (((float *)rest.data)[p] >= 0.5f));
+        }
+        assert_int_equal(cb.fit.patterns, same ? 2 : 16); /* what pads the last counts as >= 0 */
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -208,6 +233,7 @@ int main(void)
         cmocka_unit_test(test_fewer_vectors_than_codes),
         cmocka_unit_test(test_wide_indices),
         cmocka_unit_test(test_shared_start),
+        cmocka_unit_test(test_by_sign),
         cmocka_unit_test(test_error_names_the_layer),
     };
     return cmocka_run_group_tests(tests, setup, teardown);

@@ -278,6 +278,140 @@ static void test_faiss_takes_no_start(void **state)
     vq_error_clear();
 }
 
+/* --- by signs --- */
+
+static uint64_t signs_of(const vq_tensor *x, int64_t i)
+{
+    uint64_t signs = 0;
+    for (int64_t d = 0; d < x->dim[1]; d++)
+        signs |= (uint64_t)(((float *)x->data)[i * x->dim[1] + d] >= 0) << d;
+    return signs;
+}
+
+/* Every vector's code has its signs, and is the nearest of those that do; codes lie in the order of
+ * their patterns, each of which has its share of them to within one unless it has fewer vectors. */
+static void check_by_sign(vq_tensor *x, int64_t K, const vq_kmeans_config *c)
+{
+    const int64_t n = x->dim[0];
+    vq_tensor codes = new_tensor(VQ_F32, K, x->dim[1]), idx = new_list(n);
+    const vq_kmeans_result r = cluster(&be, &codes, &idx, x, NULL, c);
+    const uint32_t *code_of = idx.data;
+    assert_true(r.patterns >= 1 && r.patterns <= K && r.iters >= 1 && r.iters <= c->iters);
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t own = code_of[i];
+        assert_true(own < K && signs_of(&codes, own) == signs_of(x, i));
+        const double near = distance2(x, i, &codes, own);
+        for (int64_t k = 0; k < K; k++)
+            if (signs_of(&codes, k) == signs_of(x, i))
+                assert_true(near <= distance2(x, i, &codes, k) + 1e-5);
+    }
+    int64_t patterns = 0;
+    for (int64_t k = 0, end; k < K; k = end) {
+        const uint64_t signs = signs_of(&codes, k);
+        int64_t vectors = 0;
+        for (end = k; end < K && signs_of(&codes, end) == signs; end++) continue;
+        for (int64_t i = 0; i < n; i++) vectors += signs_of(x, i) == signs;
+        const double share = 1 + (double)((K - r.patterns) * vectors) / (double)n;
+        assert_true(end - k <= vectors && (2 * K > n || fabs((double)(end - k) - share) < 1));
+        if (k > 0) assert_true(signs > signs_of(&codes, k - 1));
+        patterns++;
+    }
+    assert_int_equal(patterns, r.patterns);
+}
+
+static void test_by_sign(void **state)
+{
+    (void)state;
+    static const int64_t cases[][3] = {{5000, 100, 3}, {5000, 64, 6}, {300, 290, 2},
+                                       {40, 40, 8},    {37, 37, 64},  {600, 600, 13}};
+    const vq_kmeans_config c = {
+        .iters = 12, .seed = 4, .max_points_per_centroid = 256, .by_sign = true};
+    for (int i = 0; i < VQ_COUNT(cases); i++)
+        for (int skew = 0; skew < 3; skew++) {
+            const int64_t n = cases[i][0], D = cases[i][2];
+            vq_arena_reset(&arena, 0);
+            vq_tensor x = random_vectors(n, D, 1, false);
+            /* Signs of one kind, or mostly so: shares differ widely then. */
+            for (int64_t j = 0; j < n * D && skew; j++)
+                if (skew == 2 || j % 7 != 3)
+                    ((float *)x.data)[j] = fabsf(((float *)x.data)[j]) + 0.01f;
+            check_by_sign(&x, cases[i][1], &c);
+        }
+}
+
+/* Part of the coordinates whose code has the other sign. */
+static double flips(const vq_tensor *x, const vq_tensor *codes, const vq_tensor *idx)
+{
+    int64_t n = 0;
+    for (int64_t i = 0; i < x->dim[0]; i++)
+        n += __builtin_popcountll(signs_of(x, i) ^
+                                  signs_of(codes, ((const uint32_t *)idx->data)[i]));
+    return (double)n / (double)vq_tensor_count(x);
+}
+
+static void test_by_sign_with_too_few_codes(void **state)
+{
+    (void)state;
+    const int64_t n = 4000, K = 64, D = 8;
+    vq_arena_reset(&arena, 0);
+    vq_tensor x = random_vectors(n, D, 1, false), codes = new_tensor(VQ_F32, K, D);
+    vq_tensor idx = new_list(n);
+    vq_kmeans_config c = {.iters = 30, .seed = 2, .max_points_per_centroid = 256};
+    const vq_kmeans_result plain = cluster(&be, &codes, &idx, &x, NULL, &c);
+    const double before = flips(&x, &codes, &idx);
+    assert_int_equal(plain.patterns, 0);
+    c.by_sign = true;
+    const vq_kmeans_result r = cluster(&be, &codes, &idx, &x, NULL, &c);
+    assert_int_equal(r.patterns, 256);
+    assert_true(flips(&x, &codes, &idx) < 0.9 * before);
+    assert_true(r.objective < 1.1 * plain.objective);
+}
+
+static void test_by_sign_same_bits_for_any_threads(void **state)
+{
+    (void)state;
+    const int64_t n = 60011, D = 4, Ks[] = {60, 7};
+    const vq_kmeans_config c = {
+        .iters = 6, .seed = 9, .max_points_per_centroid = 100, .by_sign = true};
+    for (int at = 0; at < VQ_COUNT(Ks); at++) {
+        vq_tensor codes[3], idx[3];
+        vq_arena_reset(&arena, 0);
+        vq_tensor x = random_vectors(n, D, 1, false);
+        for (int t = 0; t < 3; t++) {
+            vq_backend with;
+            codes[t] = new_tensor(VQ_F32, Ks[at], D), idx[t] = new_list(n);
+            assert_int_equal(vq_cpu_open(&with, t + 1), VQ_OK);
+            cluster(&with, &codes[t], &idx[t], &x, NULL, &c);
+            vq_cpu_close(&with);
+            assert_memory_equal(codes[t].data, codes[0].data, vq_tensor_bytes(&codes[0]));
+            assert_memory_equal(idx[t].data, idx[0].data, vq_tensor_bytes(&idx[0]));
+        }
+    }
+}
+
+static void test_by_sign_with_faiss(void **state)
+{
+    (void)state;
+    vq_arena_reset(&arena, 0);
+    vq_tensor x = random_vectors(800, 3, 1, false);
+    const vq_kmeans_config c = {
+        .faiss = true, .iters = 5, .seed = 1, .max_points_per_centroid = 256, .by_sign = true};
+    check_by_sign(&x, 20, &c);
+}
+
+static void test_by_sign_takes_no_start(void **state)
+{
+    (void)state;
+    vq_arena_reset(&arena, 0);
+    vq_tensor x = random_vectors(100, 8, 1, false), codes = new_tensor(VQ_F32, 4, 8);
+    vq_tensor idx = new_list(100);
+    vq_kmeans_config c = {.iters = 2, .max_points_per_centroid = 256, .by_sign = true};
+    assert_int_equal(vq_kmeans(&be, &arena, &codes, &idx, &x, &codes, &c, NULL), VQ_EUNSUPPORTED);
+    assert_non_null(strstr(vq_error_message(), "kmeans.by_sign"));
+    assert_non_null(strstr(vq_error_message(), "Set kmeans.start to own"));
+    vq_error_clear();
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -290,6 +424,11 @@ int main(void)
         cmocka_unit_test(test_as_many_codes_as_vectors),
         cmocka_unit_test(test_as_good_as_faiss),
         cmocka_unit_test(test_faiss_takes_no_start),
+        cmocka_unit_test(test_by_sign),
+        cmocka_unit_test(test_by_sign_with_too_few_codes),
+        cmocka_unit_test(test_by_sign_same_bits_for_any_threads),
+        cmocka_unit_test(test_by_sign_with_faiss),
+        cmocka_unit_test(test_by_sign_takes_no_start),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

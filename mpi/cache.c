@@ -1,13 +1,13 @@
 /* cache - the teacher's states, made once. */
 #include "cache.h"
 
-#include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "error.h"
 #include "log.h"
+#include "share.h"
 
 #define KIND "teacher"
 #define LAYOUT 1
@@ -128,22 +128,6 @@ static vq_status run_teacher(vq_teacher *t, const vq_data *data, const char *pat
 
 /* --- finding it ------------------------------------------------------------------------------ */
 
-/* Where the files are: the run folder, or one that runs share, where the key tells the files of
- * other teachers and tokens apart. */
-typedef struct place {
-    const char *dir;
-    char prefix[32];
-} place;
-
-static vq_status find_place(const vq_config *config, uint64_t key, place *at)
-{
-    *at = (place){.dir = config->out, .prefix = PREFIX};
-    if (!config->teacher.dir) return VQ_OK;
-    at->dir = config->teacher.dir;
-    snprintf(at->prefix, sizeof at->prefix, PREFIX "%016" PRIx64 "-", key);
-    return vq_make_folders(at->dir);
-}
-
 /* Notes which windows an open file has. */
 static vq_status index_file(vq_teacher *t, int64_t f, uint64_t key, int64_t n_windows)
 {
@@ -168,12 +152,12 @@ static vq_status index_file(vq_teacher *t, int64_t f, uint64_t key, int64_t n_wi
 }
 
 /* Opens all teacher files of the run folder. Last stages only. */
-static vq_status open_files(vq_teacher *t, const place *at, uint64_t key, int64_t n_windows)
+static vq_status open_files(vq_teacher *t, uint64_t key, int64_t n_windows)
 {
     vq_job *job = t->job;
     char **paths;
     int64_t n;
-    VQ_TRY(vq_job_files(&job->run, at->dir, at->prefix, &paths, &n));
+    VQ_TRY(vq_job_files(&job->run, job->config->out, PREFIX, &paths, &n));
     VQ_TRY(VQ_NEW(&job->run, n, &t->file));
     VQ_TRY(VQ_NEW(&job->run, n_windows, &t->in_file));
     VQ_TRY(VQ_NEW(&job->run, n_windows, &t->row));
@@ -190,14 +174,13 @@ static vq_status open_files(vq_teacher *t, const place *at, uint64_t key, int64_
 }
 
 /* Whether every last stage finds every window. Collective. */
-static vq_status find_all(vq_teacher *t, const place *at, uint64_t key, int64_t n_windows,
-                          bool *all)
+static vq_status find_all(vq_teacher *t, uint64_t key, int64_t n_windows, bool *all)
 {
     vq_job *job = t->job;
     double missing = 0;
     vq_status status = VQ_OK;
     if (has_cache_duty(job)) {
-        status = open_files(t, at, key, n_windows);
+        status = open_files(t, key, n_windows);
         for (int64_t i = 0; !status && i < n_windows; i++) missing += t->in_file[i] < 0;
     }
     VQ_TRY(vq_comm_agree(job->comm, status));
@@ -207,33 +190,39 @@ static vq_status find_all(vq_teacher *t, const place *at, uint64_t key, int64_t 
     return VQ_OK;
 }
 
+/* Makes the states, or finds that they are there. Collective. */
+static vq_status find_or_make(vq_teacher *t, const vq_data *data, uint64_t key)
+{
+    vq_job *job = t->job;
+    char *path;
+    bool all;
+    VQ_TRY(vq_job_path(job, &path, PREFIX "%04d.h5", job->comm->rank));
+    VQ_TRY(find_all(t, key, data->calib.n, &all));
+    if (all) return VQ_OK;
+    vq_teacher_close(t);
+    size_t mark = vq_arena_mark(&job->step);
+    vq_status status = run_teacher(t, data, path, key);
+    if (status != VQ_ENOTFINITE) vq_comm_end(job->comm, status);
+    VQ_TRY(vq_comm_agree(job->comm, status)); /* then every file is there */
+    vq_arena_reset(&job->step, mark);
+    VQ_TRY(find_all(t, key, data->calib.n, &all));
+    VQ_ASSERT(all);
+    return VQ_OK;
+}
+
 vq_status vq_cache_teacher(vq_job *job, const vq_data *data, vq_teacher *t)
 {
     const vq_model *model = teacher_model(job);
     const double start_s = vq_seconds();
-    char *path;
-    bool all;
+    vq_share share;
     *t = (vq_teacher){.job = job, .dtype = model->embed.dtype};
     vq_comm_at(job->comm, "teacher");
     VQ_TRY(vq_comm_agree(job->comm, vq_job_stage(job, model, data->calib.T, &t->stage)));
     if (job->config->train.loss != VQ_LOSS_KD || !job->config->teacher.cache) return VQ_OK;
     uint64_t key = vq_hash_u64(vq_hash_u64(VQ_HASH_START, model->fingerprint), data->calib_hash);
-    place at;
-    char name[64];
-    VQ_TRY(vq_comm_agree(job->comm, find_place(job->config, key, &at)));
-    snprintf(name, sizeof name, "%s%04d.h5", at.prefix, job->comm->rank);
-    VQ_TRY(vq_path_join(&job->run, at.dir, name, &path));
-    VQ_TRY(find_all(t, &at, key, data->calib.n, &all));
-    if (!all) {
-        vq_teacher_close(t);
-        size_t mark = vq_arena_mark(&job->step);
-        vq_status status = run_teacher(t, data, path, key);
-        if (status != VQ_ENOTFINITE) vq_comm_end(job->comm, status);
-        VQ_TRY(vq_comm_agree(job->comm, status)); /* then every file is there */
-        vq_arena_reset(&job->step, mark);
-        VQ_TRY(find_all(t, &at, key, data->calib.n, &all));
-        VQ_ASSERT(all);
-    }
+    VQ_TRY(vq_share_begin(job, KIND, key, PREFIX, true, &share));
+    vq_comm_at(job->comm, "teacher");
+    VQ_TRY(vq_share_end(&share, find_or_make(t, data, key)));
     t->is_cached = true;
     t->seconds = vq_seconds() - start_s;
     if (has_cache_duty(job) && job->comm->rank == 0)

@@ -3,7 +3,7 @@
  * lm_head is not quantized, so its input is all that is needed to have the teacher's logits again:
  * 6 to 148 times less than the logits. Each replica's last stage writes RUN/teacher-RANK.h5 with
  * "hidden" [n, T, E_embed] of its windows in the model's own type, and which windows they are; any
- * later layout of ranks can read them. With teacher.dir they are in that folder, for other runs.
+ * later layout of ranks can read them.
  * With teacher.cache off the teacher runs in every step. */
 #pragma once
 #include "pipeline.h"

@@ -5,6 +5,7 @@
 
 #include "error.h"
 #include "log.h"
+#include "share.h"
 
 #define HOLD_OUT 0.1
 #define KIND "tokens"
@@ -237,7 +238,11 @@ static vq_status on_rank_0(vq_job *job, const vq_list *paths, vq_data *data,
 
 vq_status vq_feed_prepare(vq_job *job, vq_data *data)
 {
-    return on_rank_0(job, NULL, data, do_prepare);
+    vq_share share;
+    uint64_t key = 0;
+    VQ_TRY(vq_comm_agree(job->comm, job->comm->rank == 0 ? tokens_key(job, &key) : VQ_OK));
+    VQ_TRY(vq_share_begin(job, KIND, key, KIND, true, &share));
+    return vq_share_end(&share, on_rank_0(job, NULL, data, do_prepare));
 }
 
 vq_status vq_feed_eval(vq_job *job, const vq_list *paths, vq_data *data)

@@ -1,18 +1,23 @@
 /* init - grids and codebooks, made or read back. */
 #include "init.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "codebook.h"
 #include "error.h"
 #include "grid.h"
 #include "log.h"
+#include "share.h"
 #include "sweep.h"
 
 #define KIND "init"
 #define LAYOUT 1
 #define PREFIX "init-"
+#define GRID_KIND "grid" /* what GPTQ gives, for runs with other codebooks */
+#define GRID_PREFIX "grid-"
 
 /* The settings in the form that grid and codebook take. */
 typedef struct settings {
@@ -239,6 +244,9 @@ typedef struct maker {
     const settings *set;
     const vq_tensor *start;
     vq_h5 file;
+    vq_h5 grid_out;  /* closed unless other runs are to have the grids */
+    vq_h5 *grids;    /* [n_grids] another run's; none: they are made */
+    int64_t n_grids; /* opened */
 } maker;
 
 /* A linear whose grid is made: its codebook from rest, and both into the file. */
@@ -256,14 +264,50 @@ static vq_status keep_linear(maker *m, vq_vqlinear *l, const vq_tensor *rest)
                : VQ_OK;
 }
 
+/* A linear's grid and residual, without its codebook, for other runs. */
+static vq_status offer_grid(maker *m, vq_vqlinear *l, const vq_tensor *rest, double error)
+{
+    vq_vqlinear grid = {.source = l->source, .quant = l->quant, .ints = l->ints};
+    char name[320];
+    grid.quant.idx.data = NULL;
+    VQ_TRY(write_linear(&m->grid_out, &grid));
+    snprintf(name, sizeof name, "%s/rest", l->source->name);
+    VQ_TRY(vq_h5_write(&m->grid_out, name, rest));
+    return vq_h5_set_f64(&m->grid_out, name, "gptq_error", error);
+}
+
 /* The same, as the sweep hands it over. */
 static vq_status keep_rounded(void *ctx, vq_vqlinear *l, const vq_tensor *rest, double error)
 {
     maker *m = ctx;
     char name[320];
     VQ_TRY(keep_linear(m, l, rest));
+    if (m->grid_out.id >= 0) VQ_TRY(offer_grid(m, l, rest, error));
     snprintf(name, sizeof name, "%s/base", l->source->name);
     return vq_h5_set_f64(&m->file, name, "gptq_error", error);
+}
+
+/* Another run's grid and residual of a linear, whose error is kept as if it was made here. */
+static vq_status find_grid(maker *m, vq_vqlinear *l, vq_tensor *rest, double *error)
+{
+    vq_job *job = m->job;
+    const vq_tensor *w = &l->source->weight;
+    vq_vqlinear grid = {.source = l->source, .quant = l->quant, .ints = l->ints};
+    char name[320];
+    grid.quant.idx.data = NULL;
+    snprintf(name, sizeof name, "%s/rest", l->source->name);
+    for (int64_t i = 0; i < m->n_grids; i++) {
+        if (!vq_h5_has(&m->grids[i], name)) continue;
+        VQ_TRY(vq_tensor_new(&job->scratch, job->be.place, job->be.real,
+                             VQ_DIMS(w->dim[0], w->dim[1]), rest));
+        rest->name = l->source->name;
+        VQ_TRY(read_linear(&m->grids[i], &grid));
+        VQ_TRY(vq_h5_read(&m->grids[i], name, rest));
+        return vq_h5_get_f64(&m->grids[i], name, "gptq_error", error);
+    }
+    VQ_FAIL(VQ_EFILE,
+            "%s: no grid of %s: expected one of each linear. Delete the folder and run again",
+            m->grids[0].path, l->source->name);
 }
 
 static bool is_rounded_here(void *ctx, const vq_vqlinear *l)
@@ -294,7 +338,7 @@ static vq_status sweep_share(maker *m, const vq_data *data)
     return vq_sweep_run(&s, &data->calib);
 }
 
-/* This rank's share by rounding to nearest. */
+/* This rank's share by rounding to nearest, or with another run's grids. */
 static vq_status make_share(maker *m)
 {
     vq_job *job = m->job;
@@ -308,8 +352,14 @@ static vq_status make_share(maker *m)
         if (!is_mine(job, slot)) continue;
         size_t mark = vq_arena_mark(&job->scratch);
         vq_tensor rest;
-        VQ_TRY(residual(job, m->set, l, &rest));
-        VQ_TRY(keep_linear(m, l, &rest));
+        if (m->n_grids > 0) {
+            double error;
+            VQ_TRY(find_grid(m, l, &rest, &error));
+            VQ_TRY(keep_rounded(m, l, &rest, error));
+        } else {
+            VQ_TRY(residual(job, m->set, l, &rest));
+            VQ_TRY(keep_linear(m, l, &rest));
+        }
         vq_arena_reset(&job->scratch, mark);
         vq_progress_step(&p, ++done, "%s", l->source->name);
     }
@@ -318,23 +368,74 @@ static vq_status make_share(maker *m)
     return VQ_OK;
 }
 
-/* Makes this rank's share and writes it. */
-static vq_status make_file(vq_job *job, const settings *set, const vq_data *data,
-                           const vq_tensor *start)
+/* Opens what another run has left of the grids, or the file that is to have them. */
+static vq_status open_grids(maker *m, const vq_share *share)
 {
-    maker m = {.job = job, .set = set, .start = start};
+    vq_job *job = m->job;
+    char **paths, *path;
+    int64_t n;
+    if (!share->is_found) {
+        VQ_TRY(vq_job_path(job, &path, GRID_PREFIX "%04d.h5", job->comm->rank));
+        return vq_h5_create(&job->run, path, GRID_KIND, LAYOUT, &m->grid_out);
+    }
+    VQ_TRY(vq_job_files(&job->run, share->dir, GRID_PREFIX, &paths, &n));
+    VQ_TRY(VQ_NEW(&job->run, n, &m->grids));
+    for (; m->n_grids < n; m->n_grids++)
+        VQ_TRY(vq_h5_open(&job->run, paths[m->n_grids], GRID_KIND, LAYOUT, &m->grids[m->n_grids]));
+    return VQ_OK;
+}
+
+static vq_status fill_file(maker *m, const vq_data *data, const vq_share *share)
+{
+    vq_job *job = m->job;
     char *path;
     VQ_TRY(vq_job_path(job, &path, PREFIX "%04d.h5", job->comm->rank));
-    VQ_TRY(vq_h5_create(&job->run, path, KIND, LAYOUT, &m.file));
-    vq_status status = vq_h5_set_u64(&m.file, NULL, "key", job->init_key);
-    if (!status && start->data && job->comm->rank == 0)
-        status = vq_h5_write(&m.file, "start", start);
-    if (!status) status = vq_config_uses_gptq(job->config) ? sweep_share(&m, data) : make_share(&m);
-    if (status) {
-        vq_h5_close(&m.file);
-        return status;
-    }
-    return vq_h5_finish(&m.file);
+    VQ_TRY(vq_h5_create(&job->run, path, KIND, LAYOUT, &m->file));
+    VQ_TRY(vq_h5_set_u64(&m->file, NULL, "key", job->init_key));
+    if (m->start->data && job->comm->rank == 0) VQ_TRY(vq_h5_write(&m->file, "start", m->start));
+    if (share->dir) VQ_TRY(open_grids(m, share));
+    VQ_TRY(vq_config_uses_gptq(job->config) && m->n_grids == 0 ? sweep_share(m, data)
+                                                               : make_share(m));
+    if (m->grid_out.id >= 0) VQ_TRY(vq_h5_finish(&m->grid_out));
+    return vq_h5_finish(&m->file);
+}
+
+/* Makes this rank's share and writes it. */
+static vq_status make_file(vq_job *job, const settings *set, const vq_data *data,
+                           const vq_tensor *start, const vq_share *share)
+{
+    maker m = {.job = job, .set = set, .start = start, .file = {.id = -1}, .grid_out = {.id = -1}};
+    vq_status status = fill_file(&m, data, share);
+    vq_h5_close(&m.file);
+    vq_h5_close(&m.grid_out);
+    for (int64_t i = 0; i < m.n_grids; i++) vq_h5_close(&m.grids[i]);
+    return status;
+}
+
+/* The run has no use for its grid file: its init file has all but the residual. */
+static vq_status remove_grid(vq_job *job)
+{
+    char *path;
+    VQ_TRY(vq_job_path(job, &path, GRID_PREFIX "%04d.h5", job->comm->rank));
+    return unlink(path) == 0 || errno == ENOENT ? VQ_OK : vq_file_error(path, "removed");
+}
+
+/* Makes all files. GPTQ's grids are shared with runs of other codebooks; those of rounding to
+ * nearest take less time to make than to read. Collective. */
+static vq_status make_files(vq_job *job, const settings *set, const vq_data *data)
+{
+    const vq_config *c = job->config;
+    vq_tensor start;
+    vq_share share = {.job = job};
+    uint64_t key = vq_hash_u64(vq_config_phase_hash(c, VQ_PHASE_GRID), job->model.fingerprint);
+    key = vq_hash_u64(key, data->calib_hash);
+    VQ_TRY(make_start(job, set, &start));
+    if (vq_config_uses_gptq(c) && has_codes(c))
+        VQ_TRY(vq_share_begin(job, GRID_KIND, key, GRID_PREFIX, false, &share));
+    vq_comm_at(job->comm, "init");
+    VQ_TRY(
+        vq_share_end(&share, vq_comm_agree(job->comm, make_file(job, set, data, &start, &share))));
+    return share.dir ? vq_comm_agree(job->comm, remove_grid(job)) : VQ_OK;
 }
 
 /* Reads what it finds of the stage's linears in the run's init files; how many it did not. */
@@ -419,11 +520,26 @@ static vq_status prepare_linears(vq_job *job, const settings *set, vq_init_stats
     return VQ_OK;
 }
 
+/* Reads the codebooks, making them first where the run folder does not have them. Collective. */
+static vq_status find_or_make(vq_job *job, const settings *set, const vq_data *data)
+{
+    bool all;
+    VQ_TRY(read_all(job, &all));
+    if (all) {
+        vq_log(VQ_LOG_INFO, "init     codebooks from an earlier run");
+        return VQ_OK;
+    }
+    VQ_TRY(make_files(job, set, data));
+    VQ_TRY(read_all(job, &all));
+    VQ_ASSERT(all);
+    return VQ_OK;
+}
+
 vq_status vq_init_codebooks(vq_job *job, const vq_data *data, vq_init_stats *stats)
 {
     const settings set = settings_of(job->config, job->model.embed.dtype);
     const double start_s = vq_seconds();
-    bool all;
+    vq_share share;
     *stats = (vq_init_stats){0};
     vq_comm_at(job->comm, "init");
     job->init_key =
@@ -431,16 +547,9 @@ vq_status vq_init_codebooks(vq_job *job, const vq_data *data, vq_init_stats *sta
     if (vq_config_uses_gptq(job->config))
         job->init_key = vq_hash_u64(job->init_key, data->calib_hash);
     VQ_TRY(vq_comm_agree(job->comm, prepare_linears(job, &set, stats)));
-    VQ_TRY(read_all(job, &all));
-    if (all) {
-        vq_log(VQ_LOG_INFO, "init     codebooks from an earlier run");
-    } else {
-        vq_tensor start;
-        VQ_TRY(make_start(job, &set, &start));
-        VQ_TRY(vq_comm_agree(job->comm, make_file(job, &set, data, &start)));
-        VQ_TRY(read_all(job, &all));
-        VQ_ASSERT(all);
-    }
+    VQ_TRY(vq_share_begin(job, KIND, job->init_key, PREFIX, true, &share));
+    vq_comm_at(job->comm, "init");
+    VQ_TRY(vq_share_end(&share, find_or_make(job, &set, data)));
     if (has_codes(job->config)) VQ_TRY(share_codes(job));
     vq_arena_trim(&job->scratch);
     stats->seconds = vq_seconds() - start_s;

@@ -22,9 +22,10 @@
 /* Whether a run makes a file of that name. */
 static bool is_ours(const char *name)
 {
-    static const char *const starts[] = {
-        "config.yaml", "tokens.h5",     "init-",     "sweep-",    "teacher-",     "ckpt-",
-        "not-finite-", "metrics.jsonl", "eval.json", "curve.svg", "results.json", "report.html"};
+    static const char *const starts[] = {"config.yaml",   "tokens.h5", "init-",     "sweep-",
+                                         "grid-",         "teacher-",  "ckpt-",     "not-finite-",
+                                         "metrics.jsonl", "eval.json", "curve.svg", "results.json",
+                                         "report.html"};
     for (int i = 0; i < VQ_COUNT(starts); i++)
         if (!strncmp(name, starts[i], strlen(starts[i]))) return true;
     return false;

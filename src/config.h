@@ -95,7 +95,7 @@ typedef struct vq_config {
         vq_switch recompute;
     } train;
     struct {
-        const char *model, *dir;
+        const char *model;
         bool cache;
     } teacher;
     struct {
@@ -114,6 +114,10 @@ typedef struct vq_config {
         int64_t ranks, nodes, act_bytes;
         double memory_gib, gflops, link_gbs;
     } plan;
+    struct {
+        const char *dir;
+        double dead_s;
+    } share;
     double max_hours;
     bool resume;
     int64_t stages, replicas, slices;
@@ -145,7 +149,8 @@ typedef enum vq_phase {
     VQ_PHASE_INIT = 2,
     VQ_PHASE_TEACHER = 4,
     VQ_PHASE_TRAIN = 8,
-    VQ_PHASE_EVAL = 16
+    VQ_PHASE_EVAL = 16,
+    VQ_PHASE_GRID = 32 /* the part of init that comes before the codebooks */
 } vq_phase;
 
 /* The subcommand of that name. Fails: VQ_EUSAGE, with the nearest name. */

@@ -10,7 +10,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 table() {
     cat <<'END'
 0 src base error arena log rng
-1 src tensor utf8 fileio config safetensors torchbin weights textio h5
+1 src tensor utf8 fileio lock config safetensors torchbin weights textio h5
 2 src backend
 2 kernels element
 2 kernels/cpu cpu_real cpu_lanes cpu_ops cpu_gemm cpu_attention cpu_layer cpu_round cpu_loss cpu_adam cpu_grid cpu_gptq cpu_kmeans cpu_backend
@@ -19,7 +19,7 @@ table() {
 5 src block stage pool loss adam
 6 src harden export eval report inspect
 7 mpi guard comm comm_self comm_mpi topo comm_nccl schedule
-8 mpi job feed stream pipeline checkpoint
+8 mpi job share feed stream pipeline checkpoint
 9 mpi plan sweep init cache train evaluate exporter
 10 mpi run
 11 src main

@@ -200,18 +200,6 @@ static void methods_and_losses(void **state)
     assert_null(find_name("live", "teacher-", ".h5"));
     expect_same_files("cached/model/model.safetensors", "live/model/model.safetensors");
 
-    /* In a folder of their own the states serve the next run. */
-    struct stat made, found;
-    const char *states;
-    RUN_OK("quantize", "--model", "m", "--teacher-dir", "states", "--out", "first", SMALL);
-    assert_null(find_name("first", "teacher-", ".h5"));
-    assert_non_null(states = find_name("states", "teacher-", ".h5"));
-    assert_int_equal(stat(states, &made), 0);
-    RUN_OK("quantize", "--model", "m", "--teacher-dir", "states", "--out", "second", SMALL);
-    assert_int_equal(stat(states, &found), 0);
-    assert_true(made.st_ino == found.st_ino && made.st_mtim.tv_nsec == found.st_mtim.tv_nsec);
-    expect_same_files("cached/model/model.safetensors", "second/model/model.safetensors");
-
     /* The model as another's teacher: the same as its own. */
     copy_folder("m", "twin");
     RUN_OK("quantize", "--model", "m", "--teacher.model", "twin", "--out", "taught", SMALL);

@@ -160,45 +160,86 @@ within 30 is_over "$job" || fail "not over" cancelled.out
 within 15 has_none "$dir/cancelled" || fail "processes are left: $(processes_of "$dir/cancelled")"
 ! grep -q 'queued again' cancelled.out || fail "queued again" cancelled.out
 
-begin "a sweep of 5 rows, 2 at a time; the first fails, the others do not notice"
+begin "a sweep of 6 rows, 2 at a time: one fails, one is cancelled, one loses a rank, 3 are done"
+columns=name,model,text,eval-text,bits,K,init,lr,steps,nsamples,seqlen,eval-max-windows,kmeans.iters,checkpoint-every
 table() { # BITS OF THE FIRST ROW
-    local bits
-    printf '# rows of a test\nname\tmodel\ttext\teval-text\tbits\tK\tnsamples\tseqlen\tsteps\teval-max-windows\tkmeans.iters\n'
-    for bits in "$1" 2 3 4 8; do
-        printf 'row%s\t%s\t%s\t%s\t%s\t16\t8\t64\t3\t2\t3\n' $((row++)) "$demo" "$demo/calib.txt" "$demo/eval.txt" "$bits"
+    local row
+    tr , '\t' <<<"$columns"
+    for row in "fails $1 16 rtn 0.05 3" "gptq16 2 16 gptq 0.05 3" "gptq24 2 24 gptq 0.05 3" \
+        "cancelled 2 24 rtn 0.05 60" "killed 2 16 rtn 0.05 60" "slower 2 16 rtn 0.04 3"; do
+        read -r name bits K init lr steps <<<"$row"
+        printf '%s\t' "$name" "$demo" "$demo/calib.txt" "$demo/eval.txt" "$bits" "$K" "$init" "$lr" "$steps" 8 64 2 3
+        echo 1
     done
 }
-row=1
+sweep() { # [%N]
+    "$root/slurm/sweep.sh" table.tsv sweep "$@" --ntasks-per-node=2 --cpus-per-task=1 --time=5
+}
+# The ranks of a row in training, stopped so that they cannot end first.
+caught() { # NAME
+    within 60 has_lines 3 "sweep/$1/metrics.jsonl" || fail "$1: no steps" sweep-*.out
+    mapfile -t ranks < <(ranks_of "sweep/$1")
+    [ ${#ranks[@]} = 2 ] || fail "$1: ${#ranks[@]} ranks"
+    kill -STOP "${ranks[@]}"
+}
+in_logs() { # TEXT: in how many lines of the rows' logs
+    cat sweep/*/job.log | grep -c -- "$1"
+}
+collected() { # DONE
+    "$root/slurm/collect.sh" table.tsv sweep >sweep.csv || fail "not collected"
+    [ "$(wc -l <sweep.csv)" = 7 ] || fail "not 6 rows" sweep.csv
+    [ "$(grep -c ',done,[0-9]' sweep.csv)" = "$1" ] || fail "not $1 results" sweep.csv sweep-*.out
+}
 table 7 >table.tsv
-job=$("$root/slurm/sweep.sh" table.tsv sweep %2 --cpus-per-task=1 --time=5) ||
-    fail "not submitted"
+job=$(sweep %2) || fail "not submitted"
 most=0
 until is_over "$job"; do
     running=$(squeue --noheader --jobs="$job" --states=RUNNING | wc -l)
     [ "$running" -le "$most" ] || most=$running
-    [ $SECONDS -lt 280 ] || fail "not over" sweep-*.out
-    sleep 0.2
+    if [ -e sweep/cancelled/metrics.jsonl ] && [ ! -e cancelled.done ]; then
+        caught cancelled
+        scancel "${job}_4"
+        touch cancelled.done
+    fi
+    if [ -e sweep/killed/metrics.jsonl ] && [ ! -e killed.done ]; then
+        caught killed
+        kill -9 "${ranks[1]}"
+        touch killed.done
+    fi
+    [ $SECONDS -lt 200 ] || fail "not over" sweep-*.out
+    sleep 0.1
 done
 [ "$most" = 2 ] || fail "at most $most at a time, expected 2"
-"$root/slurm/collect.sh" table.tsv sweep >sweep.csv || fail "not collected"
-[ "$(grep -c ',done,[0-9]' sweep.csv)" = 4 ] || fail "not 4 results" sweep.csv sweep-*.out
-grep -q '^1,row1,failed: 2,' sweep.csv || fail "row 1 did not fail with 2" sweep.csv
-[ "$(cat sweep/*/job.log | grep -c 'teacher .* windows in')" = 1 ] ||
-    fail "the teacher did not run once" sweep/*/job.log
+for name in cancelled killed; do
+    within 15 has_none "sweep/$name" || fail "processes are left: $(processes_of "sweep/$name")"
+done
+collected 3
+grep -q '^1,fails,failed: 2,' sweep.csv || fail "row 1 did not fail with 2" sweep.csv
+grep -q '^5,killed,failed: ' sweep.csv || fail "row 5 did not fail" sweep.csv
 
-begin "a second submission runs only what is missing"
-before=$(stat -c %y sweep/row[2-5]/results.json)
-row=1
-table 4 >table.tsv # the first row is put right
-sed -i 's/^row1\(.*\)\t16\t/row1\1\t24\t/' table.tsv
-job=$("$root/slurm/sweep.sh" table.tsv sweep --cpus-per-task=1 --time=5 2>second.err)
-grep -q ' 1 of 5 rows' second.err || fail "not 1 row" second.err
+begin "a second submission runs the other 3; nothing is made or trained twice"
+before=$(stat -c %y sweep/{gptq16,gptq24,slower}/results.json)
+table 3 >table.tsv # the first row is put right
+job=$(sweep 2>second.err)
+grep -q ' 3 of 6 rows' second.err || fail "not 3 rows" second.err
 within 60 is_over "$job" || fail "not over" sweep-*.out
-"$root/slurm/collect.sh" table.tsv sweep >sweep.csv
-[ "$(grep -c ',done,[0-9]' sweep.csv)" = 5 ] || fail "not 5 results" sweep.csv sweep/row1/job.log
-[ "$before" = "$(stat -c %y sweep/row[2-5]/results.json)" ] || fail "rows were run twice"
-"$root/slurm/sweep.sh" table.tsv sweep 2>third.err
-grep -q 'all 5 rows .* are done' third.err || fail "something is left to do" third.err
+collected 6
+[ "$before" = "$(stat -c %y sweep/{gptq16,gptq24,slower}/results.json)" ] || fail "rows were run twice"
+count() { # EXPECTED TEXT
+    [ "$(in_logs "$2")" = "$1" ] || fail "\"$2\" $(in_logs "$2") times, expected $1" sweep/*/job.log
+}
+count 1 'share    tokens made'
+count 1 'share    teacher made'
+count 1 'teacher .* windows in'
+count 1 'gptq .* layers in'
+count 1 'share    grid made'
+count 5 'share    init made' # 6 rows, 2 of which have the same codebooks
+for name in cancelled killed; do # with a checkpoint after every step
+    [ "$(grep -c '"step"' "sweep/$name/metrics.jsonl")" = 60 ] || fail "$name: not 60 steps"
+    grep -q 'resume   from step' "sweep/$name/job.log" || fail "$name: not resumed" sweep/$name/job.log
+done
+sweep 2>third.err
+grep -q 'all 6 rows .* are done' third.err || fail "something is left to do" third.err
 
 begin "locks: one of many takes it; a holder that is gone or silent loses it, a live one does not"
 # shellcheck source=slurm/lock.sh

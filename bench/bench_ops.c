@@ -46,6 +46,8 @@ static const bench_case CASES[] = {
     {{&OP_ROUND_BWD, {11008, 4096, SMOL_K, 8, 3, 4096, VQ_U16}}, "7B", ROUND_BYTES(11008, 4096)},
     {{&OP_ROUND_REG, {SMOL_K, 8}}, "", SMOL_K * 8 * 16.0},
     {{&OP_ROUND_SCALE_BWD, {1536, 576, SMOL_K, 8, 3, 576, VQ_U16}}, "", ROUND_BYTES(1536, 576)},
+    {{&OP_GRID_SEARCH, {1536, 576, 3, 576, 0, VQ_BF16, VQ_BF16}}, "", 0},
+    {{&OP_GRID_SEARCH, {1536, 576, 3, 64, 0, VQ_BF16, VQ_BF16}}, "groups of 64", 0},
     {{&OP_MSE, {512, 576}}, "", 512 * 576 * 12.0},
     {{&OP_ADAM, {210 * SMOL_K * 8}}, "all codebooks", 210 * SMOL_K * 8 * 28.0},
     {{&OP_NORM2, {210 * SMOL_K * 8}}, "all codebooks", 210 * SMOL_K * 8 * 4.0},

@@ -47,6 +47,7 @@ typedef struct vq_sweep_rule {
     bool static_groups;    /* a column's group is that of its place in W, found before the sweep;
                               otherwise of its turn, found when that comes */
     bool hessian_residual; /* rest = clamp(u - floor(u) - e, 0, 1) in place of u - floor(u) */
+    bool search;           /* grids of vq_grid_search in place of vq_grid_minmax */
 } vq_sweep_rule;
 
 typedef struct vq_ops {
@@ -114,6 +115,8 @@ typedef struct vq_ops {
     vq_status (*grid_minmax)(void *ctx, vq_tensor *scale, vq_tensor *zero, const vq_tensor *w,
                              int bits, int64_t group_size, bool symmetric, bool include_zero,
                              vq_dtype scale_dtype);
+    vq_status (*grid_search)(void *ctx, vq_tensor *scale, vq_tensor *zero, const vq_tensor *w,
+                             int bits, int64_t group_size, bool symmetric, vq_dtype scale_dtype);
     vq_status (*grid_split)(void *ctx, vq_tensor *base, vq_tensor *rest, const vq_tensor *w,
                             const vq_tensor *scale, const vq_tensor *zero, int bits,
                             int64_t group_size);
@@ -304,6 +307,15 @@ vq_status vq_grid_minmax(const vq_backend *be, vq_tensor *scale, vq_tensor *zero
                          const vq_tensor *w, int bits, int64_t group_size, bool symmetric,
                          bool include_zero, vq_dtype scale_dtype);
 
+/* Scale and zero of every row's groups from the part of their range that rounds them best: those of
+ * vq_grid_minmax with include_zero for p min and p max, with the p of 1, 0.99, ... 0.21 that has
+ * the least sum of |s (clamp(round(w / s) + z, 0, qmax) - z) - w|^2.4 over the group, the largest p
+ * among equals. A group whose sums are not finite keeps p = 1. scale, zero real [out, groups], out;
+ * w weight [out, in]. Sums in real, in a fixed order. */
+vq_status vq_grid_search(const vq_backend *be, vq_tensor *scale, vq_tensor *zero,
+                         const vq_tensor *w, int bits, int64_t group_size, bool symmetric,
+                         vq_dtype scale_dtype);
+
 /* base = clamp(floor(w / s) + z, -1, qmax),  rest = w / s - floor(w / s) in [0, 1].
  * base i8 or i16 [out, in], rest real [out, in], both out. */
 vq_status vq_grid_split(const vq_backend *be, vq_tensor *base, vq_tensor *rest, const vq_tensor *w,
@@ -327,9 +339,9 @@ vq_status vq_grid_value(const vq_backend *be, vq_tensor *out, const vq_tensor *i
  *   u = w / s,  n = clamp(round(u) + z, 0, qmax),  e = (w - s (n - z)) / U[j, j],
  *   w_k -= e U[j, k] for all k after j
  *
- * with the grid of vq_grid_minmax with include_zero: of whole rows before the sweep where one group
- * spans the row; by groups as the rule says, a running group's from what w is when the last block
- * of columns was finished.
+ * with the grid of vq_grid_minmax with include_zero, or of vq_grid_search: of whole rows before the
+ * sweep where one group spans the row; by groups as the rule says, a running group's from what w is
+ * when the last block of columns was finished.
  *
  * q      out: base = clamp(floor(u) + z, -1, qmax), scale, zero; bits and group_size are read.
  *        Groups are runs of columns of w, but with running groups runs in the order of the sweep

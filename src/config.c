@@ -108,6 +108,11 @@ static const key keys[] = {
     {"skip", NULL, in_grid, LIST, AT(skip), .standard = "lm_head", .unit = "NAME",
      .help = "leave linear layers with this in their name unquantized; may be repeated",
      .commands = Q, .phases = FOR_INIT},
+    {"grid.search", "grid", in_grid, CHOICE, AT(grid.search), .standard = "minmax",
+     .choices = "minmax|mse",
+     .help = "a scale spans its weights from the least to the greatest, or the part of that range "
+             "that rounds them best; mse helps at 2 and 3 bits",
+     .commands = Q, .phases = FOR_INIT},
     {"grid.include_zero", NULL, in_grid, BOOL, AT(grid.include_zero), .standard = "true",
      .help = "every row's range includes 0; needed by packed formats", .commands = Q,
      .phases = FOR_INIT},
@@ -880,6 +885,11 @@ vq_status vq_config_check(const vq_config *config, vq_command command)
              "predicted. Change it, or see \"vqround %s --help\"",
              vq_config_where(config, "eval.seqlen", where), name);
     VQ_TRY(check_gptq(config));
+    VQ_CHECK(config->grid.search == VQ_SEARCH_MINMAX || config->grid.include_zero, VQ_EUNSUPPORTED,
+             "%s = mse: expected minmax with grid.include_zero = false (%s), since a range shrinks "
+             "towards 0. Leave one of them out",
+             vq_config_where(config, "grid.search", where),
+             vq_config_where(config, "grid.include_zero", other));
     VQ_CHECK(
         !config->kmeans.by_sign || config->kmeans.start == VQ_START_OWN, VQ_EUNSUPPORTED,
         "%s = shared: expected own with kmeans.by_sign (%s), since each layer shares its codes "

@@ -22,6 +22,10 @@ typedef enum vq_calib_mode {
     VQ_CALIB_WIKITEXT2, /* the documents joined by blank lines, windows at random places */
     VQ_CALIB_C4         /* a window each from documents, chosen at random, that are long enough */
 } vq_calib_mode;
+typedef enum vq_grid_search_kind {
+    VQ_SEARCH_MINMAX, /* the whole range */
+    VQ_SEARCH_MSE     /* the part of it that rounds best */
+} vq_grid_search_kind;
 typedef enum vq_scale_dtype {
     VQ_SCALE_AUTO, /* the model's own */
     VQ_SCALE_F32,
@@ -69,6 +73,7 @@ typedef struct vq_config {
         vq_calib_mode mode;
     } calib;
     struct {
+        vq_grid_search_kind search;
         bool include_zero;
         vq_scale_dtype scale_dtype;
     } grid;

@@ -13,6 +13,7 @@ typedef struct vq_grid_config {
     bool symmetric;       /* zero in the middle, as GPTQ's sym */
     bool include_zero;    /* widen the range to hold 0; false is the reference's RTN grid */
     vq_dtype scale_dtype; /* f32, f16 or bf16: what the scale will be stored as */
+    bool search;          /* shrink the range to the part that rounds best; needs include_zero */
 } vq_grid_config;
 
 /* Scales per row: ceil(in / group_size). Pure. */
@@ -29,7 +30,7 @@ size_t vq_grid_bytes(const vq_grid_config *c, int64_t out, int64_t in);
 vq_status vq_grid_alloc(const vq_backend *be, vq_quant *q, vq_arena *arena, const vq_grid_config *c,
                         int64_t out, int64_t in);
 
-/* The grid of w, and where w lies in it: vq_grid_minmax, then vq_grid_split.
+/* The grid of w, and where w lies in it: vq_grid_minmax or vq_grid_search, then vq_grid_split.
  *
  * q     out; from vq_grid_alloc with the same c
  * rest  real [out, in], out: in [0, 1]

@@ -601,6 +601,73 @@ static vq_status round_reg_run(const vq_backend *be, const int64_t *s, op_args *
     return vq_round_reg(be, &a->loss, &a->out[0], &a->in[0], s[2] ? NULL : &a->in[1], 0.01, 7.3);
 }
 
+/* --- grid: size = out, in, bits, group, symmetric, type of w, type of scale --------------------
+ */
+
+/* Rows of many sizes and kinds: small and large, of one sign, of zeros, with an outlier. */
+static vq_status grid_make(const vq_backend *be, vq_arena *arena, const int64_t *s, op_args *a)
+{
+    const int64_t groups = VQ_CEIL_DIV(s[1], s[3]);
+    OP_IN(op_dtype(be, s[5]), -1, 1, s[0], s[1]);
+    OP_OUT(be->real, s[0], groups);
+    OP_OUT(be->real, s[0], groups);
+    for (int64_t i = 0; i < s[0] * s[1]; i++) {
+        const int64_t o = i / s[1];
+        const double u = op_get(&a->in[0], i), x = u * u * u * exp2((double)(o % 9) - 7);
+        op_set(&a->in[0], i,
+               o % 7 == 1   ? fabs(x) + 0.01
+               : o % 7 == 2 ? -fabs(x)
+               : o % 7 == 3 ? 0
+               : i % 19     ? x
+                            : 3 * x);
+    }
+    return VQ_OK;
+}
+
+static vq_status grid_search_run(const vq_backend *be, const int64_t *s, op_args *a)
+{
+    return vq_grid_search(be, &a->out[0], &a->out[1], &a->in[0], (int)s[2], s[3], s[4],
+                          op_dtype(be, s[6]));
+}
+
+static void grid_search_reference(const int64_t *s, op_args *a)
+{
+    const double qmax = (double)((1 << s[2]) - 1);
+    const int64_t groups = VQ_CEIL_DIV(s[1], s[3]);
+    for (int64_t at = 0; at < s[0] * groups; at++) {
+        const int64_t first = at / groups * s[1] + at % groups * s[3];
+        const int64_t end = VQ_MIN(first + s[3], (at / groups + 1) * s[1]);
+        double low = 0, high = 0, least = INFINITY;
+        for (int64_t i = first; i < end; i++) {
+            low = fmin(low, op_get(&a->in[0], i));
+            high = fmax(high, op_get(&a->in[0], i));
+        }
+        if (s[4]) high = fmax(high, -low), low = low < 0 ? -high : 0;
+        if (low == high) low = -1, high = 1;
+        for (int p = 100; p > 20; p--) {
+            double scale = (p / 100. * high - p / 100. * low) / qmax, error = 0;
+            if (s[6] == VQ_F16) scale = (double)vq_f16_to_f32(vq_f32_to_f16((float)scale));
+            if (s[6] == VQ_BF16) scale = (double)vq_bf16_to_f32(vq_f32_to_bf16((float)scale));
+            const double zero = s[4] ? (qmax + 1) / 2 : rint(-(p / 100. * low) / scale);
+            for (int64_t i = first; i < end; i++) {
+                const double w = op_get(&a->in[0], i);
+                const double q = fmin(fmax(rint(w / scale) + zero, 0), qmax);
+                error += pow(fabs(scale * (q - zero) - w), 2.4);
+            }
+            if (!(error < least)) continue;
+            least = error;
+            op_set(&a->out[0], at, scale);
+            op_set(&a->out[1], at, zero);
+        }
+    }
+}
+
+/* Of dividing, rounding and the power, each range. */
+static double grid_search_flops(const int64_t *s)
+{
+    return 80 * 36 * (double)s[0] * (double)s[1];
+}
+
 /* --- loss: size = n, E, V, type of head, E of the teacher (0: its head is the student's) -------
  */
 
@@ -813,6 +880,12 @@ static const op_kind OP_ROUND_SCALE_FWD = {
 static const op_kind OP_ROUND_SCALE_BWD = {"round_scale_bwd",         "out in K D bits group idx",
                                            round_scale_make,          round_scale_bwd_run,
                                            round_scale_bwd_reference, NULL};
+static const op_kind OP_GRID_SEARCH = {"grid_search",
+                                       "out in bits group sym type scale_type",
+                                       grid_make,
+                                       grid_search_run,
+                                       grid_search_reference,
+                                       grid_search_flops};
 static const op_kind OP_HEAD_KD = {"head_kd",   "n E V type E_teacher", head_make,
                                    head_kd_run, head_kd_reference,      head_kd_flops};
 static const op_kind OP_HEAD_NLL = {"head_nll",   "n E V type",       head_make,

@@ -114,6 +114,7 @@ static const vq_ops cpu_ops = {
     .round_scale_fwd = vq_cpu_round_scale_fwd,
     .round_scale_bwd = vq_cpu_round_scale_bwd,
     .grid_minmax = vq_cpu_grid_minmax,
+    .grid_search = vq_cpu_grid_search,
     .grid_split = vq_cpu_grid_split,
     .grid_round = vq_cpu_grid_round,
     .grid_value = vq_cpu_grid_value,

@@ -180,7 +180,7 @@ typedef struct rows {
     real *w;             /* [in, height]: columns in the order of the sweep */
     real *e;             /* [block, height]: errors of the block */
     real *scale, *zero;  /* [groups, height] */
-    real *row;           /* [in]: one row as it is loaded */
+    real *row;           /* [in]: one row as it is loaded, or its part in a running group */
     lanes *block;        /* [block]: LANES rows of a block while it is swept */
     double error[LANES]; /* sums of e^2 */
 } rows;
@@ -195,38 +195,38 @@ static bool has_running_groups(const rows *t)
     return t->groups > 1 && !t->rule->static_groups;
 }
 
-static void find_grid(const rows *t, int64_t group, int64_t r, real low, real high)
+/* The grid of a group of one row, from its n weights. */
+static void find_grid(const rows *t, int64_t group, int64_t r, const real *w, int64_t n)
 {
-    const int64_t at = group * t->height + r;
-    vq_cpu_grid_of_range(low, high, t->qmax, t->rule->symmetric, true, t->rule->scale_dtype,
-                         &t->scale[at], &t->zero[at]);
+    const vq_sweep_rule *rule = t->rule;
+    real *scale = &t->scale[group * t->height + r], *zero = &t->zero[group * t->height + r];
+    real low = 0, high = 0;
+    if (rule->search) {
+        vq_cpu_grid_of_weights(w, n, t->qmax, rule->symmetric, rule->scale_dtype, scale, zero);
+        return;
+    }
+    for (int64_t i = 0; i < n; i++) {
+        low = VQ_MIN(w[i], low);
+        high = VQ_MAX(w[i], high);
+    }
+    vq_cpu_grid_of_range(low, high, t->qmax, rule->symmetric, true, rule->scale_dtype, scale, zero);
 }
 
 /* Grids of the row in t->row, for groups of `width` columns in their places. */
 static void find_row_grids(const rows *t, int64_t r, int64_t width)
 {
-    for (int64_t g = 0; g < t->groups; g++) {
-        real low = 0, high = 0;
-        for (int64_t i = g * width; i < VQ_MIN((g + 1) * width, t->in); i++) {
-            low = VQ_MIN(t->row[i], low);
-            high = VQ_MAX(t->row[i], high);
-        }
-        find_grid(t, g, r, low, high);
-    }
+    for (int64_t g = 0; g < t->groups; g++)
+        find_grid(t, g, r, t->row + g * width, VQ_MIN(width, t->in - g * width));
 }
 
 /* The grid of a running group that begins with column p of the sweep, for rows [r, r + LANES). */
 static void find_running_grid(const rows *t, int64_t p, int64_t r)
 {
-    real low[LANES] = {0}, high[LANES] = {0};
-    for (int64_t k = p; k < VQ_MIN(p + t->q->group_size, t->in); k++) {
-        const real *w = t->w + k * t->height + r;
-        for (int64_t l = 0; l < LANES; l++) {
-            low[l] = VQ_MIN(w[l], low[l]);
-            high[l] = VQ_MAX(w[l], high[l]);
-        }
+    const int64_t n = VQ_MIN(t->q->group_size, t->in - p);
+    for (int64_t l = 0; l < LANES; l++) {
+        for (int64_t k = 0; k < n; k++) t->row[k] = t->w[(p + k) * t->height + r + l];
+        find_grid(t, p / t->q->group_size, r + l, t->row, n);
     }
-    for (int64_t l = 0; l < LANES; l++) find_grid(t, p / t->q->group_size, r + l, low[l], high[l]);
 }
 
 static void load(const rows *t, const vq_tensor *w)

@@ -3,8 +3,12 @@
  * Rows are independent, so any thread may take any row. All arithmetic is in real, in the order of
  * the formulas: a division stays a division, because floor and round see its last bit. */
 #include <math.h>
+#include <omp.h>
+#include <string.h>
 
+#include "cpu_lanes.h"
 #include "cpu_ops.h"
+#include "error.h"
 
 /* Half to even, in the width of real: double would not vectorize as well. */
 #define VQ_RINT(x)                                                                                 \
@@ -79,6 +83,114 @@ vq_status vq_cpu_grid_minmax(void *ctx, vq_tensor *scale, vq_tensor *zero, const
     }
     return VQ_OK;
 }
+
+/* --- the search ------------------------------------------------------------------------------ */
+
+#ifdef VQ_CPU_F64
+typedef int64_t whole;
+#define ROOT_BITS (1.2 * (1023 - 0.049) * 0x1p52) /* of 1, less what makes errors even */
+#define ROOT_STEPS 5
+#else
+typedef int32_t whole;
+#define ROOT_BITS (1.2f * (127 - 0.049f) * 0x1p23f)
+#define ROOT_STEPS 3
+#endif
+
+#define SHRINKS 80       /* ranges tried: p = 1 - i / 100 */
+#define CHECK_EVERY 1024 /* weights between two looks at whether a range has lost already */
+
+/* |d|^2.4 = x^2 y^4 with x = d^2 and y = x^(-1/5): y from the bits of x, whose fifth is nearly that
+ * of the logarithm, to 3 %, then by Newton's steps, which square 3 times the error. pow() takes
+ * twenty times as long. x = 0 gives a finite y, and so 0. */
+static inline real power_2_4(real d)
+{
+    const real x = d * d;
+    whole b;
+    real y;
+    memcpy(&b, &x, sizeof b);
+    b = (whole)(ROOT_BITS - (real)0.2 * (real)b);
+    memcpy(&y, &b, sizeof y);
+    for (int i = 0; i < ROOT_STEPS; i++) {
+        const real y2 = y * y;
+        y *= (real)1.2 - (real)0.2 * x * (y2 * y2) * y;
+    }
+    return x * x * ((y * y) * (y * y));
+}
+
+/* Adds the errors of LANES weights, in units. */
+static inline void add_errors(real *sum, const real *w, real s, real z, real qmax, real unit)
+{
+    for (int64_t l = 0; l < LANES; l++) {
+        const real n = VQ_RINT(w[l] / s) + z, q = n > 0 ? (n < qmax ? n : qmax) : 0;
+        sum[l] += power_2_4((s * (q - z) - w[l]) * unit);
+    }
+}
+
+/* The sum of all errors; once it is above `least` any number that is. */
+static real error_of(const real *w, int64_t n, real s, real z, real qmax, real unit, real least)
+{
+    real sum[LANES] = {0}, rest[LANES] = {0}, total = 0;
+    for (int64_t i = 0; i < n; i += LANES) {
+        const real *from = w + i;
+        if (n - i < LANES) { /* zeros have no error */
+            memcpy(rest, from, (size_t)(n - i) * sizeof *rest);
+            from = rest;
+        }
+        add_errors(sum, from, s, z, qmax, unit);
+        if ((i + LANES) % CHECK_EVERY && i + LANES < n) continue;
+        total = lanes_sum(sum, LANES);
+        if (total > least) break;
+    }
+    return total;
+}
+
+void vq_cpu_grid_of_weights(const real *w, int64_t n, real qmax, bool symmetric,
+                            vq_dtype scale_dtype, real *scale, real *zero)
+{
+    real low = 0, high = 0, least = (real)INFINITY, unit = 0;
+    for (int64_t i = 0; i < n; i++) {
+        low = VQ_MIN(w[i], low);
+        high = VQ_MAX(w[i], high);
+    }
+    for (int i = 0; i < SHRINKS; i++) {
+        const real p = (real)(1 - (double)i / 100);
+        real s, z;
+        vq_cpu_grid_of_range(p * low, p * high, qmax, symmetric, true, scale_dtype, &s, &z);
+        if (i == 0) *scale = s, *zero = z, unit = 1 / s; /* steps: squares stay in range */
+        const real error = error_of(w, n, s, z, qmax, unit, least);
+        if (error < least) least = error, *scale = s, *zero = z;
+    }
+}
+
+vq_status vq_cpu_grid_search(void *ctx, vq_tensor *scale, vq_tensor *zero, const vq_tensor *w,
+                             int bits, int64_t group_size, bool symmetric, vq_dtype scale_dtype)
+{
+    vq_cpu *cpu = ctx;
+    const int64_t out = w->dim[0], in = w->dim[1], groups = scale->dim[1];
+    const real qmax = (real)((1 << bits) - 1);
+    const size_t bytes = vq_dtype_bytes(w->dtype);
+    const int threads = vq_cpu_threads(cpu, out * in);
+    const int64_t width = VQ_MIN(group_size, in);
+    real *memory;
+    const size_t mark = vq_arena_mark(&cpu->scratch);
+    VQ_TRY(VQ_NEW(&cpu->scratch, threads * width, &memory));
+#pragma omp parallel for num_threads(threads)
+    for (int64_t o = 0; o < out; o++) {
+        real *group = memory + omp_get_thread_num() * width;
+        for (int64_t g = 0; g < groups; g++) {
+            const int64_t first = g * group_size, n = VQ_MIN(group_size, in - first);
+            vq_cpu_to_real(group, (const uint8_t *)w->data + (size_t)(o * in + first) * bytes,
+                           w->dtype, n);
+            vq_cpu_grid_of_weights(group, n, qmax, symmetric, scale_dtype,
+                                   (real *)scale->data + o * groups + g,
+                                   (real *)zero->data + o * groups + g);
+        }
+    }
+    vq_arena_reset(&cpu->scratch, mark);
+    return VQ_OK;
+}
+
+/* --- where weights lie ----------------------------------------------------------------------- */
 
 /* One group of one row. A weight that is NaN gives base -1 and rest NaN. */
 #define SPLIT(type)                                                                                \

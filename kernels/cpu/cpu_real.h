@@ -40,9 +40,11 @@ typedef double real;
 #define vq_cpu_round_scale_bwd vq_cpu_round_scale_bwd_f64
 #define vq_cpu_round_scale vq_cpu_round_scale_f64
 #define vq_cpu_grid_minmax vq_cpu_grid_minmax_f64
+#define vq_cpu_grid_search vq_cpu_grid_search_f64
 #define vq_cpu_grid_split vq_cpu_grid_split_f64
 #define vq_cpu_grid_round vq_cpu_grid_round_f64
 #define vq_cpu_grid_of_range vq_cpu_grid_of_range_f64
+#define vq_cpu_grid_of_weights vq_cpu_grid_of_weights_f64
 #define vq_cpu_grid_value vq_cpu_grid_value_f64
 #define vq_cpu_gptq_sweep vq_cpu_gptq_sweep_f64
 #define vq_cpu_kmeans_assign vq_cpu_kmeans_assign_f64

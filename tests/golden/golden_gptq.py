@@ -1,6 +1,6 @@
-"""golden_gptq - the reference's GPTQ on one made-up linear in all its modes, and through two small models.
+"""golden_gptq - the reference's GPTQ on one made-up linear in all its modes, and through small models.
 
-Each case gives the grid, base, both kinds of rest and the dequantized weight. With groups the reference
+Each case of the linear gives the grid, base, both kinds of rest and the dequantized weight. With groups the reference
 returns only the last group's scale and zero; base, rest and weight still come from each group's own.
 """
 import json
@@ -16,15 +16,32 @@ OUT_ROWS, IN_COLUMNS, SEQUENCES, TOKENS, SEED = 24, 48, 6, 40, 600
 DEAD_COLUMN = 7
 PERCDAMP = 0.01
 
-#          name                 bits  sym    group  block  act_order static_groups
-CASES = [("asym",                 3, False,   -1,    128,   False,    False),
-         ("asym-blocks",          4, False,   -1,     16,   False,    False),
-         ("sym",                  3, True,    -1,     16,   False,    False),
-         ("asym-act-order",       2, False,   -1,     32,   True,     False),
-         ("asym-groups",          3, False,   16,     32,   False,    False),
-         ("sym-groups-act-order", 4, True,    16,     32,   True,     False),
-         ("asym-static",          3, False,   16,     32,   False,    True),
-         ("sym-static-act-order", 3, True,    16,     32,   True,     True)]
+KEYS = ("name", "bits", "sym", "group_size", "block_size", "act_order", "static_groups", "mse")
+CASES = [("asym",                 3, False,   -1,    128,   False,    False,    False),
+         ("asym-blocks",          4, False,   -1,     16,   False,    False,    False),
+         ("sym",                  3, True,    -1,     16,   False,    False,    False),
+         ("asym-act-order",       2, False,   -1,     32,   True,     False,    False),
+         ("asym-groups",          3, False,   16,     32,   False,    False,    False),
+         ("sym-groups-act-order", 4, True,    16,     32,   True,     False,    False),
+         ("asym-static",          3, False,   16,     32,   False,    True,     False),
+         ("sym-static-act-order", 3, True,    16,     32,   True,     True,     False),
+         ("asym-mse",             3, False,   -1,    128,   False,    False,    True),
+         ("sym-groups-mse",       4, True,    20,     32,   False,    False,    True),
+         ("asym-static-mse",      2, False,   20,     32,   True,     True,     True)]
+
+# Through whole models. No group divides the widths of two of them.
+OPTIONS = [("plain",               3, False,   -1,    128,   False,    False,    False),
+           ("sym",                 4, True,    -1,    128,   False,    False,    False),
+           ("blocks",              3, False,   -1,     16,   False,    False,    False),
+           ("order",               2, False,   -1,    128,   True,     False,    False),
+           ("groups",              3, False,   16,     16,   False,    False,    False),
+           ("wide-groups",         4, True,    32,    128,   False,    False,    False),
+           ("static",              3, False,   20,    128,   False,    True,     False),
+           ("static-order",        3, True,    16,    128,   True,     True,     False),
+           ("mse",                 3, False,   -1,    128,   False,    False,    True),
+           ("groups-mse",          2, False,   24,     16,   False,    False,    True),
+           ("static-order-mse",    2, True,    20,    128,   True,     True,     True)]
+OPTION_MODELS = ("rand-llama-gqa-tied", "rand-opt-f32", "rand-qwen3-tied")
 
 MODELS = {"rand-opt-f32": dict(bits=3, sym=False), "rand-qwen3-tied": dict(bits=4, sym=True)}
 
@@ -43,12 +60,12 @@ def inputs():
 
 def sweep(reference, x, weight, case, method):
     """Runs one of the reference's sweeps; returns what it returns, the Hessian and the new weight."""
-    _, bits, sym, group, block, act_order, static_groups = case
+    _, bits, sym, group, block, act_order, static_groups, mse = case
     linear = torch.nn.Linear(IN_COLUMNS, OUT_ROWS, bias=False)
     linear.weight.data = torch.from_numpy(weight.copy())
     gptq = reference.gptq.GPTQ(linear)
     gptq.quantizer = reference.gptq.Quantizer()
-    gptq.quantizer.configure(bits=bits, perchannel=True, sym=sym, mse=False)
+    gptq.quantizer.configure(bits=bits, perchannel=True, sym=sym, mse=mse)
     for sequence in x:
         gptq.add_batch(torch.from_numpy(sequence)[None], None)
     hessian = gptq.H.numpy().copy()
@@ -73,10 +90,10 @@ def one_linear(reference, out):
                         f"{name}.last_scale": exact["scale"].flatten().numpy().copy(),
                         f"{name}.last_zero": exact["zero"].flatten().numpy().copy()})
     save_file({n: np.ascontiguousarray(t) for n, t in tensors.items()}, out / "gptq.safetensors")
-    keys = ("name", "bits", "sym", "group_size", "block_size", "act_order", "static_groups")
-    rows = [json.dumps(dict(zip(keys, case))) for case in CASES]
+    rows, options = (",\n".join(json.dumps(dict(zip(KEYS, case))) for case in cases) for cases in (CASES, OPTIONS))
     models = f'"models": {json.dumps(MODELS)}'
-    (out / "gptq.json").write_text(f'{{"percdamp": {PERCDAMP}, {models}, "cases": [\n' + ",\n".join(rows) + "\n]}\n")
+    (out / "gptq.json").write_text(f'{{"percdamp": {PERCDAMP}, {models}, "cases": [\n{rows}\n],\n'
+                                   f'"options": [\n{options}\n]}}\n')
 
 
 def hand_rotary(model):
@@ -92,13 +109,13 @@ def hand_rotary(model):
             layer.register_forward_pre_hook(add, with_kwargs=True)
 
 
-def collect(reference, model, ids, options, write):
+def collect(reference, model, ids, options, write, groupsize=-1, **more):
     samples = [(torch.from_numpy(row.astype(np.int64))[None], None) for row in ids]
     model.seqlen = ids.shape[1]
     hand_rotary(model)
     return reference.vqround.gptq_sequential_collect_grid_opt(
-        model, samples, torch.device("cpu"), wbits=options["bits"], groupsize=-1, sym=options["sym"],
-        percdamp=PERCDAMP, write_quantized_weights=write)
+        model, samples, torch.device("cpu"), wbits=options["bits"], groupsize=groupsize,
+        sym=options["sym"], percdamp=PERCDAMP, write_quantized_weights=write, **more)
 
 
 def whole_model(reference, out, folder, options):
@@ -116,9 +133,67 @@ def whole_model(reference, out, folder, options):
     save_file(tensors, out / f"gptq-{folder.name}.safetensors")
 
 
+class Notes:
+    """Every group's grid and the integers of each sweep, which the reference itself does not keep."""
+
+    def __init__(self, reference):
+        self.quantizer, self.gptq = reference.gptq.Quantizer, reference.gptq.GPTQ
+        self.grids, self.swept, self.mse = [], [], False
+        self.find, self.configure = self.quantizer.find_params, self.quantizer.configure
+        self.sweep = self.gptq.fasterquant_return_with_error
+        notes = self
+
+        def find(self, x, weight=False):
+            notes.find(self, x, weight)
+            notes.grids.append((self.scale.flatten().clone(), self.zero.flatten().clone()))
+
+        def configure(self, *args, **kwargs):
+            notes.configure(self, *args, **{**kwargs, "mse": notes.mse})
+
+        def sweep(self, **kwargs):
+            notes.grids.clear()
+            found = notes.sweep(self, **kwargs)
+            notes.swept.append(notes.integers(self.layer.weight.data, kwargs["groupsize"]))
+            return found
+        self.quantizer.find_params, self.quantizer.configure = find, configure
+        self.gptq.fasterquant_return_with_error = sweep
+
+    def restore(self):
+        self.quantizer.find_params, self.quantizer.configure = self.find, self.configure
+        self.gptq.fasterquant_return_with_error = self.sweep
+
+    def integers(self, weight, group):
+        """The first grid found is that of whole rows."""
+        grids = self.grids[:1] if group == -1 else self.grids[1:]
+        scale, zero = (torch.stack([grid[i] for grid in grids], 1) for i in (0, 1))
+        of = torch.arange(weight.shape[1]) // (weight.shape[1] if group == -1 else group)
+        integers = torch.round(weight / scale[:, of] + zero[:, of])
+        assert torch.equal(scale[:, of] * (integers - zero[:, of]), weight)
+        return {"scale": scale, "zero": zero, "ints": integers.to(torch.int8)}
+
+
+def with_options(reference, out, folder):
+    """GPTQ proper through a model, two layers of it, with each of the options."""
+    tensors, notes = {}, Notes(reference)
+    for name, bits, sym, group, block, act_order, static_groups, notes.mse in OPTIONS:
+        model = load_f32(folder)
+        ids = random_ids(SEED + 1, 8 * 32, model.config.vocab_size).reshape(8, 32)
+        notes.swept.clear()
+        linears = collect(reference, model, ids, dict(bits=bits, sym=sym), True, groupsize=group, blocksize=block,
+                          actorder=act_order, static_groups=static_groups)
+        for linear, found in zip(linears, notes.swept, strict=True):
+            tensors.update({f"{name}.{linear}.{what}": tensor for what, tensor in found.items()})
+    notes.restore()
+    tensors["ids"] = ids
+    tensors = {n: np.ascontiguousarray(t) for n, t in tensors.items()}
+    save_file(tensors, out / f"gptq-options-{folder.name}.safetensors")
+
+
 def make_gptq(out, reference, models):
     reference.gptq = types.SimpleNamespace(GPTQ=reference.vqround.GPTQ, Quantizer=reference.vqround.Quantizer)
     torch.cuda.synchronize = lambda *_: None  # called by the reference on any device
     one_linear(reference, out)
     for name, options in MODELS.items():
         whole_model(reference, out, models / name, options)
+    for name in OPTION_MODELS:
+        with_options(reference, out, models / name)

@@ -35,7 +35,7 @@ static int byte_at(const vq_tensor *t, int64_t i)
 
 static vq_tensor named(const vq_safetensors *file, const char *name, const char *what)
 {
-    char whole[256];
+    char whole[320];
     snprintf(whole, sizeof whole, "%s.%s", name, what);
     return golden(file, whole);
 }
@@ -82,7 +82,8 @@ static void read_case(const json_t *row, double percdamp, bool hessian, result *
                             .symmetric = is_true(row, "sym"),
                             .scale_dtype = VQ_F32,
                             .static_groups = is_true(row, "static_groups"),
-                            .hessian_residual = hessian}}};
+                            .hessian_residual = hessian,
+                            .search = is_true(row, "mse")}}};
 }
 
 /* H of the file's inputs, a sequence at a time. */
@@ -162,8 +163,8 @@ static void test_one_linear(void **state)
     const double percdamp = json_number_value(json_object_get(info, "percdamp"));
     const vq_tensor x = golden(&file, "x"), w = golden(&file, "weight");
     const json_t *cases = json_object_get(info, "cases");
-    assert_int_equal(json_array_size(cases), 8);
-    for (int mode = 0; mode < 2 * 8; mode++) {
+    assert_int_equal(json_array_size(cases), 11);
+    for (int mode = 0; mode < 2 * 11; mode++) {
         const size_t mark = vq_arena_mark(&arena);
         result first, r;
         for (int threads = 1; threads <= 3; threads++) {
@@ -217,7 +218,9 @@ static void test_hessian(void **state)
 typedef struct model_run {
     fixture f;
     vq_safetensors file;
-    int64_t n_linears, n_weights;
+    const char *option;
+    float scale_limit; /* relative */
+    int64_t n_linears, n_weights, n_different;
 } model_run;
 
 static bool is_near(float ours, float theirs, float limit)
@@ -272,6 +275,71 @@ static vq_status check_weight(void *ctx, vq_vqlinear *l, const vq_tensor *rest, 
     return VQ_OK;
 }
 
+/* Every group's grid, and the integers of GPTQ proper with one of the options. */
+static vq_status check_option(void *ctx, vq_vqlinear *l, const vq_tensor *rest, double error)
+{
+    model_run *run = ctx;
+    char name[256];
+    snprintf(name, sizeof name, "%s.%s", run->option, l->source->name);
+    const vq_tensor scale = named(&run->file, name, "scale"),
+                    zero = named(&run->file, name, "zero"), ints = named(&run->file, name, "ints");
+    const int64_t n = vq_tensor_count(&ints), in = ints.dim[1], groups = scale.dim[1];
+    (void)rest, (void)error;
+    assert_true(vq_tensor_same_shape(&scale, &l->quant.scale));
+    for (int64_t i = 0; i < vq_tensor_count(&scale); i++)
+        if (fabsf(at(&l->quant.scale, i) / at(&scale, i) - 1) > run->scale_limit ||
+            at(&l->quant.zero, i) != at(&zero, i))
+            fail_msg("%s row %lld, group %lld: scale %.9g, zero %g; the reference %.9g, %g", name,
+                     (long long)(i / groups), (long long)(i % groups),
+                     (double)at(&l->quant.scale, i), (double)at(&l->quant.zero, i),
+                     (double)at(&scale, i), (double)at(&zero, i));
+    for (int64_t i = 0; i < n; i++) {
+        const int differs = byte_at(&l->ints, i) - byte_at(&ints, i);
+        if (differs) {
+            print_message("%s [%lld, %lld]: %d, the reference %d\n", name, (long long)(i / in),
+                          (long long)(i % in), byte_at(&l->ints, i), byte_at(&ints, i));
+            assert_in_range(differs + 1, 0, 2);
+        }
+        run->n_different += differs != 0;
+    }
+    run->n_linears++;
+    run->n_weights += n;
+    return VQ_OK;
+}
+
+/* All windows through all layers of the model. */
+static void sweep_model(model_run *run, const char *name, const vq_grid_config *grid,
+                        const vq_gptq_config *config, bool quantized, vq_sweep_fn take)
+{
+    char path[512];
+    snprintf(path, sizeof path, TESTS_DIR "/models/%s", name);
+    fixture_open(&run->f, path, SEQLEN);
+    const vq_tensor ids = golden(&run->file, "ids");
+    const int64_t N = run->f.model.config.N;
+    for (int64_t i = 0; i < N * VQ_N_KINDS; i++) {
+        vq_vqlinear *l = vq_stage_linear(&run->f.stage, i / VQ_N_KINDS, (int)(i % VQ_N_KINDS));
+        if (!l) continue;
+        const vq_tensor *w = &l->source->weight;
+        EXPECT_OK(vq_grid_alloc(&run->f.be, &l->quant, &arena, grid, w->dim[0], w->dim[1]));
+        l->quantized = true;
+    }
+    vq_sweep s = {.stage = &run->f.stage,
+                  .config = config,
+                  .quantized = quantized,
+                  .take = take,
+                  .ctx = run,
+                  .arena = &run->f.arena};
+    EXPECT_OK(vq_sweep_open(&s, ids.dim[0], ids.dim[0], SEQLEN, SIZE_MAX, "sweep.h5"));
+    EXPECT_OK(vq_sweep_embed(&s, &ids));
+    for (int64_t layer = 0; layer < N; layer++) {
+        double error;
+        EXPECT_OK(vq_sweep_layer(&s, layer, &error));
+    }
+    vq_sweep_close(&s);
+    assert_true(run->n_linears >= 6 * N && run->n_weights > 0);
+    fixture_close(&run->f);
+}
+
 static void run_model(const char *name, int bits, bool symmetric, bool quantized)
 {
     const vq_grid_config grid = {.bits = bits, .group_size = -1};
@@ -283,35 +351,44 @@ static void run_model(const char *name, int bits, bool symmetric, bool quantized
                                             .hessian_residual = true}};
     model_run run = {0};
     char path[512];
-    snprintf(path, sizeof path, TESTS_DIR "/models/%s", name);
-    fixture_open(&run.f, path, SEQLEN);
     snprintf(path, sizeof path, TESTS_DIR "/golden/gptq-%s.safetensors", name);
     EXPECT_OK(vq_safetensors_open(&arena, path, &run.file));
-    const vq_tensor ids = golden(&run.file, "ids");
-    const int64_t N = run.f.model.config.N;
-    for (int64_t i = 0; i < N * VQ_N_KINDS; i++) {
-        vq_vqlinear *l = vq_stage_linear(&run.f.stage, i / VQ_N_KINDS, (int)(i % VQ_N_KINDS));
-        if (!l) continue;
-        const vq_tensor *w = &l->source->weight;
-        EXPECT_OK(vq_grid_alloc(&run.f.be, &l->quant, &arena, &grid, w->dim[0], w->dim[1]));
-        l->quantized = true;
-    }
-    vq_sweep s = {.stage = &run.f.stage,
-                  .config = &config,
-                  .quantized = quantized,
-                  .take = quantized ? check_weight : check_grid,
-                  .ctx = &run,
-                  .arena = &run.f.arena};
-    EXPECT_OK(vq_sweep_open(&s, ids.dim[0], ids.dim[0], SEQLEN, SIZE_MAX, "sweep.h5"));
-    EXPECT_OK(vq_sweep_embed(&s, &ids));
-    for (int64_t layer = 0; layer < N; layer++) {
-        double error;
-        EXPECT_OK(vq_sweep_layer(&s, layer, &error));
-    }
-    vq_sweep_close(&s);
-    assert_true(run.n_linears >= 6 * N && run.n_weights > 0);
+    sweep_model(&run, name, &grid, &config, quantized, quantized ? check_weight : check_grid);
     vq_safetensors_close(&run.file);
-    fixture_close(&run.f);
+}
+
+/* Two layers of each family, with every option. `ties`: integers that differ, over all options. */
+static void run_options(const char *name, int64_t ties)
+{
+    char path[512];
+    json_t *info = json_load_file(TESTS_DIR "/golden/gptq.json", 0, NULL);
+    const json_t *options = json_object_get(info, "options");
+    const size_t n = json_array_size(options);
+    model_run run = {0};
+    snprintf(path, sizeof path, TESTS_DIR "/golden/gptq-options-%s.safetensors", name);
+    EXPECT_OK(vq_safetensors_open(&arena, path, &run.file));
+    assert_int_equal(n, 11);
+    for (size_t i = 0; i < n; i++) {
+        const size_t mark = vq_arena_mark(&arena);
+        result r;
+        read_case(json_array_get(options, i), 0.01, false, &r);
+        run.option = r.name;
+        const bool is_running = r.grid.group_size > 0 && !r.config.rule.static_groups;
+        run.scale_limit = is_running ? GPTQ_MODEL_SCALE_RELATIVE : 0;
+        sweep_model(&run, name, &r.grid, &r.config, true, check_option);
+        vq_arena_reset(&arena, mark);
+    }
+    assert_int_equal(run.n_different, ties);
+    vq_safetensors_close(&run.file);
+    json_decref(info);
+}
+
+static void test_options(void **state)
+{
+    (void)state;
+    run_options("rand-llama-gqa-tied", 0);
+    run_options("rand-opt-f32", 0);
+    run_options("rand-qwen3-tied", 0);
 }
 
 static void test_opt(void **state)
@@ -329,6 +406,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_hessian),
         cmocka_unit_test(test_one_linear),
+        cmocka_unit_test(test_options),
         {"OPT, full-precision inputs", test_opt, NULL, NULL, NULL},
         {"OPT, quantized inputs", test_opt, NULL, NULL, &arena},
         {"Qwen3, full-precision inputs", test_qwen3, NULL, NULL, NULL},

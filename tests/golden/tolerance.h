@@ -23,5 +23,7 @@
 #define GPTQ_SCALE_RELATIVE 1e-6f
 #define GPTQ_REST 2e-5f
 
-/* The same behind a layer or two: noise of 2e-7 in the inputs moves rest by up to 1e-5. */
+/* The same behind a layer or two: noise of 2e-7 in the inputs moves rest by up to 1e-5,
+ * and with it the weights that a running group's scale is found from. */
 #define GPTQ_MODEL_REST 5e-5f
+#define GPTQ_MODEL_SCALE_RELATIVE 1e-5f

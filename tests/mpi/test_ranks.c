@@ -210,7 +210,7 @@ static void test_other_settings(void **state)
     SAME_ON_TWO("--teacher.model", "teacher");
     SAME_ON_TWO("--teacher.model", "teacher", "--no-teacher.cache", "--slices", "3");
     SAME_ON_TWO("--train.recompute", "on", "--kmeans.start", "own");
-    SAME_ON_TWO("--by-sign");
+    SAME_ON_TWO("--by-sign", "--grid", "mse", "--group-size", "20");
     make_model("rand-opt350", "model"); /* projections at both ends */
     SAME_ON_TWO("--slices", "24");
 }

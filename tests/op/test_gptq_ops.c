@@ -220,19 +220,22 @@ typedef struct sweep_case {
     vq_sweep_rule rule;
 } sweep_case;
 
-#define RULE(block, symmetric, dtype, statics, hessian)                                            \
+#define RULE(block, symmetric, dtype, statics, hessian, search)                                    \
     {                                                                                              \
-        block, symmetric, dtype, statics, hessian                                                  \
+        block, symmetric, dtype, statics, hessian, search                                          \
     }
 
 static const sweep_case SWEEP[] = {
-    {1, 1, 4, 1, VQ_F32, false, RULE(128, false, VQ_F32, false, false)},
-    {5, 37, 3, 37, VQ_F32, false, RULE(16, false, VQ_F32, false, false)},
-    {201, 83, 2, 83, VQ_F16, true, RULE(128, true, VQ_F16, false, true)},
-    {201, 83, 3, 20, VQ_BF16, false, RULE(32, false, VQ_BF16, false, false)},
-    {40, 83, 4, 16, VQ_F32, true, RULE(7, true, VQ_F32, false, true)},
-    {40, 200, 8, 64, VQ_F32, true, RULE(128, false, VQ_F16, true, false)},
-    {300, 131, 8, 1, VQ_F32, false, RULE(1, false, VQ_F32, true, false)},
+    {1, 1, 4, 1, VQ_F32, false, RULE(128, false, VQ_F32, false, false, false)},
+    {5, 37, 3, 37, VQ_F32, false, RULE(16, false, VQ_F32, false, false, false)},
+    {201, 83, 2, 83, VQ_F16, true, RULE(128, true, VQ_F16, false, true, false)},
+    {201, 83, 3, 20, VQ_BF16, false, RULE(32, false, VQ_BF16, false, false, false)},
+    {40, 83, 4, 16, VQ_F32, true, RULE(7, true, VQ_F32, false, true, false)},
+    {40, 200, 8, 64, VQ_F32, true, RULE(128, false, VQ_F16, true, false, false)},
+    {300, 131, 8, 1, VQ_F32, false, RULE(1, false, VQ_F32, true, false, false)},
+    {40, 83, 2, 83, VQ_F32, true, RULE(32, false, VQ_F32, false, false, true)},
+    {40, 83, 3, 20, VQ_BF16, false, RULE(32, true, VQ_BF16, false, false, true)},
+    {40, 83, 2, 20, VQ_F16, true, RULE(32, false, VQ_F16, true, false, true)},
 };
 
 typedef struct swept {
@@ -280,14 +283,18 @@ static void run_sweep(const vq_backend *be, const sweep_case *c, const sweep_inp
                             &a->dead, &c->rule));
 }
 
-/* Scale and zero of n weights by the slot that is tested elsewhere. */
+/* Scale and zero of n weights by the slots that are tested elsewhere. */
 static void find_grid(const vq_backend *be, const sweep_case *c, double *w, int64_t n, double *s,
                       double *z)
 {
     const vq_tensor row = vq_tensor_2d(w, VQ_F64, 1, n);
     vq_tensor scale = vq_tensor_2d(s, VQ_F64, 1, 1), zero = vq_tensor_2d(z, VQ_F64, 1, 1);
-    EXPECT_OK(vq_grid_minmax(be, &scale, &zero, &row, c->bits, n, c->rule.symmetric, true,
-                             c->rule.scale_dtype));
+    if (c->rule.search)
+        EXPECT_OK(vq_grid_search(be, &scale, &zero, &row, c->bits, n, c->rule.symmetric,
+                                 c->rule.scale_dtype));
+    else
+        EXPECT_OK(vq_grid_minmax(be, &scale, &zero, &row, c->bits, n, c->rule.symmetric, true,
+                                 c->rule.scale_dtype));
 }
 
 /* One row, a column at a time; the sweep's block only decides what a running group sees. */

@@ -203,6 +203,8 @@ static void wrong_command_lines_name_the_flag(void **state)
     WRONG(VQ_QUANTIZE, QUANTIZE "--train.beta-lo 30", "--train.beta-lo = 30",
           "train.beta_hi = 20 (train.beta_hi (default))", "Change");
     WRONG(VQ_QUANTIZE, QUANTIZE "--quiet --verbose", "--quiet and --verbose exclude each other");
+    EXPECT_ERROR(load(VQ_QUANTIZE, QUANTIZE "--grid mse --no-grid.include_zero"), VQ_EUNSUPPORTED,
+                 "--grid = mse: expected minmax", "(--no-grid.include_zero)", "Leave one");
     EXPECT_ERROR(load(VQ_QUANTIZE, QUANTIZE "--by-sign --kmeans.start shared"), VQ_EUNSUPPORTED,
                  "--kmeans.start = shared: expected own", "(--by-sign)", "Leave it out");
     EXPECT_ERROR(load(VQ_QUANTIZE, QUANTIZE "--config no-such.yaml"), VQ_EFILE, "no-such.yaml",

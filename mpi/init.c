@@ -30,8 +30,9 @@ static settings settings_of(const vq_config *c, vq_dtype model_dtype)
 {
     static const vq_dtype scale_dtype[] = {
         [VQ_SCALE_F32] = VQ_F32, [VQ_SCALE_F16] = VQ_F16, [VQ_SCALE_BF16] = VQ_BF16};
-    const vq_dtype scale =
-        c->grid.scale_dtype == VQ_SCALE_AUTO ? model_dtype : scale_dtype[c->grid.scale_dtype];
+    const vq_dtype scale = c->grid.scale_dtype != VQ_SCALE_AUTO ? scale_dtype[c->grid.scale_dtype]
+                           : model_dtype == VQ_BF16             ? VQ_BF16
+                                                                : VQ_F16;
     const vq_switch groups = c->gptq.static_groups;
     return (settings){
         .grid = {.bits = (int)c->bits,

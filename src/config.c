@@ -117,7 +117,9 @@ static const key keys[] = {
      .help = "every row's range includes 0; needed by packed formats", .commands = Q,
      .phases = FOR_INIT},
     {"grid.scale_dtype", NULL, in_grid, CHOICE, AT(grid.scale_dtype), .standard = "auto",
-     .choices = "auto|f32|f16|bf16", .help = "precision of the scales; auto is the model's",
+     .choices = "auto|f32|f16|bf16",
+     .help = "precision of the scales; auto is one that packed formats hold: bf16 for a bf16 model, "
+             "else f16",
      .commands = Q, .phases = FOR_INIT},
 
     {"gptq.block_size", NULL, in_gptq, INTEGER, AT(gptq.block_size), .standard = "128",

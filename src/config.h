@@ -27,7 +27,7 @@ typedef enum vq_grid_search_kind {
     VQ_SEARCH_MSE     /* the part of it that rounds best */
 } vq_grid_search_kind;
 typedef enum vq_scale_dtype {
-    VQ_SCALE_AUTO, /* the model's own */
+    VQ_SCALE_AUTO, /* bf16 for a bf16 model, else f16: exact in packed files */
     VQ_SCALE_F32,
     VQ_SCALE_F16,
     VQ_SCALE_BF16

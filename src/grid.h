@@ -36,7 +36,8 @@ vq_status vq_grid_alloc(const vq_backend *be, vq_quant *q, vq_arena *arena, cons
  * rest  real [out, in], out: in [0, 1]
  * w     weight [out, in], in; its name is used in messages
  *
- * A scale that scale_dtype would round to 0 is its least positive number instead: such a group's
+ * A bf16 scale is one that f16 holds as well, but above 65504: packed files have either. A scale
+ * that scale_dtype would round to 0 is its least positive number instead: such a group's
  * weights are all but 0, and they stay so. With include_zero or symmetric, z is within [0, qmax].
  * Fails: VQ_ENOTFINITE (a weight), VQ_EUNSUPPORTED (a scale above scale_dtype's range). */
 vq_status vq_grid_make(const vq_backend *be, vq_quant *q, vq_tensor *rest, const vq_tensor *w,

@@ -10,7 +10,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 table() {
     cat <<'END'
 0 src base error arena log rng
-1 src tensor utf8 fileio lock config safetensors torchbin weights textio h5
+1 src tensor pack utf8 fileio lock config safetensors torchbin weights textio h5
 2 src backend
 2 kernels element
 2 kernels/cpu cpu_real cpu_lanes cpu_ops cpu_gemm cpu_attention cpu_layer cpu_round cpu_loss cpu_adam cpu_grid cpu_gptq cpu_kmeans cpu_backend

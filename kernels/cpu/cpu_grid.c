@@ -16,11 +16,16 @@
 
 #define PIECE 1024 /* weights converted at a time, into the first-level cache */
 
+/* bf16 keeps more bits than f16 below 2^-17: there f16\'s are taken, so that a packed file of either
+ * type holds the scale. */
 real vq_cpu_round_scale(real s, vq_dtype scale_dtype)
 {
+    const float f16_max = 65504, brief = vq_bf16_to_f32(vq_f32_to_bf16((float)s));
     switch (scale_dtype) {
     case VQ_F16: return (real)VQ_MAX(vq_f16_to_f32(vq_f32_to_f16((float)s)), 0x1p-24f);
-    case VQ_BF16: return (real)VQ_MAX(vq_bf16_to_f32(vq_f32_to_bf16((float)s)), 0x1p-133f);
+    case VQ_BF16:
+        if (brief > f16_max) return (real)brief;
+        return (real)VQ_MAX(vq_f16_to_f32(vq_f32_to_f16(brief)), 0x1p-24f);
     case VQ_F32: return (real)VQ_MAX((float)s, 0x1p-149f);
     default: return s;
     }

@@ -88,8 +88,8 @@ vq_status vq_cpu_round_scale_fwd(void *ctx, vq_tensor *scale, const vq_tensor *g
 vq_status vq_cpu_round_scale_bwd(void *ctx, vq_tensor *dfactor, const vq_tensor *dw,
                                  const vq_quant *q, const vq_tensor *codes, const vq_tensor *grid);
 
-/* The number nearest to s that scale_dtype holds; never 0, since weights are divided by it. Pure.
- */
+/* The number nearest to s that scale_dtype holds, and f16 too for a bf16 one up to 65504; never 0,
+ * since weights are divided by it. Pure. */
 real vq_cpu_round_scale(real s, vq_dtype scale_dtype);
 
 /* Scale and zero of a group whose weights lie in [low, high], as vq_grid_minmax says. Pure. */

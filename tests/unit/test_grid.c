@@ -57,7 +57,10 @@ static void fill(float *w, int bits)
 static double round_to(double s, vq_dtype dtype)
 {
     if (dtype == VQ_F16) return (double)vq_f16_to_f32(vq_f32_to_f16((float)s));
-    if (dtype == VQ_BF16) return (double)vq_bf16_to_f32(vq_f32_to_bf16((float)s));
+    if (dtype == VQ_BF16) { /* what f16 holds too, since packed files have either */
+        const float brief = vq_bf16_to_f32(vq_f32_to_bf16((float)s));
+        return (double)(brief > 65504 ? brief : vq_f16_to_f32(vq_f32_to_f16(brief)));
+    }
     return (double)(float)s;
 }
 
@@ -79,7 +82,7 @@ static void expect_group(const vq_grid_config *c, const double *w, int64_t n, do
         if (*s == 0) *s = 1;
     }
     *s = round_to(*s, c->scale_dtype);
-    if (*s == 0) *s = c->scale_dtype == VQ_F16 ? 0x1p-24 : 0x1p-133;
+    if (*s == 0) *s = c->scale_dtype == VQ_F32 ? 0x1p-149 : 0x1p-24;
     *z = c->symmetric ? (qmax + 1) / 2 : rint((double)(float)(-low / *s));
     if (c->include_zero || c->symmetric) *z = fmax(0, fmin(*z, qmax));
 }
@@ -262,6 +265,30 @@ static void test_scale_out_of_range(void **state)
     vq_error_clear();
 }
 
+/* Scales down to the least of f16 are exact in both types. */
+static void test_bf16_scales_are_f16_scales(void **state)
+{
+    (void)state;
+    const vq_grid_config c = {
+        .bits = 4, .group_size = 1, .include_zero = true, .scale_dtype = VQ_BF16};
+    enum { N = 64 };
+    float weights[N], rest_data[N];
+    for (int i = 0; i < N; i++) weights[i] = (1 + (float)i / N) * ldexpf(1, i - 46);
+    const vq_tensor w = vq_tensor_2d(weights, VQ_F32, 1, N);
+    vq_tensor rest = vq_tensor_2d(rest_data, VQ_F32, 1, N);
+    vq_quant q;
+    vq_arena_reset(&arena, 0);
+    assert_int_equal(vq_grid_alloc(&be, &q, &arena, &c, 1, N), VQ_OK);
+    assert_int_equal(vq_grid_make(&be, &q, &rest, &w, &c), VQ_OK);
+    for (int i = 0; i < N; i++) {
+        const float s = ((const float *)q.scale.data)[i];
+        assert_true(s > 0 && s == vq_bf16_to_f32(vq_f32_to_bf16(s)));
+        assert_true(s == vq_f16_to_f32(vq_f32_to_f16(s)));
+        assert_true(fabsf(s * 15 - weights[i]) <= fmaxf(weights[i] * 0x1p-8f, 15 * 0x1p-25f) ||
+                    s == 0x1p-24f);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -269,6 +296,7 @@ int main(void)
         cmocka_unit_test(test_search),
         cmocka_unit_test(test_not_finite),
         cmocka_unit_test(test_scale_out_of_range),
+        cmocka_unit_test(test_bf16_scales_are_f16_scales),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

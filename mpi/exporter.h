@@ -4,5 +4,12 @@
 #include "export.h"
 #include "job.h"
 
-/* Writes the dense model folder dir. Collective. Fails: VQ_EFILE, VQ_EMEM (disk full). */
-vq_status vq_export_model(vq_job *job, vq_mode mode, const char *dir);
+/* Whether the format will hold what the settings make of the model: known, and said, before hours
+ * are spent. Local, the same on every rank. Fails: VQ_EUSAGE (a scale's type), VQ_EUNSUPPORTED (no
+ * linear can be packed). */
+vq_status vq_export_check(vq_job *job);
+
+/* Writes the model folder dir in the format of the settings; bytes, out: of all tensors in it.
+ * Collective. Fails: VQ_EFILE, VQ_EMEM (disk full), VQ_EUNSUPPORTED (a scale that the format does
+ * not hold). */
+vq_status vq_export_model(vq_job *job, vq_mode mode, const char *dir, double *bytes);

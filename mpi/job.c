@@ -42,6 +42,7 @@ static vq_status open_inputs(vq_job *job)
     VQ_TRY(vq_topo_make(config, &job->model.config, job->comm->rank, job->comm->size, &job->topo));
     if (!config->teacher.model) return VQ_OK;
     VQ_TRY(vq_model_open(&job->run, config->teacher.model, &job->teacher));
+    VQ_TRY(vq_model_require_dense(&job->teacher.config, config->teacher.model));
     VQ_CHECK(job->teacher.config.V == job->model.config.V, VQ_EUSAGE,
              "teacher.model: %s has %lld tokens in its vocabulary, expected the model's %lld. "
              "Choose a teacher with the same tokenizer",
@@ -95,6 +96,7 @@ vq_status vq_job_stage(vq_job *job, const vq_model *model, int64_t T, vq_stage *
     vq_topo_cut(&model->config, job->topo.n_stages, cut);
     const int64_t first = cut[job->topo.stage], last = cut[job->topo.stage + 1];
     vq_arena_reset(&job->scratch, mark);
+    VQ_TRY(vq_model_unpack(&job->weights, &job->scratch, model, first, last));
     return vq_stage_init(&job->run, &job->be, model, first, last, T, &job->scratch, stage);
 }
 

@@ -159,6 +159,7 @@ static uint64_t results_key(const vq_job *job, const vq_data *data)
 {
     uint64_t h = vq_config_phase_hash(job->config, PHASES);
     h = vq_hash_u64(h, job->config->eval.start);
+    h = vq_hash_u64(h, (uint64_t)job->config->export.format);
     h = vq_hash_u64(h, job->model.fingerprint);
     h = vq_hash_u64(h, job->teacher.dir ? job->teacher.fingerprint : job->model.fingerprint);
     return vq_hash_u64(vq_hash_u64(h, data->calib_hash), data->eval_hash);
@@ -230,8 +231,11 @@ static vq_status run(vq_job *job, int argc, const char *const *argv)
     vq_data data;
     vq_init_stats init;
     int64_t is_finished;
+    double exported_bytes;
     char *model_dir;
 
+    VQ_TRY(vq_model_require_dense(&job->model.config, c->model));
+    VQ_TRY(vq_export_check(job));
     VQ_TRY(vq_comm_agree(job->comm, job->comm->rank == 0 ? open_folder(job, argc, argv) : VQ_OK));
     VQ_TRY(vq_plan_job(job)); /* may choose the layout: the stage comes after */
     VQ_TRY(vq_comm_agree(job->comm, vq_job_stage(job, &job->model, T_max, &job->stage)));
@@ -256,13 +260,15 @@ static vq_status run(vq_job *job, int argc, const char *const *argv)
     }
     const double export_s = vq_seconds();
     VQ_TRY(vq_job_path(job, &model_dir, "model"));
-    VQ_TRY(vq_export_model(job, exported[c->method], model_dir));
+    VQ_TRY(vq_export_model(job, exported[c->method], model_dir, &exported_bytes));
     r.seconds.export = vq_seconds() - export_s;
 
     r.trained_parameters = is_vqround ? init.n_codes : 0;
     r.quantized_weights = init.n_weights;
     r.bytes_before = (double)vq_weights_bytes(&job->model.weights);
-    r.bytes_after = r.bytes_before - init.source_bytes + init.packed_bytes;
+    r.bytes_after = c->export.format == VQ_EXPORT_DENSE
+                        ? r.bytes_before - init.source_bytes + init.packed_bytes
+                        : exported_bytes;
     r.seconds.total = vq_seconds() - start_s;
     VQ_TRY(gather_memory(job, &r));
     return vq_comm_agree(job->comm, write_results(job, &r));

@@ -301,8 +301,8 @@ vq_status vq_round_scale_bwd(const vq_backend *be, vq_tensor *dfactor, const vq_
  * include_zero (always so for symmetric): min <= 0 <= max, and an all-zero group is [-1, 1];
  * without it s = 0 becomes 1. s is rounded to scale_dtype before z is computed, bf16 up to 65504 to
  * what f16 holds too, and an s > 0 that would become 0 is the least number that remains; with
- * include_zero, z stays within [0, qmax] then too. Rounding is half to even; all arithmetic in real.
- * scale, zero real [out, groups], out; w weight [out, in]. */
+ * include_zero, z stays within [0, qmax] then too. Rounding is half to even; all arithmetic in
+ * real. scale, zero real [out, groups], out; w weight [out, in]. */
 vq_status vq_grid_minmax(const vq_backend *be, vq_tensor *scale, vq_tensor *zero,
                          const vq_tensor *w, int bits, int64_t group_size, bool symmetric,
                          bool include_zero, vq_dtype scale_dtype);

@@ -118,8 +118,9 @@ static const key keys[] = {
      .phases = FOR_INIT},
     {"grid.scale_dtype", NULL, in_grid, CHOICE, AT(grid.scale_dtype), .standard = "auto",
      .choices = "auto|f32|f16|bf16",
-     .help = "precision of the scales; auto is one that packed formats hold: bf16 for a bf16 model, "
-             "else f16",
+     .help =
+         "precision of the scales; auto is one that packed formats hold: bf16 for a bf16 model, "
+         "else f16",
      .commands = Q, .phases = FOR_INIT},
 
     {"gptq.block_size", NULL, in_gptq, INTEGER, AT(gptq.block_size), .standard = "128",
@@ -225,9 +226,10 @@ static const key keys[] = {
     {"eval.max_windows", "eval-max-windows max-windows", in_eval, INTEGER, AT(eval.max_windows),
      .standard = "0", FROM(0), .unit = "windows",
      .help = "evaluate on the first windows only; 0 is all", .commands = Q | E, .phases = FOR_EVAL},
-    {"export.format", NULL, in_eval, CHOICE, AT(export.format), .standard = "dense",
-     .choices = "dense",
-     .help = "what the exported model folder holds: weights in the model's precision",
+    {"export.format", "format", in_eval, CHOICE, AT(export.format), .standard = "dense",
+     .choices = "dense|gptq|compressed-tensors",
+     .help = "what the exported model folder holds: weights in the model's precision, which any "
+             "engine loads, or packed integers for engines that compute with them",
      .commands = Q},
 
     {"resume", NULL, in_run, BOOL, AT(resume), .standard = "true",
@@ -861,6 +863,25 @@ static vq_status check_gptq(const vq_config *config)
     return VQ_OK;
 }
 
+/* What a packed format cannot hold must not be made. */
+static vq_status check_export(const vq_config *config)
+{
+    char where[256], other[256];
+    if (config->export.format == VQ_EXPORT_DENSE) return VQ_OK;
+    VQ_CHECK(config->grid.include_zero, VQ_EUSAGE,
+             "%s = false: its zeros may leave the grid, and no packed format (%s) has room for "
+             "them: expected true. Leave it out, or export dense",
+             vq_config_where(config, "grid.include_zero", where),
+             vq_config_where(config, "export.format", other));
+    VQ_CHECK(config->export.format != VQ_EXPORT_GPTQ || config->grid.scale_dtype != VQ_SCALE_F32,
+             VQ_EUSAGE,
+             "%s = f32: GPTQ's files (%s) have scales in f16: expected auto, f16 or bf16. Leave it "
+             "out, or export dense",
+             vq_config_where(config, "grid.scale_dtype", where),
+             vq_config_where(config, "export.format", other));
+    return VQ_OK;
+}
+
 vq_status vq_config_check(const vq_config *config, vq_command command)
 {
     const char *name = vq_command_name(command);
@@ -905,7 +926,7 @@ vq_status vq_config_check(const vq_config *config, vq_command command)
     VQ_CHECK(!config->quiet || !config->verbose, VQ_EUSAGE,
              "%s and %s exclude each other: expected one of them. Remove one",
              vq_config_where(config, "quiet", where), vq_config_where(config, "verbose", other));
-    return VQ_OK;
+    return check_export(config);
 }
 
 vq_status vq_config_load(vq_arena *arena, vq_command command, int argc, const char *const *argv,

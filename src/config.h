@@ -54,7 +54,11 @@ typedef enum vq_dataset {
     VQ_DATASET_PTB,       /* sentences joined by spaces; a text file has a sentence a line */
     VQ_DATASET_C4         /* the first 1,100 documents joined by spaces, cut to 256 windows */
 } vq_dataset;
-typedef enum vq_export_format { VQ_EXPORT_DENSE } vq_export_format;
+typedef enum vq_export_format {
+    VQ_EXPORT_DENSE, /* the model's own type */
+    VQ_EXPORT_GPTQ,
+    VQ_EXPORT_COMPRESSED_TENSORS
+} vq_export_format;
 typedef enum vq_device { VQ_DEVICE_AUTO, VQ_DEVICE_CPU, VQ_DEVICE_CUDA } vq_device;
 
 typedef struct vq_config {

@@ -88,6 +88,12 @@ static vq_status inspect_model(vq_arena *arena, const char *dir, json_t *to)
         "files", (json_int_t)m.weights.n_files, "fingerprint", hex);
     json_object_update(to, info);
     json_decref(info);
+    if (c->packing.format != VQ_EXPORT_DENSE) {
+        json_object_set_new(to, "format", json_string(vq_packing_name(&c->packing)));
+        json_object_set_new(to, "bits", json_integer(c->packing.bits));
+        json_object_set_new(to, "group_size", json_integer(c->packing.group_size));
+        json_object_set_new(to, "symmetric", json_boolean(c->packing.symmetric));
+    }
     vq_model_close(&m);
     return VQ_OK;
 }

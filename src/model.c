@@ -253,11 +253,10 @@ static vq_status read_config(const reader *r, vq_model_config *c)
              architecture ? architecture
              : type       ? type
                           : "nothing");
-    VQ_CHECK(!is_set(r, "quantization_config"), VQ_EUNSUPPORTED,
-             "%s: \"quantization_config\" says that the model is quantized already: expected f32, "
-             "f16 or bf16 weights. Use the original model",
-             r->where);
     *c = (vq_model_config){.family = (vq_family)family};
+    if (is_set(r, "quantization_config"))
+        VQ_TRY(vq_packing_parse(json_object_get(r->object, "quantization_config"), r->where,
+                                &c->packing));
     VQ_TRY(get_size(r, "num_hidden_layers", 0, &c->N));
     VQ_TRY(get_size(r, "hidden_size", 0, &c->E));
     VQ_TRY(get_size(r, "num_attention_heads", 0, &c->H));
@@ -280,6 +279,15 @@ vq_status vq_model_config_parse(const char *text, size_t n, const char *where,
                                           "%s: expected a JSON object. Copy the file again", where);
     json_decref(root);
     return status;
+}
+
+vq_status vq_model_require_dense(const vq_model_config *config, const char *where)
+{
+    VQ_CHECK(config->packing.format == VQ_EXPORT_DENSE, VQ_EUNSUPPORTED,
+             "%s: \"quantization_config\" says that the model is quantized already: expected f32, "
+             "f16 or bf16 weights. Use the original model",
+             where);
+    return VQ_OK;
 }
 
 vq_dtype vq_model_config_dtype(const char *text, size_t n)
@@ -369,6 +377,15 @@ static const vq_tensor *find(const vq_model *m, const char *name)
     return t;
 }
 
+static vq_status check_rows(const vq_model *m, const char *name, const vq_tensor *t)
+{
+    VQ_CHECK(vq_tensor_contiguous(t), VQ_EUNSUPPORTED,
+             "%s: %s is stored transposed: expected rows one after another. Save the model again "
+             "with save_pretrained",
+             m->dir, name);
+    return VQ_OK;
+}
+
 static vq_status get(const vq_model *m, const char *name, int ndim, int64_t n0, int64_t n1,
                      vq_tensor *out)
 {
@@ -385,10 +402,7 @@ static vq_status get(const vq_model *m, const char *name, int ndim, int64_t n0, 
              "these weights",
              m->dir, name, vq_tensor_text(t, found),
              strchr(vq_tensor_text(&expected, wanted), '['));
-    VQ_CHECK(vq_tensor_contiguous(t), VQ_EUNSUPPORTED,
-             "%s: %s is stored transposed: expected rows one after another. Save the model again "
-             "with save_pretrained",
-             m->dir, name);
+    VQ_TRY(check_rows(m, name, t));
     *out = *t;
     return VQ_OK;
 }
@@ -410,6 +424,52 @@ static vq_status get_norm(const vq_model *m, const char *prefix, int64_t width, 
     return get(m, join(name, prefix, ".bias"), 1, width, 1, bias);
 }
 
+/* One tensor of a packed linear; what describes it gives way to what is there. Scales may be of any
+ * float type. */
+static vq_status get_part(const vq_model *m, const char *linear, vq_tensor *part)
+{
+    char name[256], suffix[64], found[96], wanted[96];
+    snprintf(suffix, sizeof suffix, ".%s", part->name);
+    const vq_tensor *t = find(m, join(name, linear, suffix));
+    VQ_CHECK(t, VQ_EFILE,
+             "%s: no tensor %s, expected the parts of a packed linear, or %s.weight. Use the "
+             "config.json that came with these weights",
+             m->dir, name, linear);
+    const bool is_alike =
+        vq_dtype_is_float(part->dtype) ? vq_dtype_is_float(t->dtype) : t->dtype == part->dtype;
+    VQ_CHECK(is_alike && vq_tensor_same_shape(t, part), VQ_EFILE,
+             "%s: %s is %s, expected %s for the bits and group size in config.json. Use the "
+             "config.json that came with these weights",
+             m->dir, name, vq_tensor_text(t, found), vq_tensor_text(part, wanted));
+    VQ_TRY(check_rows(m, name, t));
+    *part = *t;
+    return VQ_OK;
+}
+
+static vq_status get_packed(vq_arena *arena, const vq_model *m, int64_t out, int64_t in,
+                            vq_linear *linear)
+{
+    vq_packed *packed;
+    VQ_TRY(VQ_NEW(arena, 1, &packed));
+    vq_packed_describe(&m->config.packing, out, in, m->embed.dtype, packed);
+    for (int i = 0; i < VQ_N_PARTS; i++)
+        if (packed->part[i].ndim > 0) VQ_TRY(get_part(m, linear->name, &packed->part[i]));
+    linear->packed = packed;
+    linear->weight = vq_tensor_2d(NULL, m->embed.dtype, out, in);
+    return VQ_OK;
+}
+
+/* Dense where NAME.weight is there: a packed model may have such linears. */
+static vq_status get_weight(vq_arena *arena, const vq_model *m, int64_t out, int64_t in,
+                            vq_linear *linear)
+{
+    char name[256];
+    join(name, linear->name, ".weight");
+    if (m->config.packing.format != VQ_EXPORT_DENSE && !find(m, name))
+        return get_packed(arena, m, out, in, linear);
+    return get(m, name, 2, out, in, &linear->weight);
+}
+
 static vq_status get_layer(vq_arena *arena, vq_model *m, int64_t index)
 {
     const vq_model_config *c = &m->config;
@@ -424,7 +484,7 @@ static vq_status get_layer(vq_arena *arena, vq_model *m, int64_t index)
         if (!linear->exists) continue;
         vq_linear_name(c, index, (vq_linear_kind)k, name);
         VQ_TRY(vq_arena_text(arena, name, strlen(name), (char **)&linear->name));
-        VQ_TRY(get(m, join(name, linear->name, ".weight"), 2, out, in, &linear->weight));
+        VQ_TRY(get_weight(arena, m, out, in, linear));
         if (k <= VQ_O ? c->attention_bias : c->mlp_bias)
             VQ_TRY(get(m, join(name, linear->name, ".bias"), 1, out, 1, &linear->bias));
     }
@@ -481,6 +541,21 @@ vq_status vq_model_open(vq_arena *arena, const char *dir, vq_model *m)
         return status;
     }
     m->fingerprint = vq_hash_bytes(vq_weights_fingerprint(&m->weights), text, n);
+    return VQ_OK;
+}
+
+vq_status vq_model_unpack(vq_arena *arena, vq_arena *scratch, const vq_model *m, int64_t first,
+                          int64_t last)
+{
+    for (int64_t i = first * VQ_N_KINDS; i < last * VQ_N_KINDS; i++) {
+        vq_linear *l = &m->layers[i / VQ_N_KINDS].linear[i % VQ_N_KINDS];
+        if (!l->packed || l->weight.data) continue;
+        VQ_TRY(vq_arena_alloc(arena, vq_tensor_bytes(&l->weight), &l->weight.data));
+        const vq_status status = vq_packed_weight(scratch, l->packed, &l->weight);
+        if (status) return vq_error_context(status, "%s", m->dir);
+        for (int k = 0; k < VQ_N_PARTS; k++)
+            if (l->packed->part[k].data) vq_weights_release(&m->weights, &l->packed->part[k]);
+    }
     return VQ_OK;
 }
 

@@ -1,10 +1,10 @@
-/* model.h - a Hugging Face model folder as sizes and named tensors: LLaMA, OPT, Qwen3.
+/* model.h - a Hugging Face model folder as sizes and named tensors: LLaMA, OPT, Qwen3; dense, or
+ * with packed linears.
  *
  * Opening a model maps its files and reads none of the weights: a rank touches only the layers that
  * it runs. The tensors are views in the files' own types ([out, in] for a linear). */
 #pragma once
-#include "arena.h"
-#include "tensor.h"
+#include "packed.h"
 #include "weights.h"
 
 typedef enum vq_family { VQ_LLAMA, VQ_OPT, VQ_QWEN3 } vq_family;
@@ -40,13 +40,15 @@ typedef struct vq_model_config {
     struct {           /* "llama3" rope scaling; factor 0: none */
         double factor, low_freq_factor, high_freq_factor, original_max_positions;
     } rope_scaling;
+    vq_packing packing; /* of the linears that are packed; all zero: the model is dense */
 } vq_model_config;
 
 typedef struct vq_linear {
     const char *name; /* as in the checkpoint without ".weight": "model.layers.0.mlp.up_proj" */
-    vq_tensor weight; /* [out, in] */
+    vq_tensor weight; /* [out, in]; no data: packed, until vq_model_unpack */
     vq_tensor bias;   /* [out]; no data: none */
     bool exists;      /* the family has this kind */
+    const vq_packed *packed; /* NULL: the weight is in the files as it is */
 } vq_linear;
 
 typedef struct vq_layer {
@@ -75,6 +77,15 @@ typedef struct vq_model {
  * architecture or option that we do not compute, with its key and what is supported). Local. */
 vq_status vq_model_open(vq_arena *arena, const char *dir, vq_model *model);
 void vq_model_close(vq_model *model);
+
+/* The weights of layers [first, last) that are packed, in arena, in the type of the embedding.
+ * Fails: VQ_EFILE (a packed tensor whose contents are wrong), VQ_EMEM. Local. */
+vq_status vq_model_unpack(vq_arena *arena, vq_arena *scratch, const vq_model *model, int64_t first,
+                          int64_t last);
+
+/* What quantizes or learns from a model needs its weights as they were.
+ * Fails: VQ_EUNSUPPORTED (a packed model; where names its config.json). Pure. */
+vq_status vq_model_require_dense(const vq_model_config *config, const char *where);
 
 /* Parses config.json alone (n bytes; where names it in messages). */
 vq_status vq_model_config_parse(const char *text, size_t n, const char *where,

@@ -16,7 +16,7 @@
 
 #define PIECE 1024 /* weights converted at a time, into the first-level cache */
 
-/* bf16 keeps more bits than f16 below 2^-17: there f16\'s are taken, so that a packed file of either
+/* bf16 keeps more bits than f16 below 2^-17: there f16's are taken, so that a packed file of either
  * type holds the scale. */
 real vq_cpu_round_scale(real s, vq_dtype scale_dtype)
 {

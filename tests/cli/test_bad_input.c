@@ -488,6 +488,122 @@ static void weights(void **state)
     restore_model("good");
 }
 
+/* --- packed models --------------------------------------------------------------------------- */
+
+#define PACKED "model.layers.1.mlp.up_proj"
+
+static void drop_g_idx(json_t *h, uint8_t *data, size_t *n)
+{
+    (void)data, (void)n;
+    json_object_set(h, "unknown", entry(h, PACKED ".g_idx"));
+    json_object_del(h, PACKED ".g_idx");
+}
+
+static void drop_values(json_t *h, uint8_t *data, size_t *n)
+{
+    (void)data, (void)n;
+    json_object_set(h, "unknown", entry(h, PACKED ".qweight"));
+    json_object_del(h, PACKED ".qweight");
+}
+
+static void flatten_values(json_t *h, uint8_t *data, size_t *n)
+{
+    (void)data, (void)n;
+    json_object_set_new(entry(h, PACKED ".qweight"), "shape", json_pack("[i]", 64 / 8 * 88));
+}
+
+static void float_zeros(json_t *h, uint8_t *data, size_t *n)
+{
+    (void)data, (void)n;
+    json_object_set_new(entry(h, PACKED ".qzeros"), "dtype", json_string("F32"));
+}
+
+static void put_group(json_t *h, uint8_t *data, size_t *n)
+{
+    (void)n;
+    data[offset_of(h, PACKED ".g_idx", 0) + 4 * 9] = 8;
+}
+
+static void infinite_scale(json_t *h, uint8_t *data, size_t *n)
+{
+    (void)n;
+    put_bf16(h, data, PACKED ".scales", 3, 0x7c00); /* f16's infinity */
+}
+
+static void other_shape(json_t *h, uint8_t *data, size_t *n)
+{
+    (void)n;
+    data[offset_of(h, PACKED ".weight_shape", 0)] = 87;
+}
+
+/* Two models of 4 bits in groups of 8 whose files, or whose config.json, are wrong. */
+static void packed_models(void **state)
+{
+    (void)state;
+    static const char *const formats[] = {"gptq", "compressed-tensors"};
+    for (int f = 0; f < 2; f++) {
+        RUN_OK(SETTINGS, "--method", "rtn", "--no-eval", "--bits", "4", "--group-size", "8",
+               "--format", formats[f], "--out", formats[f]);
+        RUN_OK("eval", "--quiet", "--model", text("%s/model", formats[f]), "--text", "text.txt",
+               "--seqlen", "32", "--max-windows", "1");
+    }
+    static const struct {
+        int format;
+        edit *change;
+        expected e;
+    } cases[] = {
+        {0, drop_g_idx, {3, {"m: no tensor " PACKED ".g_idx", "expected the parts", CAME}}},
+        {0, drop_values, {3, {"m: no tensor " PACKED ".qweight", "expected the parts", CAME}}},
+        {0,
+         flatten_values,
+         {3,
+          {PACKED ".qweight is i32 [704]", "expected i32 [8, 88]", "bits and group size", CAME}}},
+        {0, float_zeros, {3, {PACKED ".qzeros is f32 [8, 11]", "expected i32 [8, 11]", CAME}}},
+        {0, put_group, {3, {"m: " PACKED ".g_idx: column 9 is in group 8", "0 to 7", "again"}}},
+        {0, infinite_scale, {7, {"m: ", "expected a finite", "Check the weights"}}},
+        {1, other_shape, {3, {PACKED ".weight_shape: it says 87 x 64", "expected 88 x 64"}}},
+        {1, drop_data, {3, {"m/model.safetensors", "ends at byte", "has only", "truncated"}}},
+    };
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        restore_model(text("%s/model", formats[cases[i].format]));
+        edit_weights("m/model.safetensors", cases[i].change);
+        RUN("eval", "--quiet", "--model", "m", "--text", "text.txt", "--seqlen", "32");
+        expect_refused(&cases[i].e, text("packed case %zu", i));
+    }
+    static const struct {
+        const char *key, *value;
+        expected e;
+    } settings[] = {
+        {"bits", "8", {3, {"qweight is i32 [8, 64]", "expected i32 [16, 64]", CAME}}},
+        {"bits", "5", {8, {"m/config.json", "\"bits\" is 5", "expected 2, 3, 4 or 8", "Use"}}},
+        {"group_size", "64", {3, {"expected f16 [1, 64]", "bits and group size", CAME}}},
+        {"group_size", "0", {3, {"m/config.json", "\"group_size\" is 0", "expected -1", CAME}}},
+        {"quant_method", "\"awq\"", {8, {"m/config.json", "\"awq\"", "expected \"gptq\"", "Use"}}},
+    };
+    for (size_t i = 0; i < COUNT(settings); i++) {
+        restore_model("gptq/model");
+        json_t *config = load_json("m/config.json");
+        json_object_set_new(json_object_get(config, "quantization_config"), settings[i].key,
+                            json_loads(settings[i].value, JSON_DECODE_ANY, NULL));
+        assert_int_equal(json_dump_file(config, "m/config.json", 0), 0);
+        json_decref(config);
+        RUN("eval", "--quiet", "--model", "m", "--text", "text.txt", "--seqlen", "32");
+        expect_refused(&settings[i].e, text("%s: %s", settings[i].key, settings[i].value));
+    }
+    /* What is packed is no model to quantize, to plan for, or to learn from. */
+    restore_model("gptq/model");
+    const expected packed = {8, {"quantized already", "expected f32, f16", "Use the original"}};
+    RUN(JOB);
+    expect_refused(&packed, "quantize");
+    assert_false(exists("run"));
+    RUN("plan", "--quiet", "--model", "m");
+    expect_refused(&packed, "plan");
+    RUN("quantize", "--quiet", "--model", "good", "--text", "text.txt", "--out", "run",
+        "--teacher.model", "m");
+    expect_refused(&packed, "teacher");
+    restore_model("good");
+}
+
 static void shards(void **state)
 {
     (void)state;
@@ -707,9 +823,9 @@ int main(void)
         cmocka_unit_test(flags),          cmocka_unit_test(help_and_usage),
         cmocka_unit_test(settings_files), cmocka_unit_test(model_settings),
         cmocka_unit_test(model_folders),  cmocka_unit_test(weights),
-        cmocka_unit_test(shards),         cmocka_unit_test(texts),
-        cmocka_unit_test(places),         cmocka_unit_test(read_only_disk),
-        cmocka_unit_test(full_disk),
+        cmocka_unit_test(packed_models),  cmocka_unit_test(shards),
+        cmocka_unit_test(texts),          cmocka_unit_test(places),
+        cmocka_unit_test(read_only_disk), cmocka_unit_test(full_disk),
     };
     return cmocka_run_group_tests(tests, prepare, clean_up);
 }

@@ -23,7 +23,8 @@ static void words_made_by_hand(void **state)
         {2, 5, {1, 2, 3, 0, 1}, {0x139}},
         {4, 9, {1, 2, 3, 4, 5, 6, 7, 8, 15}, {0x87654321, 0xf}},
         {8, 5, {0x12, 0x34, 0x56, 0x78, 0x9a}, {0x78563412, 0x9a}},
-        /* Value 10 has two bits in word 0 and one in word 1, value 21 one in word 1 and two in 2. */
+        /* Value 10 has two bits in word 0 and one in word 1, value 21 one in word 1 and two in 2.
+         */
         {3, 33, {[10] = 7}, {0xc0000000, 0x1}},
         {3, 33, {[21] = 7}, {0, 0x80000000, 0x3}},
         {3, 33, {[10] = 1, [21] = 4, [31] = 5, [32] = 6}, {0x40000000, 0, 0xa0000002, 0x6}},
@@ -57,7 +58,8 @@ static void there_and_back(void **state)
                 const int64_t words = vq_pack_words(n, bits);
                 assert_true(words * 32 >= n * bits && (words - 1) * 32 < n * bits);
                 for (int64_t i = 0; i < n; i++)
-                    value[i] = (uint8_t)(vq_rng_bits(7, (uint64_t)bits, (uint64_t)i) >> (64 - bits));
+                    value[i] =
+                        (uint8_t)(vq_rng_bits(7, (uint64_t)bits, (uint64_t)i) >> (64 - bits));
                 for (int i = 0; i < VQ_COUNT(word); i++) word[i] = MARK;
                 vq_pack(word, strides[s], value, n, bits);
                 for (int64_t i = 0; i < VQ_COUNT(word); i++)

@@ -49,13 +49,12 @@ static void quantize(int64_t slot)
     vq_tensor rest;
     if (!l) return;
     const vq_tensor *w = &l->source->weight;
-    const int64_t n_vec = VQ_CEIL_DIV(vq_tensor_count(w), pool.D);
+    const int64_t n_vec = VQ_CEIL_DIV(vq_tensor_count(w), 8);
     RUN(vq_grid_alloc(&be, &l->quant, &arena, &grid, w->dim[0], w->dim[1]));
     RUN(vq_tensor_new(&arena, VQ_HOST, VQ_F32, VQ_DIMS(w->dim[0], w->dim[1]), &rest));
     RUN(vq_grid_make(&be, &l->quant, &rest, w, &grid));
     RUN(vq_tensor_new(&arena, VQ_HOST, VQ_U16, VQ_DIMS(n_vec), &l->quant.idx));
-    l->codes = vq_pool_part(&pool, &pool.codes, slot);
-    l->dcodes = vq_pool_part(&pool, &pool.grad, slot);
+    vq_pool_attach(&pool, slot, l);
     for (int64_t i = 0; i < n_vec; i++)
         ((uint16_t *)l->quant.idx.data)[i] =
             (uint16_t)vq_rng_below(2, (uint64_t)slot, (uint64_t)i, l->codes.dim[0]);
@@ -133,7 +132,8 @@ int main(int argc, char **argv)
     RUN(vq_cpu_open(&be, omp_get_max_threads()));
     RUN(vq_model_open(&arena, argv[1], &model));
     RUN(vq_stage_init(&arena, &be, &model, 1, 2, T, &scratch, &stage));
-    RUN(vq_pool_init(&arena, &be, &model, &skip, 4096, 8, &pool));
+    const vq_pool_rule rule = {.K = 4096, .D = 8, .skip = &skip, .last = model.config.N};
+    RUN(vq_pool_init(&arena, &be, &model, &rule, &pool));
     fill(&pool.codes, 9);
     for (int64_t slot = VQ_N_KINDS; slot < 2 * VQ_N_KINDS; slot++) quantize(slot);
 

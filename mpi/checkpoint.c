@@ -10,37 +10,154 @@
 #include "log.h"
 
 #define KIND "checkpoint"
+#define PART_KIND "checkpoint part"
 #define LAYOUT 1
 #define PREFIX "ckpt-"
+#define PART_PREFIX "state-"
 #define SUFFIX ".h5"
+#define DIGITS 10 /* of a step in a name, so that names sort */
+
+/* --- a whole pool ---------------------------------------------------------------------------- */
 
 static vq_status write_state(vq_h5 *h, const vq_job *job, const vq_adam *adam)
 {
     VQ_TRY(vq_h5_set_u64(h, NULL, "key", job->train_key));
     VQ_TRY(vq_h5_set_i64(h, NULL, "step", adam->step));
+    if (!job->pool.is_whole) return VQ_OK;
     VQ_TRY(vq_h5_write(h, "codes", &job->pool.codes));
     VQ_TRY(vq_h5_write(h, "m", &adam->m));
     return vq_h5_write(h, "v", &adam->v);
 }
 
-/* The checkpoints of the run, oldest first: their numbers have ten digits, so names sort. */
-static vq_status list(vq_job *job, char ***names, int64_t *n)
+static vq_status read_state(const vq_h5 *h, vq_job *job, vq_adam *adam)
+{
+    VQ_TRY(vq_h5_check_u64(h, "key", job->train_key, "the settings of the training"));
+    VQ_TRY(vq_h5_get_i64(h, NULL, "step", &adam->step));
+    if (!job->pool.is_whole) return VQ_OK;
+    VQ_TRY(vq_h5_read(h, "codes", &job->pool.codes));
+    VQ_TRY(vq_h5_read(h, "m", &adam->m));
+    return vq_h5_read(h, "v", &adam->v);
+}
+
+/* --- a stage's part -------------------------------------------------------------------------- */
+
+static bool is_own(const vq_job *job, int64_t slot)
+{
+    const int64_t layer = slot / VQ_N_KINDS;
+    return layer >= job->stage.first && layer < job->stage.last &&
+           vq_pool_codes(&job->pool, slot) > 0;
+}
+
+/* Writes or reads a linear's numbers and moments: "NAME/codes", "NAME/m"... and, of learned scales,
+ * "NAME/factor", "NAME/factor_m"... */
+static vq_status pass_slot(vq_h5 *h, const vq_job *job, const vq_adam *adam, int64_t slot,
+                           bool write)
+{
+    const vq_tensor *const whole[] = {&job->pool.codes, &adam->m, &adam->v};
+    static const char *const names[][2] = {
+        {"codes", "factor"}, {"m", "factor_m"}, {"v", "factor_v"}};
+    char name[320];
+    for (int i = 0; i < VQ_COUNT(whole); i++)
+        for (int scales = 0; scales < 2; scales++) {
+            const vq_tensor t = scales ? vq_pool_scales(&job->pool, whole[i], slot)
+                                       : vq_pool_part(&job->pool, whole[i], slot);
+            if (!t.data) continue;
+            snprintf(name, sizeof name, "%s/%s", vq_pool_name(&job->model, slot), names[i][scales]);
+            VQ_TRY(write ? vq_h5_write(h, name, &t) : vq_h5_read(h, name, &t));
+        }
+    return VQ_OK;
+}
+
+static vq_status write_part(vq_job *job, const vq_adam *adam)
+{
+    char *path, name[64];
+    vq_h5 h;
+    if (job->topo.replica > 0) return VQ_OK;
+    snprintf(name, sizeof name, PART_PREFIX "%0*lld-%04d" SUFFIX, DIGITS, (long long)adam->step,
+             job->comm->rank);
+    VQ_TRY(vq_path_join(&job->scratch, job->config->out, name, &path));
+    VQ_TRY(vq_h5_create(&job->scratch, path, PART_KIND, LAYOUT, &h));
+    vq_status status = vq_h5_set_u64(&h, NULL, "key", job->train_key);
+    for (int64_t slot = 0; slot < job->pool.n_slots && !status; slot++)
+        if (is_own(job, slot)) status = pass_slot(&h, job, adam, slot, true);
+    if (!status) return vq_h5_finish(&h);
+    vq_h5_close(&h);
+    return status;
+}
+
+/* The stage's linears from the parts of a step, whoever wrote them. */
+static vq_status read_parts(vq_job *job, const vq_adam *adam)
+{
+    char **paths, prefix[32], name[320];
+    int64_t n;
+    bool *found;
+    snprintf(prefix, sizeof prefix, PART_PREFIX "%0*lld-", DIGITS, (long long)adam->step);
+    VQ_TRY(vq_job_files(&job->scratch, job->config->out, prefix, &paths, &n));
+    VQ_TRY(VQ_NEW(&job->scratch, job->pool.n_slots, &found));
+    for (int64_t slot = 0; slot < job->pool.n_slots; slot++) found[slot] = !is_own(job, slot);
+    for (int64_t i = 0; i < n; i++) {
+        vq_h5 h;
+        VQ_TRY(vq_h5_open(&job->scratch, paths[i], PART_KIND, LAYOUT, &h));
+        vq_status status =
+            vq_h5_check_u64(&h, "key", job->train_key, "the settings of the training");
+        for (int64_t slot = 0; slot < job->pool.n_slots && !status; slot++) {
+            snprintf(name, sizeof name, "%s/codes", vq_pool_name(&job->model, slot));
+            if (found[slot] || !vq_h5_has(&h, name)) continue;
+            status = pass_slot(&h, job, adam, slot, false);
+            found[slot] = true;
+        }
+        vq_h5_close(&h);
+        VQ_TRY(status);
+    }
+    for (int64_t slot = 0; slot < job->pool.n_slots; slot++)
+        VQ_CHECK(found[slot], VQ_EFILE,
+                 "%s/%s*%s: %s is in none of them: expected every linear in the parts of a "
+                 "checkpoint. Delete the checkpoint of step %lld to go on from the one before",
+                 job->config->out, prefix, SUFFIX, vq_pool_name(&job->model, slot),
+                 (long long)adam->step);
+    return VQ_OK;
+}
+
+/* --- files ----------------------------------------------------------------------------------- */
+
+/* The names that begin so, oldest first. */
+static vq_status list(vq_job *job, const char *prefix, char ***names, int64_t *n)
 {
     int64_t kept = 0;
     VQ_TRY(vq_folder_list(&job->scratch, job->config->out, SUFFIX, names, n));
     for (int64_t i = 0; i < *n; i++)
-        if (!strncmp((*names)[i], PREFIX, strlen(PREFIX))) (*names)[kept++] = (*names)[i];
+        if (!strncmp((*names)[i], prefix, strlen(prefix))) (*names)[kept++] = (*names)[i];
     *n = kept;
     return VQ_OK;
 }
 
-vq_status vq_checkpoint_save(vq_job *job, const vq_adam *adam)
+/* Removes the checkpoints but the newest `keep`, and all parts of steps that then have none: those
+ * of a save that came to no end too. */
+static vq_status clean(vq_job *job, int64_t keep)
 {
-    size_t mark = vq_arena_mark(&job->scratch);
-    char *path, **names, name[64];
-    int64_t n;
+    char **names, **parts, *path;
+    int64_t n, n_parts;
+    VQ_TRY(list(job, PREFIX, &names, &n));
+    VQ_TRY(list(job, PART_PREFIX, &parts, &n_parts));
+    for (int64_t i = 0; i < n - keep; i++) {
+        VQ_TRY(vq_path_join(&job->scratch, job->config->out, names[i], &path));
+        unlink(path);
+    }
+    for (int64_t i = 0; i < n_parts; i++) {
+        bool is_kept = false;
+        for (int64_t j = VQ_MAX(n - keep, 0); j < n && !is_kept; j++)
+            is_kept = !strncmp(parts[i] + strlen(PART_PREFIX), names[j] + strlen(PREFIX), DIGITS);
+        VQ_TRY(vq_path_join(&job->scratch, job->config->out, parts[i], &path));
+        if (!is_kept) unlink(path);
+    }
+    return VQ_OK;
+}
+
+static vq_status save(vq_job *job, const vq_adam *adam)
+{
+    char *path, name[64];
     vq_h5 h;
-    snprintf(name, sizeof name, PREFIX "%010lld" SUFFIX, (long long)adam->step);
+    snprintf(name, sizeof name, PREFIX "%0*lld" SUFFIX, DIGITS, (long long)adam->step);
     VQ_TRY(vq_path_join(&job->scratch, job->config->out, name, &path));
     VQ_TRY(vq_h5_create(&job->scratch, path, KIND, LAYOUT, &h));
     vq_status status = write_state(&h, job, adam);
@@ -49,30 +166,28 @@ vq_status vq_checkpoint_save(vq_job *job, const vq_adam *adam)
         return status;
     }
     VQ_TRY(vq_h5_finish(&h));
-    VQ_TRY(list(job, &names, &n));
-    for (int64_t i = 0; i < n - job->config->checkpoint.keep; i++) {
-        VQ_TRY(vq_path_join(&job->scratch, job->config->out, names[i], &path));
-        unlink(path);
+    return clean(job, job->config->checkpoint.keep);
+}
+
+vq_status vq_checkpoint_save(vq_job *job, const vq_adam *adam)
+{
+    const size_t mark = vq_arena_mark(&job->scratch);
+    if (!job->pool.is_whole) {
+        const vq_status status = write_part(job, adam);
+        vq_comm_end(job->comm, status);
+        VQ_TRY(vq_comm_agree(job->comm, status)); /* then every part is there */
     }
+    if (job->comm->rank == 0) VQ_TRY(save(job, adam));
     vq_arena_reset(&job->scratch, mark);
     return VQ_OK;
 }
 
-static vq_status read_state(const vq_h5 *h, vq_job *job, vq_adam *adam)
-{
-    VQ_TRY(vq_h5_check_u64(h, "key", job->train_key, "the settings of the training"));
-    VQ_TRY(vq_h5_read(h, "codes", &job->pool.codes));
-    VQ_TRY(vq_h5_read(h, "m", &adam->m));
-    VQ_TRY(vq_h5_read(h, "v", &adam->v));
-    return vq_h5_get_i64(h, NULL, "step", &adam->step);
-}
-
 vq_status vq_checkpoint_load(vq_job *job, vq_adam *adam)
 {
-    size_t mark = vq_arena_mark(&job->scratch);
+    const size_t mark = vq_arena_mark(&job->scratch);
     char **names, *path;
     int64_t n;
-    VQ_TRY(list(job, &names, &n));
+    VQ_TRY(list(job, PREFIX, &names, &n));
     vq_status status = VQ_OK;
     if (n > 0) {
         vq_h5 h;
@@ -80,6 +195,7 @@ vq_status vq_checkpoint_load(vq_job *job, vq_adam *adam)
         VQ_TRY(vq_h5_open(&job->scratch, path, KIND, LAYOUT, &h));
         status = read_state(&h, job, adam);
         vq_h5_close(&h);
+        if (!status && !job->pool.is_whole) status = read_parts(job, adam);
         if (!status) vq_log(VQ_LOG_INFO, "resume   from step %lld", (long long)adam->step);
     }
     vq_arena_reset(&job->scratch, mark);

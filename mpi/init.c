@@ -10,6 +10,7 @@
 #include "error.h"
 #include "grid.h"
 #include "log.h"
+#include "lowrank.h"
 #include "share.h"
 #include "sweep.h"
 
@@ -62,8 +63,7 @@ static settings settings_of(const vq_config *c, vq_dtype model_dtype)
                                 .max_points_per_centroid = c->kmeans.max_points_per_centroid}}};
 }
 
-/* Whether there are codebooks: the baselines have none. */
-static bool has_codes(const vq_config *c)
+static bool has_codebook(const vq_config *c)
 {
     return c->method == VQ_METHOD_VQROUND;
 }
@@ -97,19 +97,19 @@ static vq_status prepare_linear(vq_job *job, const settings *set, int64_t slot, 
     const vq_tensor *w = &l->source->weight;
     const int64_t n_weights = vq_tensor_count(w), n_codes = vq_pool_codes(&job->pool, slot);
     const int64_t n_vec = VQ_CEIL_DIV(n_weights, set->codebook.D);
+    l->scale_dtype = set->grid.scale_dtype;
     VQ_TRY(vq_grid_alloc(&job->be, &l->quant, &job->weights, &set->grid, w->dim[0], w->dim[1]));
     l->quantized = true;
     if (needs_ints(job->config))
         VQ_TRY(vq_tensor_new(&job->weights, job->be.place, l->quant.base.dtype,
                              VQ_DIMS(w->dim[0], w->dim[1]), &l->ints));
-    if (!has_codes(job->config)) return VQ_OK;
+    if (!vq_config_learns(job->config)) return VQ_OK;
+    vq_pool_attach(&job->pool, slot, l);
+    if (!has_codebook(job->config)) return VQ_OK;
     VQ_TRY(vq_tensor_new(&job->weights, job->be.place, vq_codebook_idx_dtype(n_codes),
                          VQ_DIMS(n_vec), &l->quant.idx));
-    VQ_TRY(vq_tensor_new(&job->weights, job->be.place, VQ_U32, VQ_DIMS(n_codes, set->codebook.D),
-                         &l->counts));
-    l->codes = vq_pool_part(&job->pool, &job->pool.codes, slot);
-    l->dcodes = vq_pool_part(&job->pool, &job->pool.grad, slot);
-    return VQ_OK;
+    return vq_tensor_new(&job->weights, job->be.place, VQ_U32, VQ_DIMS(n_codes, set->codebook.D),
+                         &l->counts);
 }
 
 static vq_status residual(vq_job *job, const settings *set, vq_vqlinear *l, vq_tensor *rest)
@@ -146,7 +146,7 @@ static vq_status make_start(vq_job *job, const settings *set, vq_tensor *start)
     const vq_config *c = job->config;
     vq_status status = VQ_OK;
     *start = (vq_tensor){0};
-    if (!has_codes(c) || c->kmeans.engine != VQ_KMEANS_VQ || c->kmeans.start != VQ_START_SHARED)
+    if (!has_codebook(c) || c->kmeans.engine != VQ_KMEANS_VQ || c->kmeans.start != VQ_START_SHARED)
         return VQ_OK;
     vq_tensor codes;
     int64_t has_start = 0;
@@ -252,19 +252,34 @@ typedef struct maker {
     int64_t n_grids; /* opened */
 } maker;
 
-/* A linear whose grid is made: its codebook from rest, and both into the file. */
+/* The logits of rest: themselves, or their best approximation of the factors' rank. */
+static vq_status fit_logits(vq_job *job, vq_vqlinear *l, const vq_tensor *rest)
+{
+    if (!l->is_factored) return vq_codebook_logits(&l->codes, rest);
+    vq_tensor logits, b1 = vq_vqlinear_factor1(l, &l->codes),
+                      b2 = vq_vqlinear_factor2(l, &l->codes);
+    size_t mark = vq_arena_mark(&job->scratch);
+    VQ_TRY(vq_tensor_new(&job->scratch, VQ_HOST, VQ_F32, VQ_DIMS(rest->dim[0], rest->dim[1]),
+                         &logits));
+    VQ_TRY(vq_codebook_logits(&logits, rest));
+    VQ_TRY(vq_lowrank_fit(&job->be, &job->scratch, &b1, &b2, &logits));
+    vq_arena_reset(&job->scratch, mark);
+    return VQ_OK;
+}
+
+/* A linear whose grid is made: its logits from rest, and both into the file. */
 static vq_status keep_linear(maker *m, vq_vqlinear *l, const vq_tensor *rest)
 {
     vq_codebook cb = {.codes = l->codes, .counts = l->counts, .idx = l->quant.idx};
     char name[320];
-    if (has_codes(m->job->config))
+    const bool has_codes = has_codebook(m->job->config);
+    if (vq_config_learns(m->job->config) && !has_codes) VQ_TRY(fit_logits(m->job, l, rest));
+    if (has_codes)
         VQ_TRY(vq_codebook_build(&m->job->be, &m->job->scratch, &cb, rest,
                                  m->start->data ? m->start : NULL, &m->set->codebook));
     VQ_TRY(write_linear(&m->file, l));
     snprintf(name, sizeof name, "%s/codes", l->source->name);
-    return has_codes(m->job->config)
-               ? vq_h5_set_f64(&m->file, name, "kmeans_objective", cb.fit.objective)
-               : VQ_OK;
+    return has_codes ? vq_h5_set_f64(&m->file, name, "kmeans_objective", cb.fit.objective) : VQ_OK;
 }
 
 /* A linear's grid and residual, without its codebook, for other runs. */
@@ -433,7 +448,7 @@ static vq_status make_files(vq_job *job, const settings *set, const vq_data *dat
     uint64_t key = vq_hash_u64(vq_config_phase_hash(c, VQ_PHASE_GRID), job->model.fingerprint);
     key = vq_hash_u64(key, data->calib_hash);
     VQ_TRY(make_start(job, set, &start));
-    if (vq_config_uses_gptq(c) && has_codes(c))
+    if (vq_config_uses_gptq(c) && vq_config_learns(c))
         VQ_TRY(vq_share_begin(job, GRID_KIND, key, GRID_PREFIX, false, &share));
     vq_comm_at(job->comm, "init");
     VQ_TRY(
@@ -489,21 +504,36 @@ static vq_status read_all(vq_job *job, bool *all)
 /* Every rank gets the codes of all layers: each slot's from one rank, zeros from the others. */
 static vq_status share_codes(vq_job *job)
 {
+    vq_tensor all = vq_pool_all_codes(&job->pool, &job->pool.codes);
     for (int64_t slot = 0; slot < job->pool.n_slots; slot++) {
         const int64_t layer = slot / VQ_N_KINDS;
+        if (vq_pool_codes(&job->pool, slot) == 0) continue;
         if (job->topo.replica == 0 && layer >= job->stage.first && layer < job->stage.last)
             continue;
         vq_tensor codes = vq_pool_part(&job->pool, &job->pool.codes, slot);
         VQ_TRY(vq_zero(&job->be, &codes));
     }
-    return vq_comm_sum(job->comm, &job->pool.codes);
+    return vq_comm_sum(job->comm, &all);
+}
+
+/* What is trained, and the layers whose part this rank holds. */
+static vq_pool_rule pool_rule(const vq_job *job)
+{
+    vq_pool_rule rule = vq_pool_rule_of(job->config);
+    rule.last = job->model.config.N;
+    if (vq_pool_count(&job->model.config, &rule) <= job->config->train.pool_max) return rule;
+    rule.first = job->stage.first;
+    rule.last = job->stage.last;
+    rule.is_part = true;
+    return rule;
 }
 
 static vq_status prepare_linears(vq_job *job, const settings *set, vq_init_stats *stats)
 {
     const vq_config *c = job->config;
     vq_vqlinear *l;
-    VQ_TRY(vq_pool_init(&job->run, &job->be, &job->model, &c->skip, c->K, c->D, &job->pool));
+    const vq_pool_rule rule = pool_rule(job);
+    VQ_TRY(vq_pool_init(&job->run, &job->be, &job->model, &rule, &job->pool));
     FOR_EACH_LINEAR(job, slot, l) VQ_TRY(prepare_linear(job, set, slot, l));
     size_t mark = vq_arena_mark(&job->scratch);
     VQ_TRY(share_linears(job));
@@ -519,7 +549,7 @@ static vq_status prepare_linears(vq_job *job, const settings *set, vq_init_stats
             (double)(n * c->bits) / 8 +
             (double)(w->dim[0] * vq_grid_groups(&set->grid, w->dim[1])) * (2 + (double)c->bits / 8);
     }
-    stats->n_codes = job->pool.offset[job->pool.n_slots];
+    stats->n_codes = job->pool.n_params;
     return VQ_OK;
 }
 
@@ -553,7 +583,7 @@ vq_status vq_init_codebooks(vq_job *job, const vq_data *data, vq_init_stats *sta
     VQ_TRY(vq_share_begin(job, KIND, job->init_key, PREFIX, true, &share));
     vq_comm_at(job->comm, "init");
     VQ_TRY(vq_share_end(&share, find_or_make(job, &set, data)));
-    if (has_codes(job->config)) VQ_TRY(share_codes(job));
+    if (vq_config_learns(job->config) && job->pool.is_whole) VQ_TRY(share_codes(job));
     vq_arena_trim(&job->scratch);
     stats->seconds = vq_seconds() - start_s;
     return VQ_OK;

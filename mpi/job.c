@@ -157,6 +157,67 @@ vq_status vq_job_files(vq_arena *arena, const char *dir, const char *prefix, cha
     return VQ_OK;
 }
 
+#define SUM_BYTES ((int64_t)256 << 20) /* in one message */
+
+static vq_status send(vq_job *job, const vq_tensor *t, int to)
+{
+    vq_request request = {0};
+    VQ_TRY(vq_comm_send(job->comm, t, to, VQ_TAG_FORWARD, &request));
+    return vq_comm_wait(job->comm, &request);
+}
+
+static vq_status receive(vq_job *job, vq_tensor *t, int from)
+{
+    vq_request request = {0};
+    VQ_TRY(vq_comm_receive(job->comm, t, from, VQ_TAG_FORWARD, &request));
+    return vq_comm_wait(job->comm, &request);
+}
+
+static void add(vq_tensor *to, const vq_tensor *from)
+{
+    const int64_t n = vq_tensor_count(to);
+    for (int64_t i = 0; i < n; i++)
+        if (to->dtype == VQ_F32)
+            ((float *)to->data)[i] += ((const float *)from->data)[i];
+        else
+            ((double *)to->data)[i] += ((const double *)from->data)[i];
+}
+
+/* A part of the sum: the stage's rank of replica 0 adds, the others send and get the sum. */
+static vq_status sum_part(vq_job *job, vq_tensor *part)
+{
+    const vq_topo *topo = &job->topo;
+    const int root = vq_topo_rank(topo, topo->stage, 0);
+    const size_t mark = vq_arena_mark(&job->scratch);
+    vq_tensor theirs;
+    if (topo->replica > 0) {
+        VQ_TRY(send(job, part, root));
+        return receive(job, part, root);
+    }
+    VQ_TRY(vq_tensor_new(&job->scratch, VQ_HOST, part->dtype, VQ_DIMS(part->dim[0]), &theirs));
+    for (int r = 1; r < topo->n_replicas; r++) {
+        VQ_TRY(receive(job, &theirs, vq_topo_rank(topo, topo->stage, r)));
+        add(part, &theirs);
+    }
+    for (int r = 1; r < topo->n_replicas; r++)
+        VQ_TRY(send(job, part, vq_topo_rank(topo, topo->stage, r)));
+    vq_arena_reset(&job->scratch, mark);
+    return VQ_OK;
+}
+
+vq_status vq_job_sum_replicas(vq_job *job, vq_tensor *t)
+{
+    const int64_t n = vq_tensor_count(t), most = SUM_BYTES / (int64_t)vq_dtype_bytes(t->dtype);
+    VQ_ASSERT(t->place == VQ_HOST && (t->dtype == VQ_F32 || t->dtype == VQ_F64));
+    VQ_ASSERT(vq_tensor_contiguous(t));
+    const vq_tensor flat = vq_tensor_1d(t->data, t->dtype, n);
+    for (int64_t i = 0; i < n && job->topo.n_replicas > 1; i += most) {
+        vq_tensor part = vq_tensor_rows(&flat, i, VQ_MIN(most, n - i));
+        VQ_TRY(sum_part(job, &part));
+    }
+    return VQ_OK;
+}
+
 int64_t vq_peak_rss_bytes(void)
 {
     struct rusage usage;

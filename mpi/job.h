@@ -46,5 +46,9 @@ vq_status vq_job_path(vq_job *job, char **path, const char *fmt, ...) VQ_PRINTF(
 vq_status vq_job_files(vq_arena *arena, const char *dir, const char *prefix, char ***paths,
                        int64_t *n);
 
+/* t (f32 or f64, on the host) = the sum of the t of this stage's ranks in all replicas, added in
+ * the order of the replicas: the same bits on each. Collective over the stage. Fails: VQ_EPEER. */
+vq_status vq_job_sum_replicas(vq_job *job, vq_tensor *t);
+
 /* Highest resident memory of this process so far, in bytes. */
 int64_t vq_peak_rss_bytes(void);

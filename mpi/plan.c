@@ -39,14 +39,14 @@ const char *vq_plan_phase_name(vq_plan_phase phase)
 
 /* --- sizes ----------------------------------------------------------------------------------- */
 
-static bool has_codes(const vq_config *c)
+static bool has_codebook(const vq_config *c)
 {
     return c->method == VQ_METHOD_VQROUND;
 }
 
 static bool has_teacher(const vq_config *c)
 {
-    return has_codes(c) && c->train.loss == VQ_LOSS_KD;
+    return vq_config_learns(c) && c->train.loss == VQ_LOSS_KD;
 }
 
 static bool keeps_ints(const vq_config *c)
@@ -71,7 +71,7 @@ static vq_codebook_config codebook_config(const vq_config *c)
 /* What is summed over a run of layers. */
 typedef struct sums {
     double weights, quantized;      /* of linears */
-    double integers, counts, codes; /* bytes; codes of the pool once */
+    double integers, counts, codes; /* bytes; codes: what is trained, once */
     double largest;                 /* weights of the largest linear */
 } sums;
 
@@ -79,6 +79,7 @@ static sums sum_layers(const vq_config *c, const vq_model_config *m, int64_t fir
 {
     const vq_grid_config grid = {.bits = (int)c->bits, .group_size = c->group_size};
     const vq_codebook_config codebook = codebook_config(c);
+    const vq_pool_rule rule = vq_pool_rule_of(c);
     const double int_bytes = (double)vq_dtype_bytes(vq_grid_base_dtype((int)c->bits));
     sums s = {0};
     for (int64_t i = first * VQ_N_KINDS; i < last * VQ_N_KINDS; i++) {
@@ -92,14 +93,23 @@ static sums sum_layers(const vq_config *c, const vq_model_config *m, int64_t fir
         if (!vq_pool_takes(vq_linear_name(m, i / VQ_N_KINDS, kind, name), &c->skip)) continue;
         s.quantized += n;
         s.integers += (double)vq_grid_bytes(&grid, out, in) + (keeps_ints(c) ? n * int_bytes : 0);
-        if (!has_codes(c)) continue;
+        if (!vq_config_learns(c)) continue;
+        const vq_pool_slot slot = vq_pool_shape(&rule, out, in);
+        s.codes += (double)(slot.n * slot.width + slot.out * slot.groups) * sizeof(float);
+        s.integers += (double)(slot.out * slot.groups) * sizeof(float); /* the first scales */
+        if (!has_codebook(c)) continue;
         const int64_t K = vq_codebook_codes(&codebook, out * in);
-        s.codes += (double)(K * c->D) * sizeof(float);
         s.integers += (double)(K * c->D) * sizeof(uint32_t) +
                       (double)(vq_codebook_vectors(&codebook, out * in) *
                                (int64_t)vq_dtype_bytes(vq_codebook_idx_dtype(K)));
     }
     return s;
+}
+
+/* Whether every rank holds everything that is trained. */
+static bool is_pool_whole(const vq_config *c, const sums *all)
+{
+    return all->codes <= (double)c->train.pool_max * sizeof(float);
 }
 
 /* A rank's own view: its place, and an empty stage of a model for functions that need shapes. */
@@ -150,6 +160,12 @@ static double ends_bytes(const vq_model_config *m, double weight, bool is_first,
            (is_first && m->family == VQ_OPT ? (double)(m->max_positions * m->E) * weight : 0);
 }
 
+/* The largest weight as it is made for a pass: with the logits where these are made too. */
+static double made_bytes(const view *v)
+{
+    return v->own.largest * (v->act + (v->c->method == VQ_METHOD_LORA ? 4 : 0));
+}
+
 /* A forward that keeps nothing, of B windows of T tokens with its messages; quantized: its weights
  * are made for it. */
 static double forward_bytes(const view *v, const vq_stage *stage, int64_t B, int64_t T,
@@ -158,7 +174,7 @@ static double forward_bytes(const view *v, const vq_stage *stage, int64_t B, int
     const double in = v->is_first ? 0 : (double)stage->model->config.E;
     const double messages = 2 * (double)(B * T) * (in + (double)vq_stage_out_width(stage)) * v->act;
     return (double)vq_kept_bytes(stage, B, T, VQ_KEEP_NOTHING) + messages +
-           (quantized ? v->own.largest * v->act : 0);
+           (quantized ? made_bytes(v) : 0);
 }
 
 /* Logits of the head over n tokens, of one model or of teacher and student. */
@@ -190,8 +206,9 @@ static double init_bytes(const view *v)
     const vq_config *c = v->c;
     const vq_codebook_config codebook = codebook_config(c);
     const int64_t n = (int64_t)v->own.largest, n_vec = vq_codebook_vectors(&codebook, n);
-    double bytes = v->own.largest * 4; /* the residual */
-    if (has_codes(c)) {
+    double bytes = v->own.largest * 4;                            /* the residual */
+    if (c->method == VQ_METHOD_LORA) bytes += v->own.largest * 4; /* the logits */
+    if (has_codebook(c)) {
         const double sample =
             (double)VQ_MIN(n_vec, c->kmeans.max_points_per_centroid * c->K) * (double)c->D * 4;
         bytes += (double)vq_codebook_scratch_bytes(&codebook, n) + 8 * (double)n_vec;
@@ -207,7 +224,8 @@ static double train_work_bytes(const view *v, vq_keep keep)
     int64_t n = c->seqlen;
     if (keep == VQ_KEEP_SLICES) n = VQ_CEIL_DIV(3 * n, 2 * c->slices); /* the longest */
     const double T = (double)n, E = (double)m->E, attn = (double)(m->H * m->S);
-    const double weight = v->own.largest * v->act;
+    const double weight =
+        made_bytes(v) + (c->method == VQ_METHOD_LORA ? v->own.largest * 4 : 0); /* and gradient */
     const double grads =
         keep == VQ_KEEP_SLICES ? 0 : (double)vq_act_grads_bytes(&v->job.be, m, 1, c->seqlen);
     const double again = keep == VQ_KEEP_INPUTS ? T * E * v->act : 0;
@@ -226,7 +244,9 @@ static void phase_bytes(const view *v, vq_plan_phase phase, vq_keep keep, double
                is_other = v->in->teacher != v->in->model;
     const bool is_leader = v->job.topo.stage + v->job.topo.replica == 0;
     const int64_t T = c->seqlen, T_eval = eval_seqlen(c);
-    const double linears = v->own.weights * v->weight, pool = v->all.codes;
+    const double linears = v->own.weights * v->weight;
+    const bool is_whole = is_pool_whole(c, &v->all);
+    const double pool = is_whole ? v->all.codes : v->own.codes;
     const double teacher_linears = v->teacher_own.weights * v->teacher_weight;
     const double ends = ends_bytes(&v->job.model.config, v->weight, v->is_first, v->is_last);
     const double teacher_ends =
@@ -240,7 +260,7 @@ static void phase_bytes(const view *v, vq_plan_phase phase, vq_keep keep, double
                             (is_leader ? 4 * (double)(c->nsamples * T) : 0);
     part[VQ_PLAN_INTEGERS] = v->own.integers;
     part[VQ_PLAN_CODES] = 2 * pool;
-    if (phase >= VQ_PLAN_TRAIN && is_leader) part[VQ_PLAN_CODES] += 2 * pool;
+    if (phase >= VQ_PLAN_TRAIN && (is_leader || !is_whole)) part[VQ_PLAN_CODES] += 2 * pool;
     switch (phase) {
     case VQ_PLAN_INIT:
         part[VQ_PLAN_WEIGHTS] = v->own.largest * v->weight;
@@ -282,7 +302,7 @@ static bool has_phase(const vq_config *c, vq_plan_phase phase)
 {
     switch (phase) {
     case VQ_PLAN_CACHE: return has_teacher(c) && c->teacher.cache;
-    case VQ_PLAN_TRAIN: return has_codes(c);
+    case VQ_PLAN_TRAIN: return vq_config_learns(c);
     case VQ_PLAN_EVAL: return c->eval.run;
     default: return true;
     }
@@ -356,7 +376,7 @@ static double init_work(const view *v)
     const double layers = (double)(v->job.stage.last - v->job.stage.first);
     const double n = (double)c->nsamples * (double)c->seqlen, E = (double)m->E, F = (double)m->F;
     double flops = 0;
-    if (has_codes(c)) {
+    if (has_codebook(c)) {
         const double n_vec = v->own.quantized / (double)c->D;
         const double n_linears = v->own.codes / (double)(c->K * c->D * 4);
         const double sample =
@@ -441,9 +461,9 @@ static void plan_seconds(vq_plan *p, const work *by_stage, const double *init)
     if (has_teacher(c) && c->teacher.cache)
         p->seconds.teacher =
             slowest_teacher(p, by_stage) * ((double)c->nsamples / replicas + stages - 1);
-    if (has_codes(c)) p->seconds.train = p->step.seconds * (double)c->train.steps;
+    if (vq_config_learns(c)) p->seconds.train = p->step.seconds * (double)c->train.steps;
     if (c->eval.run) {
-        const int passes = has_codes(c) ? 4 : c->method == VQ_METHOD_GPTQ ? 3 : 2;
+        const int passes = vq_config_learns(c) ? 4 : c->method == VQ_METHOD_GPTQ ? 3 : 2;
         p->seconds.eval = slowest_forward * passes * (double)c->eval.max_windows / replicas *
                           (double)eval_seqlen(c) / (double)c->seqlen;
     }
@@ -466,14 +486,17 @@ static void plan_links(vq_plan *p)
         else
             p->step.links_between++;
     }
-    if (!has_codes(c)) return;
+    if (!vq_config_learns(c)) return;
     if (p->n_stages > 1) {
         p->step.forward_bytes = micro * row + teacher;
         p->step.backward_bytes = micro * row;
     }
     if (in->n_ranks == 1) return;
-    const double pool = sum_layers(c, &in->model->config, 0, in->model->config.N).codes;
-    p->step.reduce_bytes = p->step.broadcast_bytes = pool;
+    const sums all = sum_layers(c, &in->model->config, 0, in->model->config.N);
+    if (is_pool_whole(c, &all))
+        p->step.reduce_bytes = p->step.broadcast_bytes = all.codes;
+    else if (p->n_replicas > 1)
+        p->step.reduce_bytes = all.codes / p->n_stages;
     const double ends = (p->n_stages > 1 ? 2.0 : 1.0) * p->n_replicas - 1;
     p->step.ids_bytes = ends * micro * (double)c->seqlen * 4;
 }
@@ -488,7 +511,8 @@ static void plan_disk(vq_plan *p)
         p->disk_bytes.teacher = (double)(c->nsamples * c->seqlen * in->teacher->config.E_embed) *
                                 (double)vq_dtype_bytes(in->teacher->dtype);
     /* The one that is being written comes before the oldest goes. */
-    if (has_codes(c)) p->disk_bytes.checkpoints = (double)(c->checkpoint.keep + 1) * 3 * all.codes;
+    if (vq_config_learns(c))
+        p->disk_bytes.checkpoints = (double)(c->checkpoint.keep + 1) * 3 * all.codes;
     p->disk_bytes.model =
         (double)vq_model_weights(&in->model->config) * (double)vq_dtype_bytes(in->model->dtype);
     p->disk_bytes.total = p->disk_bytes.init + p->disk_bytes.teacher + p->disk_bytes.checkpoints +
@@ -525,7 +549,7 @@ vq_status vq_plan_make(vq_arena *arena, const vq_plan_input *in, vq_plan *p)
     p->n_replicas = p->rank[0].topo.n_replicas;
     plan_links(p);
     plan_disk(p);
-    if (has_codes(in->config)) VQ_TRY(plan_step(arena, p, by_stage));
+    if (vq_config_learns(in->config)) VQ_TRY(plan_step(arena, p, by_stage));
     plan_seconds(p, by_stage, init);
     return VQ_OK;
 }
@@ -670,7 +694,7 @@ void vq_plan_print(const vq_plan *p)
            p->n_stages, p->n_stages == 1 ? "" : "s", p->n_replicas, p->n_replicas == 1 ? "" : "s");
     print_memory(p);
     print_fit(p);
-    if (has_codes(p->input.config)) print_step(p);
+    if (vq_config_learns(p->input.config)) print_step(p);
     print_rest(p);
 }
 
@@ -834,7 +858,7 @@ static void log_plan(const vq_plan *p)
            "plan     %d stages x %d replicas; memory %s (rank %d) to %s (rank %d, in phase %s); %s "
            "of disk",
            p->n_stages, p->n_replicas, least, cheapest, most, dearest, phase, disk);
-    if (has_codes(p->input.config))
+    if (vq_config_learns(p->input.config))
         vq_log(VQ_LOG_INFO,
                "plan     a step sends %s each way between stages, sums and broadcasts %s; pipeline "
                "%.0f %% idle",

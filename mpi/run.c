@@ -22,10 +22,10 @@
 /* Whether a run makes a file of that name. */
 static bool is_ours(const char *name)
 {
-    static const char *const starts[] = {"config.yaml",   "tokens.h5", "init-",     "sweep-",
-                                         "grid-",         "teacher-",  "ckpt-",     "not-finite-",
-                                         "metrics.jsonl", "eval.json", "curve.svg", "results.json",
-                                         "report.html"};
+    static const char *const starts[] = {"config.yaml",  "tokens.h5",     "init-",     "sweep-",
+                                         "grid-",        "state-",        "teacher-",  "ckpt-",
+                                         "not-finite-",  "metrics.jsonl", "eval.json", "curve.svg",
+                                         "results.json", "report.html"};
     for (int i = 0; i < VQ_COUNT(starts); i++)
         if (!strncmp(name, starts[i], strlen(starts[i]))) return true;
     return false;
@@ -118,11 +118,11 @@ static vq_status evaluate_before(vq_job *job, const vq_data *data, vq_results *r
     if (data->eval.n == 0) return VQ_OK;
     VQ_TRY(evaluate(job, data, VQ_MODE_FLOAT, "fp", model, r, &r->perplexity.fp));
     VQ_TRY(evaluate(job, data, VQ_MODE_RTN, "rtn", init, r, &r->perplexity.rtn));
-    const bool is_vqround = job->config->method == VQ_METHOD_VQROUND;
+    const bool learns = vq_config_learns(job->config);
     const bool from_gptq = vq_config_uses_gptq(job->config);
-    if (from_gptq && (!is_vqround || job->config->eval.start))
+    if (from_gptq && (!learns || job->config->eval.start))
         VQ_TRY(evaluate(job, data, VQ_MODE_GPTQ, "gptq", init, r, &r->perplexity.gptq));
-    if (!job->config->eval.start || !is_vqround) return VQ_OK;
+    if (!job->config->eval.start || !learns) return VQ_OK;
     VQ_TRY(evaluate(job, data, VQ_MODE_SOFT, "start_soft", init, r, &r->perplexity.start_soft));
     VQ_TRY(evaluate(job, data, VQ_MODE_HARD, "start_hard", init, r, &r->perplexity.start_hard));
     vq_log(VQ_LOG_INFO, "init     the codebook's cost: hard perplexity %.4g (%s) -> %.4g (codes)",
@@ -212,12 +212,15 @@ static vq_status gather_memory(vq_job *job, vq_results *r)
 static vq_status run(vq_job *job, int argc, const char *const *argv)
 {
     const vq_config *c = job->config;
-    static const char *const methods[] = {
-        [VQ_METHOD_VQROUND] = "vqround", [VQ_METHOD_RTN] = "rtn", [VQ_METHOD_GPTQ] = "gptq"};
-    static const vq_mode exported[] = {[VQ_METHOD_VQROUND] = VQ_MODE_HARD,
-                                       [VQ_METHOD_RTN] = VQ_MODE_RTN,
-                                       [VQ_METHOD_GPTQ] = VQ_MODE_GPTQ};
-    const bool is_vqround = c->method == VQ_METHOD_VQROUND;
+    static const char *const methods[] = {[VQ_METHOD_VQROUND] = "vqround",
+                                          [VQ_METHOD_RTN] = "rtn",
+                                          [VQ_METHOD_GPTQ] = "gptq",
+                                          [VQ_METHOD_ADAROUND] = "adaround",
+                                          [VQ_METHOD_LORA] = "lora"};
+    const vq_mode exported = c->method == VQ_METHOD_RTN    ? VQ_MODE_RTN
+                             : c->method == VQ_METHOD_GPTQ ? VQ_MODE_GPTQ
+                                                           : VQ_MODE_HARD;
+    const bool learns = vq_config_learns(c);
     const int64_t T_max = VQ_MAX(c->seqlen, c->eval.run ? c->eval.seqlen : 0);
     const double start_s = vq_seconds();
     vq_results r = {.model = c->model,
@@ -254,16 +257,16 @@ static vq_status run(vq_job *job, int argc, const char *const *argv)
     r.seconds.init = init.seconds;
     VQ_TRY(end_phase(job));
     VQ_TRY(evaluate_before(job, &data, &r));
-    if (is_vqround) {
+    if (learns) {
         VQ_TRY(train(job, &data, &r));
         VQ_TRY(evaluate_after(job, &data, &r));
     }
     const double export_s = vq_seconds();
     VQ_TRY(vq_job_path(job, &model_dir, "model"));
-    VQ_TRY(vq_export_model(job, exported[c->method], model_dir, &exported_bytes));
+    VQ_TRY(vq_export_model(job, exported, model_dir, &exported_bytes));
     r.seconds.export = vq_seconds() - export_s;
 
-    r.trained_parameters = is_vqround ? init.n_codes : 0;
+    r.trained_parameters = learns ? init.n_codes : 0;
     r.quantized_weights = init.n_weights;
     r.bytes_before = (double)vq_weights_bytes(&job->model.weights);
     r.bytes_after = c->export.format == VQ_EXPORT_DENSE

@@ -94,8 +94,6 @@ vq_status vq_sweep_embed(vq_sweep *s, const vq_tensor *ids)
 
 /* --- other ranks ----------------------------------------------------------------------------- */
 
-#define SUM_BYTES ((int64_t)256 << 20) /* of a Hessian, in one message */
-
 static vq_status send(const vq_sweep *s, const vq_tensor *t, int to, vq_tag tag)
 {
     vq_request request = {0};
@@ -108,35 +106,6 @@ static vq_status receive(const vq_sweep *s, vq_tensor *t, int from, vq_tag tag)
     vq_request request = {0};
     VQ_TRY(vq_comm_receive(s->job->comm, t, from, tag, &request));
     return vq_comm_wait(s->job->comm, &request);
-}
-
-/* h = the sum of all replicas' h: the stage's rank of replica 0 adds them up in order. */
-static vq_status sum_replicas(const vq_sweep *s, vq_tensor *h)
-{
-    const vq_topo *topo = s->job ? &s->job->topo : NULL;
-    if (!topo || topo->n_replicas == 1) return VQ_OK;
-    const int64_t n = h->dim[0], rows = VQ_MAX(1, SUM_BYTES / (n * (int64_t)sizeof(double)));
-    const int root = vq_topo_rank(topo, topo->stage, 0);
-    for (int64_t i = 0; i < n; i += rows) {
-        const size_t mark = vq_arena_mark(s->arena);
-        vq_tensor part = vq_tensor_rows(h, i, VQ_MIN(rows, n - i)), theirs;
-        if (topo->replica > 0) {
-            VQ_TRY(send(s, &part, root, VQ_TAG_FORWARD));
-            VQ_TRY(receive(s, &part, root, VQ_TAG_FORWARD));
-            continue;
-        }
-        VQ_TRY(vq_tensor_new(s->arena, VQ_HOST, VQ_F64, VQ_DIMS(part.dim[0], n), &theirs));
-        for (int r = 1; r < topo->n_replicas; r++) {
-            VQ_TRY(receive(s, &theirs, vq_topo_rank(topo, topo->stage, r), VQ_TAG_FORWARD));
-            double *to = part.data;
-            const double *from = theirs.data;
-            for (int64_t j = 0; j < vq_tensor_count(&part); j++) to[j] += from[j];
-        }
-        for (int r = 1; r < topo->n_replicas; r++)
-            VQ_TRY(send(s, &part, vq_topo_rank(topo, topo->stage, r), VQ_TAG_FORWARD));
-        vq_arena_reset(s->arena, mark);
-    }
-    return VQ_OK;
 }
 
 /* Rank 0, which alone has the windows, deals them out to the first stages. */
@@ -295,7 +264,7 @@ vq_status vq_sweep_layer(vq_sweep *s, int64_t layer, double *error)
     VQ_TRY(make_hessians(s, layer, hessian));
     VQ_TRY(pass(s, layer, VQ_MODE_FLOAT, hessian, !s->quantized));
     for (int r = 0; r < N_READ; r++)
-        if (hessian[r].data) VQ_TRY(sum_replicas(s, &hessian[r]));
+        if (hessian[r].data && s->job) VQ_TRY(vq_job_sum_replicas(s->job, &hessian[r]));
     VQ_TRY(round_layer(s, layer, hessian, error));
     if (s->quantized) VQ_TRY(pass(s, layer, VQ_MODE_GPTQ, NULL, true));
     for (int k = 0; k < VQ_N_KINDS; k++) {

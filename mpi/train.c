@@ -25,11 +25,12 @@ typedef struct loop {
     const vq_config *config;
     const vq_data *data;
     vq_teacher *teacher;
-    vq_adam adam; /* moments on rank 0 alone; the step everywhere */
+    vq_adam adam; /* moments of a whole pool on rank 0 alone; the step everywhere */
     vq_pipeline pipeline;
     vq_stream stream;
     int64_t n_sequences; /* in the running step */
     double *sums;        /* [n_slots + N_SUMS] f64: the regularizer by slot, task, stop */
+    double *norms;       /* [n_slots] f64: squared, of a stage's gradients; of no whole pool */
     double task;         /* of this rank's sequences in the running step */
     FILE *metrics;       /* rank 0 */
     double seconds;      /* of the steps before a resume */
@@ -95,6 +96,19 @@ static vq_status task_loss(void *ctx, int64_t micro, int64_t first, const vq_ten
                         first, L->n_sequences, &L->task, dhidden);
 }
 
+/* The squared norm of a slot's gradient. */
+static vq_status slot_norm(loop *L, int64_t slot, double *norm)
+{
+    const vq_pool *pool = &L->job->pool;
+    const vq_tensor grad = vq_pool_part(pool, &pool->grad, slot),
+                    scale = vq_pool_scales(pool, &pool->grad, slot);
+    double more = 0;
+    VQ_TRY(vq_norm2(&L->job->be, norm, &grad));
+    if (scale.data) VQ_TRY(vq_norm2(&L->job->be, &more, &scale));
+    *norm += more;
+    return VQ_OK;
+}
+
 /* Keeps the input of a step whose loss or gradient is not finite, and says where it was. All ranks
  * come here alike; rank 0 writes. */
 static vq_status fail_not_finite(loop *L, int64_t step, const step_result *r)
@@ -104,9 +118,11 @@ static vq_status fail_not_finite(loop *L, int64_t step, const step_result *r)
     const char *where = is_loss ? "the loss" : "the gradient";
     for (int64_t slot = 0; !is_loss && slot < job->pool.n_slots; slot++) {
         if (vq_pool_codes(&job->pool, slot) == 0) continue;
-        const vq_tensor grad = vq_pool_part(&job->pool, &job->pool.grad, slot);
         double norm;
-        VQ_TRY(vq_norm2(&job->be, &norm, &grad));
+        if (job->pool.is_whole)
+            VQ_TRY(slot_norm(L, slot, &norm));
+        else
+            norm = L->norms[slot];
         if (isfinite(norm)) continue;
         where = vq_pool_name(&job->model, slot);
         break;
@@ -120,7 +136,7 @@ static vq_status fail_not_finite(loop *L, int64_t step, const step_result *r)
         const vq_tensor ids = vq_feed_ids(&L->data->calib, first, L->n_sequences);
         VQ_TRY(vq_h5_create(&job->run, path, "step", 1, &h));
         vq_status status = vq_h5_write(&h, "ids", &ids);
-        if (!status) status = vq_h5_write(&h, "codes", &job->pool.codes);
+        if (!status && job->pool.is_whole) status = vq_h5_write(&h, "codes", &job->pool.codes);
         if (status) vq_h5_close(&h);
         VQ_TRY(status);
         VQ_TRY(vq_h5_finish(&h));
@@ -129,6 +145,33 @@ static vq_status fail_not_finite(loop *L, int64_t step, const step_result *r)
             "step %lld, %s: task loss %g, regularizer %g: expected finite numbers. The step's "
             "input is in %s; lower --lr, or leave that text out",
             (long long)step, where, r->task, r->reg, path);
+}
+
+/* The gradient of a whole pool over all ranks, and its squared norm. */
+static vq_status sum_pool(loop *L, double *norm)
+{
+    VQ_TRY(vq_comm_sum(L->job->comm, &L->job->pool.grad));
+    return vq_norm2(&L->job->be, norm, &L->job->pool.grad);
+}
+
+/* The gradients that stay in their stages over the replicas, and their squared norm: slot by slot,
+ * so that it does not depend on the number of stages. */
+static vq_status sum_stages(loop *L, double *norm)
+{
+    vq_job *job = L->job;
+    vq_tensor norms = vq_tensor_1d(L->norms, VQ_F64, job->pool.n_slots);
+    VQ_TRY(vq_job_sum_replicas(job, &job->pool.grad));
+    for (int64_t i = 0; i < job->pool.n_slots; i++) {
+        const int64_t layer = i / VQ_N_KINDS;
+        const bool is_own = job->topo.replica == 0 && layer >= job->stage.first &&
+                            layer < job->stage.last && vq_pool_codes(&job->pool, i) > 0;
+        L->norms[i] = 0;
+        if (is_own) VQ_TRY(slot_norm(L, i, &L->norms[i]));
+    }
+    VQ_TRY(vq_comm_sum(job->comm, &norms));
+    *norm = 0;
+    for (int64_t i = 0; i < job->pool.n_slots; i++) *norm += L->norms[i];
+    return VQ_OK;
 }
 
 /* The sums over ranks: each number comes from one rank, or one of each replica, and zeros from the
@@ -141,14 +184,28 @@ static vq_status sum_up(loop *L, double last_step_s, step_result *r)
     L->sums[n_slots + SUM_TASK] = L->task;
     L->sums[n_slots + SUM_STOP] = vq_guard_stop(2 * last_step_s) != NULL;
     VQ_TRY(vq_comm_sum(job->comm, &sums));
-    VQ_TRY(vq_comm_sum(job->comm, &job->pool.grad));
     r->task = L->sums[n_slots + SUM_TASK];
     r->stop = L->sums[n_slots + SUM_STOP] > 0;
     r->reg = 0;
     for (int64_t i = 0; i < n_slots; i++) r->reg += L->sums[i];
-    VQ_TRY(vq_norm2(&job->be, &r->grad_norm, &job->pool.grad));
+    VQ_TRY(job->pool.is_whole ? sum_pool(L, &r->grad_norm) : sum_stages(L, &r->grad_norm));
     r->grad_norm = sqrt(r->grad_norm);
     return VQ_OK;
+}
+
+/* One step on what is trained, by the ranks that have Adam's state; then all that need the numbers
+ * have them. */
+static vq_status update(loop *L, int64_t step)
+{
+    vq_job *job = L->job;
+    const double share = vq_adam_share(L->config->train.lr_schedule, step, L->config->train.steps);
+    if (job->comm->rank == 0 || !job->pool.is_whole)
+        VQ_TRY(vq_adam_update(&job->be, &L->adam, &job->pool, share * L->config->train.lr,
+                              share * L->config->train.scale_lr));
+    else
+        L->adam.step++;
+    if (job->pool.is_whole) VQ_TRY(vq_comm_broadcast(job->comm, &job->pool.codes, 0));
+    return vq_stage_set_scales(&job->stage);
 }
 
 static vq_status run_step(loop *L, int64_t step, step_result *r)
@@ -169,11 +226,7 @@ static vq_status run_step(loop *L, int64_t step, step_result *r)
         VQ_TRY(vq_loss_reg(&job->stage, L->config, step, L->sums));
     VQ_TRY(sum_up(L, last_step_s, r));
     if (!isfinite(r->task + r->reg + r->grad_norm)) return fail_not_finite(L, step, r);
-    if (job->comm->rank == 0)
-        VQ_TRY(vq_adam_update(&job->be, &L->adam, &job->pool, L->config->train.lr));
-    else
-        L->adam.step++;
-    VQ_TRY(vq_comm_broadcast(job->comm, &job->pool.codes, 0));
+    VQ_TRY(update(L, step));
     r->n_tokens = L->n_sequences * L->data->calib.T;
     r->seconds = vq_seconds() - start_s;
     r->waited_s = job->comm->waited_s - waited_s;
@@ -189,7 +242,8 @@ static vq_status start_streams(loop *L)
     const int64_t steps = L->config->train.steps;
     vq_tensor step = vq_tensor_1d(&L->adam.step, VQ_I64, 1);
     VQ_TRY(vq_comm_broadcast(job->comm, &step, 0));
-    VQ_TRY(vq_comm_broadcast(job->comm, &job->pool.codes, 0));
+    if (job->pool.is_whole) VQ_TRY(vq_comm_broadcast(job->comm, &job->pool.codes, 0));
+    VQ_TRY(vq_stage_set_scales(&job->stage));
     VQ_TRY(vq_stream_steps(&job->step, job, &L->data->calib, L->adam.step, steps, &L->stream));
     return vq_teacher_start(L->teacher, L->data, &job->step, L->adam.step, steps);
 }
@@ -198,7 +252,6 @@ static vq_status run_steps(loop *L, vq_train_stats *stats)
 {
     VQ_TRY(start_streams(L));
     const int64_t steps = L->config->train.steps, every = L->config->checkpoint.every;
-    const bool is_writer = L->job->comm->rank == 0;
     step_result r = {0};
     vq_progress p;
     vq_progress_begin(&p, "train", "steps", L->adam.step, steps);
@@ -209,7 +262,7 @@ static vq_status run_steps(loop *L, vq_train_stats *stats)
         vq_progress_step(&p, step + 1, "task %.4g  reg %.4g  beta %.1f", r.task, r.reg,
                          vq_loss_beta(L->config, step));
         const bool is_end = step + 1 == steps, stop = r.stop && !is_end;
-        if (is_writer && (is_end || stop || (every > 0 && (step + 1) % every == 0)))
+        if (is_end || stop || (every > 0 && (step + 1) % every == 0))
             VQ_TRY(vq_checkpoint_save(L->job, &L->adam));
         VQ_CHECK(!stop, VQ_ESTOPPED,
                  "%s: stopped by %s after step %lld of %lld, as asked. Run the same command again "
@@ -239,10 +292,12 @@ static vq_status open_state(loop *L, vq_train_stats *stats)
     VQ_TRY(vq_pipeline_init(&job->step, job, T, max_micro, (int)L->config->slices, job->keep,
                             &L->pipeline));
     VQ_TRY(VQ_NEW(&job->step, job->pool.n_slots + N_SUMS, &L->sums));
-    if (job->comm->rank != 0) return VQ_OK;
+    VQ_TRY(VQ_NEW(&job->step, job->pool.n_slots, &L->norms));
+    VQ_TRY(vq_stage_learn_scales(&job->stage, &job->weights));
+    if (job->comm->rank != 0 && job->pool.is_whole) return VQ_OK;
     VQ_TRY(vq_adam_init(&job->run, &job->be, &job->pool, &L->adam));
     VQ_TRY(vq_checkpoint_load(job, &L->adam));
-    return open_metrics(L);
+    return job->comm->rank == 0 ? open_metrics(L) : VQ_OK;
 }
 
 static vq_status prepare(loop *L, vq_train_stats *stats)

@@ -1,6 +1,8 @@
 /* adam - the optimizer of the pool. */
 #include "adam.h"
 
+#include <math.h>
+
 #include "error.h"
 
 #define BETA1 0.9
@@ -17,8 +19,31 @@ vq_status vq_adam_init(vq_arena *arena, const vq_backend *be, const vq_pool *poo
     return vq_zero(be, &adam->v);
 }
 
-vq_status vq_adam_update(const vq_backend *be, vq_adam *adam, vq_pool *pool, double lr)
+double vq_adam_share(vq_lr_schedule schedule, int64_t step, int64_t steps)
 {
-    return vq_adam_step(be, &pool->codes, &adam->m, &adam->v, &pool->grad, lr, BETA1, BETA2, EPS,
-                        ++adam->step);
+    const double done = (double)step / (double)steps;
+    switch (schedule) {
+    case VQ_LR_COSINE: return (1 + cos(3.14159265358979323846 * done)) / 2;
+    case VQ_LR_LINEAR: return 1 - done;
+    case VQ_LR_CONSTANT: break;
+    }
+    return 1;
+}
+
+/* A run of the pool's numbers. */
+static vq_status step_part(const vq_backend *be, const vq_adam *adam, const vq_pool *pool,
+                           vq_tensor (*part)(const vq_pool *, const vq_tensor *), double lr)
+{
+    vq_tensor codes = part(pool, &pool->codes), m = part(pool, &adam->m), v = part(pool, &adam->v);
+    const vq_tensor grad = part(pool, &pool->grad);
+    if (codes.dim[0] == 0) return VQ_OK;
+    return vq_adam_step(be, &codes, &m, &v, &grad, lr, BETA1, BETA2, EPS, adam->step);
+}
+
+vq_status vq_adam_update(const vq_backend *be, vq_adam *adam, vq_pool *pool, double lr,
+                         double scale_lr)
+{
+    adam->step++;
+    VQ_TRY(step_part(be, adam, pool, vq_pool_all_codes, lr));
+    return step_part(be, adam, pool, vq_pool_all_scales, scale_lr);
 }

@@ -91,10 +91,16 @@ static const key keys[] = {
      .help = "the model to learn from; without it the model itself", .commands = Q,
      .phases = FOR_TEACHER},
 
+    {"recipe", NULL, in_grid, CHOICE, AT(recipe), .standard = "paper", .choices = "paper|fast|best",
+     .help = "a set of defaults: the paper's; the best found for 400 steps; the best found for "
+             "5,000. Other keys override them",
+     .commands = Q},
     {"method", NULL, in_grid, CHOICE, AT(method), .standard = "vqround",
-     .choices = "vqround|rtn|gptq",
-     .help = "learned rounding, or the baselines: round to nearest, GPTQ", .commands = Q,
-     .phases = FOR_INIT},
+     .choices = "vqround|rtn|gptq|adaround|lora",
+     .help =
+         "learned rounding out of a codebook; round to nearest and GPTQ, the baselines; or "
+         "learned rounding with a logit for each weight (adaround) or logits of low rank (lora)",
+     .commands = Q, .phases = FOR_INIT},
     {"bits", NULL, in_grid, INTEGER, AT(bits), .standard = "4", .choices = "2|3|4|8",
      .unit = "bits", .help = "bits of a quantized weight", .commands = Q, .phases = FOR_INIT},
     {"group_size", NULL, in_grid, INTEGER, AT(group_size), .standard = "-1", FROM(-1),
@@ -181,6 +187,16 @@ static const key keys[] = {
      .commands = Q, .phases = FOR_TRAIN},
     {"train.lr", "lr", in_train, REAL, AT(train.lr), .standard = "0.01", RANGE(0, 100),
      .help = "Adam's learning rate", .commands = Q, .phases = FOR_TRAIN},
+    {"train.lr_schedule", "lr-schedule", in_train, CHOICE, AT(train.lr_schedule),
+     .standard = "constant", .choices = "constant|cosine|linear",
+     .help = "whether learning rates stay as they are, or fall to 0 at the end", .commands = Q,
+     .phases = FOR_TRAIN},
+    {"train.learn_scale", "learn-scale", in_train, BOOL, AT(train.learn_scale), .standard = "false",
+     .help = "train the scale of each row or group along with the rounding", .commands = Q,
+     .phases = FOR_TRAIN},
+    {"train.scale_lr", "scale-lr", in_train, REAL, AT(train.scale_lr), .standard = "0.001",
+     RANGE(0, 1), .unit = "of a scale", .help = "Adam's learning rate of learned scales",
+     .commands = Q, .phases = FOR_TRAIN},
     {"train.batch", "batch-size", in_train, INTEGER, AT(train.batch), .standard = "1",
      RANGE(1, 65536), .unit = "windows", .help = "windows in a step", .commands = Q,
      .phases = FOR_TRAIN},
@@ -207,6 +223,12 @@ static const key keys[] = {
      .help = "compute activations again in the backward instead of keeping them; auto decides by "
              "memory",
      .commands = Q},
+    {"train.pool_max", NULL, in_train, INTEGER, AT(train.pool_max), .standard = "67108864", FROM(0),
+     .unit = "numbers",
+     .help =
+         "more trained numbers than this are kept by the ranks of their stage instead of by all "
+         "ranks",
+     .commands = Q, .phases = FOR_TRAIN},
     {"teacher.cache", NULL, in_train, BOOL, AT(teacher.cache), .standard = "true",
      .help = "keep the teacher's final hidden states on disk instead of running it each step",
      .commands = Q, .phases = FOR_TEACHER},
@@ -292,6 +314,16 @@ static const key keys[] = {
     {"plan.act_bytes", NULL, in_plan, INTEGER, AT(plan.act_bytes), .standard = "4",
      .choices = "2|4", .unit = "bytes", .help = "of an activation: 4 on the CPU, 2 on a GPU (bf16)",
      .commands = P},
+};
+
+/* What a recipe sets instead of the defaults, which are the paper's. */
+static const struct {
+    vq_recipe recipe;
+    const char *name, *value;
+} recipes[] = {
+    {VQ_RECIPE_FAST, "train.steps", "400"},     {VQ_RECIPE_FAST, "train.lr", "0.1"},
+    {VQ_RECIPE_FAST, "train.beta_hi", "8"},     {VQ_RECIPE_FAST, "train.round_weight", "0.002"},
+    {VQ_RECIPE_FAST, "kmeans.by_sign", "true"},
 };
 
 static const struct {
@@ -840,10 +872,15 @@ const char *vq_config_where(const vq_config *config, const char *name, char text
     return text;
 }
 
+bool vq_config_learns(const vq_config *config)
+{
+    return config->method != VQ_METHOD_RTN && config->method != VQ_METHOD_GPTQ;
+}
+
 bool vq_config_uses_gptq(const vq_config *config)
 {
     return config->method == VQ_METHOD_GPTQ ||
-           (config->method == VQ_METHOD_VQROUND && config->init == VQ_INIT_GPTQ);
+           (vq_config_learns(config) && config->init == VQ_INIT_GPTQ);
 }
 
 static vq_status check_gptq(const vq_config *config)
@@ -929,18 +966,39 @@ vq_status vq_config_check(const vq_config *config, vq_command command)
     return check_export(config);
 }
 
+/* The recipe's values in the place of the defaults. */
+static vq_status apply_recipe(vq_arena *arena, vq_recipe recipe, vq_config *out)
+{
+    for (int i = 0; i < VQ_COUNT(recipes); i++) {
+        const key *k = find_key(recipes[i].name);
+        if (recipes[i].recipe != recipe) continue;
+        VQ_ASSERT(k);
+        out->origin[key_index(k)] = recipe == VQ_RECIPE_FAST ? "recipe fast" : "recipe best";
+        VQ_TRY(set(arena, out, k, k->name, recipes[i].value, "quantize"));
+    }
+    return VQ_OK;
+}
+
 vq_status vq_config_load(vq_arena *arena, vq_command command, int argc, const char *const *argv,
                          vq_config *out)
 {
-    vq_config first;
+    vq_config first, second;
     VQ_TRY(vq_config_defaults(arena, &first));
-    /* Once for --config alone: the file comes before the other flags. */
+    /* Once for --config and --recipe alone: the file comes before the other flags, and the recipe
+     * before both. */
     VQ_TRY(vq_config_parse_args(arena, command, argc, argv, &first));
     VQ_TRY(vq_config_defaults(arena, out));
     if (first.help) {
         out->help = true;
         return VQ_OK;
     }
+    second = first;
+    if (first.config) {
+        VQ_TRY(vq_config_defaults(arena, &second));
+        VQ_TRY(vq_config_read_yaml(arena, first.config, &second));
+        VQ_TRY(vq_config_parse_args(arena, command, argc, argv, &second));
+    }
+    VQ_TRY(apply_recipe(arena, second.recipe, out));
     if (first.config) VQ_TRY(vq_config_read_yaml(arena, first.config, out));
     VQ_TRY(vq_config_parse_args(arena, command, argc, argv, out));
     return vq_config_check(out, command);

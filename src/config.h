@@ -16,7 +16,14 @@ typedef struct vq_list {
 } vq_list;
 
 /* The values of the choices, in the order of the table. */
-typedef enum vq_method { VQ_METHOD_VQROUND, VQ_METHOD_RTN, VQ_METHOD_GPTQ } vq_method;
+typedef enum vq_recipe { VQ_RECIPE_PAPER, VQ_RECIPE_FAST, VQ_RECIPE_BEST } vq_recipe;
+typedef enum vq_method {
+    VQ_METHOD_VQROUND,
+    VQ_METHOD_RTN,
+    VQ_METHOD_GPTQ,
+    VQ_METHOD_ADAROUND,
+    VQ_METHOD_LORA
+} vq_method;
 typedef enum vq_init_kind { VQ_INIT_RTN, VQ_INIT_GPTQ } vq_init_kind;
 typedef enum vq_calib_mode {
     VQ_CALIB_WIKITEXT2, /* the documents joined by blank lines, windows at random places */
@@ -38,6 +45,7 @@ typedef enum vq_kmeans_engine {
 } vq_kmeans_engine;
 typedef enum vq_kmeans_start { VQ_START_SHARED, VQ_START_OWN } vq_kmeans_start;
 typedef enum vq_loss_kind { VQ_LOSS_KD, VQ_LOSS_LM } vq_loss_kind;
+typedef enum vq_lr_schedule { VQ_LR_CONSTANT, VQ_LR_COSINE, VQ_LR_LINEAR } vq_lr_schedule;
 typedef enum vq_switch { VQ_AUTO, VQ_ON, VQ_OFF } vq_switch;
 typedef enum vq_residual {
     VQ_RESIDUAL_EXACT,  /* u - floor(u): hard rounding is GPTQ's own */
@@ -66,6 +74,7 @@ typedef struct vq_config {
     const char *model;
     vq_list text;
     const char *out;
+    vq_recipe recipe;
     vq_method method;
     vq_init_kind init;
     int64_t bits, group_size; /* group_size -1: the whole row */
@@ -96,8 +105,10 @@ typedef struct vq_config {
         bool by_sign, round_f16;
     } kmeans;
     struct {
-        int64_t steps, batch;
-        double lr;
+        int64_t steps, batch, pool_max;
+        double lr, scale_lr;
+        vq_lr_schedule lr_schedule;
+        bool learn_scale;
         vq_loss_kind loss;
         double kd_temperature, kd_alpha;
         double round_weight, beta_hi, beta_lo, beta_hold;
@@ -184,7 +195,10 @@ vq_status vq_config_parse_args(vq_arena *arena, vq_command command, int argc,
                                const char *const *argv, vq_config *config);
 vq_status vq_config_check(const vq_config *config, vq_command command);
 
-/* Whether GPTQ makes the grid: as the method, or as the start of VQRound. */
+/* Whether the method trains rounding logits: all but the baselines. */
+bool vq_config_learns(const vq_config *config);
+
+/* Whether GPTQ makes the grid: as the method, or as the start of learned rounding. */
 bool vq_config_uses_gptq(const vq_config *config);
 
 /* Where a key was set, for the first part of a message: "a.yaml:14 seqlen", "--seqlen", or

@@ -53,8 +53,7 @@ vq_status vq_loss_reg(vq_stage *stage, const vq_config *config, int64_t step, do
             if (!linear || !linear->quantized) continue;
             double *value = &by_slot[l * VQ_N_KINDS + k];
             *value = 0;
-            VQ_TRY(vq_round_reg(stage->be, value, &linear->dcodes, &linear->codes, &linear->counts,
-                                weight, beta));
+            VQ_TRY(vq_vqlinear_reg(stage->be, linear, stage->scratch, value, weight, beta));
         }
     return VQ_OK;
 }

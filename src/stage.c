@@ -28,6 +28,21 @@ vq_vqlinear *vq_stage_linear(vq_stage *s, int64_t layer, vq_linear_kind kind)
     return linear->source ? linear : NULL;
 }
 
+vq_status vq_stage_learn_scales(vq_stage *s, vq_arena *arena)
+{
+    for (int64_t i = 0; i < (s->last - s->first) * VQ_N_KINDS; i++)
+        VQ_TRY(vq_vqlinear_learn_scale(s->be, &s->block[i / VQ_N_KINDS].linear[i % VQ_N_KINDS],
+                                       arena));
+    return VQ_OK;
+}
+
+vq_status vq_stage_set_scales(vq_stage *s)
+{
+    for (int64_t i = 0; i < (s->last - s->first) * VQ_N_KINDS; i++)
+        VQ_TRY(vq_vqlinear_set_scale(s->be, &s->block[i / VQ_N_KINDS].linear[i % VQ_N_KINDS]));
+    return VQ_OK;
+}
+
 /* cos and sin of position times frequency, worked out in f64 and rounded once... but the angle
  * itself is rounded to f32, as every model was trained with. */
 static vq_status rope_tables(vq_arena *arena, vq_stage *s, int64_t T_max)

@@ -44,6 +44,11 @@ vq_status vq_stage_init(vq_arena *arena, const vq_backend *be, const vq_model *m
 /* The linear of a kind in layer `layer` (counted in the model), or NULL if the family has none. */
 vq_vqlinear *vq_stage_linear(vq_stage *stage, int64_t layer, vq_linear_kind kind);
 
+/* Begins to learn the scales of the stage's linears, where they have factors; then makes the scales
+ * of the present factors. */
+vq_status vq_stage_learn_scales(vq_stage *stage, vq_arena *arena);
+vq_status vq_stage_set_scales(vq_stage *stage);
+
 bool vq_stage_is_first(const vq_stage *stage);
 bool vq_stage_is_last(const vq_stage *stage);
 

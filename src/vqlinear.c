@@ -9,6 +9,57 @@ const char *vq_mode_name(vq_mode mode)
     return names[mode];
 }
 
+static int64_t rank_of(const vq_vqlinear *l)
+{
+    return l->codes.dim[0];
+}
+
+/* n0 x n1 numbers of codes from element `first` on. */
+static vq_tensor part_of(const vq_tensor *codes, int64_t first, int64_t n0, int64_t n1)
+{
+    const vq_tensor flat = vq_tensor_view2(codes, vq_tensor_count(codes), 1);
+    const vq_tensor part = vq_tensor_rows(&flat, first, n0 * n1);
+    return vq_tensor_view2(&part, n0, n1);
+}
+
+vq_tensor vq_vqlinear_factor1(const vq_vqlinear *l, const vq_tensor *codes)
+{
+    return part_of(codes, 0, l->source->weight.dim[0], rank_of(l));
+}
+
+vq_tensor vq_vqlinear_factor2(const vq_vqlinear *l, const vq_tensor *codes)
+{
+    const int64_t out = l->source->weight.dim[0], in = l->source->weight.dim[1];
+    return part_of(codes, out * rank_of(l), rank_of(l), in);
+}
+
+vq_status vq_vqlinear_learn_scale(const vq_backend *be, vq_vqlinear *l, vq_arena *arena)
+{
+    if (!l->factor.data) return VQ_OK;
+    const vq_tensor *scale = &l->quant.scale;
+    VQ_TRY(
+        vq_tensor_new(arena, be->place, be->real, VQ_DIMS(scale->dim[0], scale->dim[1]), &l->grid));
+    return vq_copy(be, &l->grid, scale);
+}
+
+vq_status vq_vqlinear_set_scale(const vq_backend *be, vq_vqlinear *l)
+{
+    if (!l->grid.data) return VQ_OK;
+    return vq_round_scale_fwd(be, &l->quant.scale, &l->grid, &l->factor, l->scale_dtype);
+}
+
+/* What the round ops read: the codes, or the product of the factors, made in arena. */
+static vq_status logits_of(const vq_backend *be, const vq_vqlinear *l, vq_arena *arena,
+                           vq_tensor *logits)
+{
+    const vq_tensor *w = &l->source->weight;
+    *logits = l->codes;
+    if (!l->is_factored) return VQ_OK;
+    const vq_tensor b1 = vq_vqlinear_factor1(l, &l->codes), b2 = vq_vqlinear_factor2(l, &l->codes);
+    VQ_TRY(vq_tensor_new(arena, be->place, be->real, VQ_DIMS(w->dim[0], w->dim[1]), logits));
+    return vq_gemm(be, logits, &b1, false, &b2, false, 1, 0);
+}
+
 vq_status vq_vqlinear_weight(const vq_backend *be, const vq_vqlinear *linear, vq_mode mode,
                              vq_arena *arena, vq_tensor *weight)
 {
@@ -21,7 +72,9 @@ vq_status vq_vqlinear_weight(const vq_backend *be, const vq_vqlinear *linear, vq
         vq_tensor_new(arena, be->place, be->act, VQ_DIMS(source->dim[0], source->dim[1]), weight));
     if (mode == VQ_MODE_RTN) return vq_grid_round(be, weight, source, &linear->quant);
     if (mode == VQ_MODE_GPTQ) return vq_grid_value(be, weight, &linear->ints, &linear->quant);
-    return vq_round_fwd(be, weight, &linear->quant, &linear->codes,
+    vq_tensor logits;
+    VQ_TRY(logits_of(be, linear, arena, &logits));
+    return vq_round_fwd(be, weight, &linear->quant, &logits,
                         mode == VQ_MODE_SOFT ? VQ_SOFT : VQ_HARD);
 }
 
@@ -48,15 +101,55 @@ vq_status vq_vqlinear_bwd_input(const vq_backend *be, const vq_vqlinear *linear,
     return VQ_OK;
 }
 
+/* Where the round ops add the gradient of the logits: dcodes, or zeros made in arena. */
+static vq_status dlogits_of(const vq_backend *be, const vq_vqlinear *l, vq_arena *arena,
+                            vq_tensor *dlogits)
+{
+    const vq_tensor *w = &l->source->weight;
+    *dlogits = l->dcodes;
+    if (!l->is_factored) return VQ_OK;
+    VQ_TRY(vq_tensor_new(arena, be->place, be->real, VQ_DIMS(w->dim[0], w->dim[1]), dlogits));
+    return vq_zero(be, dlogits);
+}
+
+/* The gradient of the logits B1 B2 into that of the factors. */
+static vq_status take_dlogits(const vq_backend *be, const vq_vqlinear *l, const vq_tensor *dlogits)
+{
+    if (!l->is_factored) return VQ_OK;
+    const vq_tensor b1 = vq_vqlinear_factor1(l, &l->codes), b2 = vq_vqlinear_factor2(l, &l->codes);
+    vq_tensor db1 = vq_vqlinear_factor1(l, &l->dcodes), db2 = vq_vqlinear_factor2(l, &l->dcodes);
+    VQ_TRY(vq_gemm(be, &db1, dlogits, false, &b2, true, 1, 1));
+    return vq_gemm(be, &db2, &b1, true, dlogits, false, 1, 1);
+}
+
 vq_status vq_vqlinear_bwd_codes(const vq_backend *be, const vq_vqlinear *linear, vq_arena *scratch,
                                 const vq_tensor *x, const vq_tensor *dy)
 {
     if (!linear->quantized) return VQ_OK;
     size_t mark = vq_arena_mark(scratch);
-    vq_tensor dw, dcodes = linear->dcodes;
+    vq_tensor dw, logits, dlogits, dfactor = linear->dfactor;
     VQ_TRY(vq_tensor_new(scratch, be->place, be->act, VQ_DIMS(dy->dim[1], x->dim[1]), &dw));
     VQ_TRY(vq_gemm(be, &dw, dy, true, x, false, 1, 0));
-    VQ_TRY(vq_round_bwd(be, &dcodes, &dw, &linear->quant, &linear->codes));
+    VQ_TRY(logits_of(be, linear, scratch, &logits));
+    VQ_TRY(dlogits_of(be, linear, scratch, &dlogits));
+    VQ_TRY(vq_round_bwd(be, &dlogits, &dw, &linear->quant, &logits));
+    if (linear->grid.data)
+        VQ_TRY(vq_round_scale_bwd(be, &dfactor, &dw, &linear->quant, &logits, &linear->grid));
+    VQ_TRY(take_dlogits(be, linear, &dlogits));
+    vq_arena_reset(scratch, mark);
+    return VQ_OK;
+}
+
+vq_status vq_vqlinear_reg(const vq_backend *be, const vq_vqlinear *linear, vq_arena *scratch,
+                          double *loss, double weight, double beta)
+{
+    size_t mark = vq_arena_mark(scratch);
+    vq_tensor logits, dlogits;
+    VQ_TRY(logits_of(be, linear, scratch, &logits));
+    VQ_TRY(dlogits_of(be, linear, scratch, &dlogits));
+    VQ_TRY(vq_round_reg(be, loss, &dlogits, &logits, linear->counts.data ? &linear->counts : NULL,
+                        weight, beta));
+    VQ_TRY(take_dlogits(be, linear, &dlogits));
     vq_arena_reset(scratch, mark);
     return VQ_OK;
 }

@@ -1,6 +1,8 @@
-/* vqlinear.h - one linear of the student: its integers and codebook, and its weight in each mode.
+/* vqlinear.h - one linear of the student: its integers and logits, and its weight in each mode.
  *
- * Forward of one quantized linear: y = x Wq^T + bias, Wq = s (clamp(base + r, 0, qmax) - z). */
+ * Forward of one quantized linear: y = x Wq^T + bias, Wq = s (clamp(base + r, 0, qmax) - z). The
+ * logits behind r are read out of a codebook, or are one for each weight (quant.idx has no data),
+ * or the product of two factors. */
 #pragma once
 #include "backend.h"
 #include "model.h"
@@ -21,11 +23,28 @@ typedef struct vq_vqlinear {
     const vq_linear *source; /* borrowed: the model */
     bool quantized;          /* false: the source's weight in every mode (a skip keyword) */
     vq_quant quant;
-    vq_tensor codes;  /* real [K, D]; borrowed: the pool */
-    vq_tensor dcodes; /* real [K, D]; borrowed: the pool's gradient */
-    vq_tensor counts; /* u32 [K, D] */
-    vq_tensor ints;   /* as quant.base [out, in]: GPTQ's own integers; no data: not kept */
+    bool is_factored;  /* codes is B1 [out, r] and then B2 [r, in], and the logits are B1 B2 */
+    vq_tensor codes;   /* real [K, D], [out, in] or [r, out + in]; borrowed: the pool */
+    vq_tensor dcodes;  /* as codes; borrowed: the pool's gradient */
+    vq_tensor counts;  /* u32 [K, D]; no data: each logit is one weight's */
+    vq_tensor grid;    /* real [out, groups]: quant.scale before training; no data: not learned */
+    vq_tensor factor;  /* real [out, groups]: of the learned scale; borrowed: the pool */
+    vq_tensor dfactor; /* the same; borrowed: the pool's gradient */
+    vq_dtype scale_dtype; /* what quant.scale is rounded to */
+    vq_tensor ints;       /* as quant.base [out, in]: GPTQ's own integers; no data: not kept */
 } vq_vqlinear;
+
+/* The two factors in a tensor as codes. */
+vq_tensor vq_vqlinear_factor1(const vq_vqlinear *linear, const vq_tensor *codes); /* [out, r] */
+vq_tensor vq_vqlinear_factor2(const vq_vqlinear *linear, const vq_tensor *codes); /* [r, in] */
+
+/* Begins to learn the scales: grid becomes a copy of quant.scale in arena. Nothing where the linear
+ * has no factors. */
+vq_status vq_vqlinear_learn_scale(const vq_backend *be, vq_vqlinear *linear, vq_arena *arena);
+
+/* quant.scale of the present factors; to be called when they have changed. Nothing where the scales
+ * are not learned. */
+vq_status vq_vqlinear_set_scale(const vq_backend *be, vq_vqlinear *linear);
 
 /* The weight in `mode`: the source's own tensor, or one made in arena (act [out, in]). */
 vq_status vq_vqlinear_weight(const vq_backend *be, const vq_vqlinear *linear, vq_mode mode,
@@ -39,7 +58,12 @@ vq_status vq_vqlinear_fwd(const vq_backend *be, const vq_vqlinear *linear, vq_mo
 vq_status vq_vqlinear_bwd_input(const vq_backend *be, const vq_vqlinear *linear, vq_mode mode,
                                 vq_arena *scratch, const vq_tensor *dy, vq_tensor *dx, bool add);
 
-/* dcodes += the codebook's gradient of dW = dy^T x (VQ_MODE_SOFT). Nothing for a linear that is not
- * quantized. dW exists for the time of this call. */
+/* dcodes += the gradient of dW = dy^T x by the codes (VQ_MODE_SOFT), dfactor that by the factors of
+ * learned scales. Nothing for a linear that is not quantized. dW exists for the time of this call.
+ */
 vq_status vq_vqlinear_bwd_codes(const vq_backend *be, const vq_vqlinear *linear, vq_arena *scratch,
                                 const vq_tensor *x, const vq_tensor *dy);
+
+/* The regularizer over the linear's weights: loss += its value, dcodes += its gradient. */
+vq_status vq_vqlinear_reg(const vq_backend *be, const vq_vqlinear *linear, vq_arena *scratch,
+                          double *loss, double weight, double beta);

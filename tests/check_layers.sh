@@ -15,7 +15,7 @@ table() {
 2 kernels element
 2 kernels/cpu cpu_real cpu_lanes cpu_ops cpu_gemm cpu_attention cpu_layer cpu_round cpu_loss cpu_adam cpu_grid cpu_gptq cpu_kmeans cpu_backend
 3 src packed model spm_bridge added normalize pretokenize bpe tokenizer_json tokenizer_files tokenizer calib
-4 src grid gptq faiss kmeans codebook vqlinear
+4 src grid gptq faiss kmeans codebook lowrank vqlinear
 5 src block stage pool loss adam
 6 src harden export eval report inspect
 7 mpi guard comm comm_self comm_mpi topo comm_nccl schedule

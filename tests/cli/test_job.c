@@ -217,6 +217,42 @@ static void methods_and_losses(void **state)
     assert_false(exists("untaught"));
 }
 
+/* Every way of learning beats rounding to nearest, and says how many numbers it trained; what is
+ * exported is what was trained, learned scales too. */
+static void learned_rounding_beats_rtn(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *method, *scales, *steps, *lr;
+    } runs[] = {{"vqround", "--learn-scale", "150", "0.05"},
+                {"adaround", "--no-learn-scale", "100", "0.05"},
+                {"lora", "--learn-scale", "300", "0.02"}};
+    for (size_t i = 0; i < sizeof runs / sizeof *runs; i++) {
+        RUN_OK("quantize", "--config", ROOT_DIR "/configs/demo.yaml", "--model",
+               ROOT_DIR "/configs/demo-model", "--text", CALIB, "--eval-text", HELD_OUT,
+               "--nsamples", "32", "--eval-max-windows", "20", "--method", runs[i].method,
+               runs[i].scales, "--steps", runs[i].steps, "--lr", runs[i].lr, "--out", "learned",
+               "--quiet");
+        json_t *results = load_json("learned/results.json");
+        const double hard = json_number(results, "perplexity/hard"),
+                     rtn = json_number(results, "perplexity/rtn"),
+                     weights = json_number(results, "quantized_weights"),
+                     trained = json_number(results, "trained_parameters");
+        if (!(hard < rtn)) fail_msg("%s: %g, RTN has %g", runs[i].method, hard, rtn);
+        if (i == 1)
+            assert_true(trained == weights);
+        else
+            assert_true(trained < weights);
+        RUN_OK("eval", "--model", "learned/model", "--text", HELD_OUT, "--seqlen", "128",
+               "--max-windows", "20", "--json", "--quiet");
+        json_t *again = last_json();
+        expect_near(json_number(again, "perplexity"), hard, 1e-3);
+        json_decref(again);
+        json_decref(results);
+        remove_all("learned");
+    }
+}
+
 static void finished_run_is_not_done_again(void **state)
 {
     (void)state;
@@ -333,6 +369,7 @@ int main(void)
         cmocka_unit_test(threads_do_not_change_bits),
         cmocka_unit_test(codes_by_sign_cost_nothing),
         cmocka_unit_test(methods_and_losses),
+        cmocka_unit_test(learned_rounding_beats_rtn),
         cmocka_unit_test(finished_run_is_not_done_again),
         cmocka_unit_test(gnuplot_may_be_missing),
         cmocka_unit_test(evaluation_options),

@@ -52,8 +52,7 @@ static void load_linear(student *s, int64_t slot)
                     codes = part(s, l, "codebook");
     const int64_t out = base.dim[0], in = base.dim[1], n_vec = idx.dim[0];
     const int qmax = (1 << s->config.bits) - 1;
-    l->codes = vq_pool_part(&s->pool, &s->pool.codes, slot);
-    l->dcodes = vq_pool_part(&s->pool, &s->pool.grad, slot);
+    vq_pool_attach(&s->pool, slot, l);
     l->quantized = true;
     EXPECT_OK(vq_grid_alloc(&s->f.be, &l->quant, &s->f.arena, &grid, out, in));
     EXPECT_OK(vq_tensor_new(&s->f.arena, VQ_HOST, VQ_U16, VQ_DIMS(n_vec), &l->quant.idx));
@@ -93,8 +92,11 @@ static void student_open(student *s, const char *name)
     s->config.train.beta_hold = 0.1;
     s->config.train.lr = number(s, "lr");
     const vq_list skip = {0};
-    EXPECT_OK(vq_pool_init(&s->f.arena, &s->f.be, &s->f.model, &skip, (int64_t)number(s, "K"),
-                           (int64_t)number(s, "D"), &s->pool));
+    const vq_pool_rule rule = {.K = (int64_t)number(s, "K"),
+                               .D = (int64_t)number(s, "D"),
+                               .skip = &skip,
+                               .last = s->f.model.config.N};
+    EXPECT_OK(vq_pool_init(&s->f.arena, &s->f.be, &s->f.model, &rule, &s->pool));
     for (int64_t slot = 0; slot < s->pool.n_slots; slot++) load_linear(s, slot);
     const int64_t E = s->f.model.config.E_embed;
     s->ids = golden(&s->file, "ids");
@@ -218,7 +220,7 @@ static void test_twenty_steps(void **state)
                     LOSS20_RELATIVE);
         check_close("beta", vq_loss_beta(&s.config, step),
                     json_number_value(json_object_get(theirs, "beta")), 1e-12);
-        EXPECT_OK(vq_adam_update(&s.f.be, &adam, &s.pool, s.config.train.lr));
+        EXPECT_OK(vq_adam_update(&s.f.be, &adam, &s.pool, s.config.train.lr, 0));
     }
     check_codes(&s);
     student_close(&s);

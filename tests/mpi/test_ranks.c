@@ -187,6 +187,84 @@ static void test_replicas(void **state)
     assert_false(exists("mixed/teacher-0000.h5"));
 }
 
+/* --- other things to train ------------------------------------------------------------------- */
+
+#define METHOD(...) "--steps", "5", "--method", __VA_ARGS__
+#define STAGES_ALONE "--train.pool_max", "0"
+
+/* One process, several worlds, and a run that goes on from one to another. */
+#define SAME_EVERYWHERE(...)                                                                       \
+    do {                                                                                           \
+        QUANTIZE(0, MODELS "tiny-llama", METHOD(__VA_ARGS__), "--threads", "1", "--out", "one");   \
+        QUANTIZE(3, MODELS "tiny-llama", METHOD(__VA_ARGS__), "--threads", "2", "--out", "three"); \
+        expect_same_run("one", "three", 5);                                                        \
+        ONE_STEP(3, METHOD(__VA_ARGS__), "--out", "parts");                                        \
+        QUANTIZE(2, MODELS "tiny-llama", METHOD(__VA_ARGS__), "--threads", "1", "--out", "parts"); \
+        expect_same_run("one", "parts", 5);                                                        \
+        clear_folder(NULL);                                                                        \
+    } while (0)
+
+static void test_learned_scales(void **state)
+{
+    (void)state;
+    SAME_EVERYWHERE("vqround", "--learn-scale", "--group-size", "16", "--lr-schedule", "cosine");
+}
+
+static void test_adaround(void **state)
+{
+    (void)state;
+    SAME_EVERYWHERE("adaround", "--learn-scale", "--init", "gptq", STAGES_ALONE);
+}
+
+static void test_lora(void **state)
+{
+    (void)state;
+    SAME_EVERYWHERE("lora");
+    SAME_EVERYWHERE("lora", "--learn-scale", "--slices", "3", STAGES_ALONE);
+}
+
+/* Where the numbers are kept changes none of them. */
+static void test_parts_are_the_pool(void **state)
+{
+    (void)state;
+    QUANTIZE(2, MODELS "tiny-llama", METHOD("adaround"), "--out", "whole");
+    QUANTIZE(2, MODELS "tiny-llama", METHOD("adaround"), STAGES_ALONE, "--out", "parts");
+    assert_true(is_checkpoint_whole("whole", 5) && !is_checkpoint_whole("parts", 5));
+    assert_true(exists("parts/state-0000000005-0001.h5"));
+    expect_same_model("whole/model", "parts/model");
+    /* The parts of a checkpoint go with it, and what a killed save left with the next one. */
+    write_text("parts/state-0000000009-0000.h5", "");
+    remove_all("parts/model");
+    remove_all("parts/results.json");
+    remove_all("parts/ckpt-0000000005.h5");
+    QUANTIZE(3, MODELS "tiny-llama", METHOD("adaround"), STAGES_ALONE, "--out", "parts");
+    assert_null(find_name("parts", "state-0000000009", ""));
+    expect_same_model("whole/model", "parts/model");
+    finish(start_ranks(0, VQROUND, COMMON(MODELS "tiny-llama"),
+                       LIST(METHOD("adaround"), "--out", "parts")));
+    expect_code(2);
+    expect_words("train.pool_max", NULL);
+}
+
+/* Replicas of a stage add up their gradients among themselves. */
+static void test_replicas_of_parts(void **state)
+{
+    (void)state;
+    metrics x[6], y[6];
+    make_model("rand-llama-gqa-tied", "model");
+    QUANTIZE(0, "model", "--steps", "6", "--batch-size", "4", "--method", "adaround", STAGES_ALONE,
+             "--learn-scale", "--out", "one");
+    QUANTIZE(4, "model", "--steps", "6", "--batch-size", "4", "--method", "adaround", STAGES_ALONE,
+             "--learn-scale", "--threads", "1", "--stages", "2", "--out", "square");
+    read_metrics("one", x, 6);
+    read_metrics("square", y, 6);
+    for (int i = 0; i < 6; i += 5)
+        if (fabs(y[i].loss / x[i].loss - 1) > 1e-4 ||
+            fabs(y[i].grad_norm / x[i].grad_norm - 1) > (i ? 1e-2 : 1e-5))
+            fail_msg("step %d: loss %.9g, gradient %.9g; one process has %.9g, %.9g", i, y[i].loss,
+                     y[i].grad_norm, x[i].loss, x[i].grad_norm);
+}
+
 /* --- other ways to train --------------------------------------------------------------------- */
 
 /* One process and two stages with the same further options. */
@@ -242,6 +320,11 @@ int main(void)
         cmocka_unit_test_teardown(test_resume_on_other_stages, clear_folder),
         cmocka_unit_test_teardown(test_replicas, clear_folder),
         cmocka_unit_test_teardown(test_other_settings, clear_folder),
+        cmocka_unit_test_teardown(test_learned_scales, clear_folder),
+        cmocka_unit_test_teardown(test_adaround, clear_folder),
+        cmocka_unit_test_teardown(test_lora, clear_folder),
+        cmocka_unit_test_teardown(test_parts_are_the_pool, clear_folder),
+        cmocka_unit_test_teardown(test_replicas_of_parts, clear_folder),
         cmocka_unit_test_teardown(test_eval, clear_folder),
     };
     return cmocka_run_group_tests(tests, enter_world, leave_world);

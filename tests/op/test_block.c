@@ -1,5 +1,6 @@
-/* test_block - the gradient of whole models' layers against central differences in f64, and the
- * same loss and gradients in slices, with recomputation, and for several sequences at once. */
+/* test_block - the gradient of whole models' layers against central differences in f64, for each
+ * kind of logits and learned scales, with the regularizer's; and the same loss and gradients in
+ * slices, with recomputation, and for several sequences at once. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -15,12 +16,19 @@
 #include "pool.h"
 #include "rng.h"
 
-#define K 12
-#define D 8
+#define N_CODES 12
+#define WIDTH 8
 #define T 7
 #define BITS 3
+#define GROUP 16
 #define STEP 1e-6
 #define RELATIVE 1e-6 /* truncation is about STEP^2, cancellation 1e-16 / STEP of the loss */
+
+typedef struct setup {
+    const char *model;
+    vq_pool_kind kind;
+    bool learns_scale;
+} setup;
 
 typedef struct bed {
     vq_arena arena, scratch;
@@ -44,26 +52,28 @@ static void quantize(bed *b, int64_t slot)
     if (!l) return;
     const vq_tensor *w = &l->source->weight;
     const vq_grid_config grid = {
-        .bits = BITS, .group_size = 16, .include_zero = true, .scale_dtype = VQ_F32};
-    const int64_t n_vec = VQ_CEIL_DIV(vq_tensor_count(w), D);
+        .bits = BITS, .group_size = GROUP, .include_zero = true, .scale_dtype = VQ_F32};
+    const int64_t n_vec = VQ_CEIL_DIV(vq_tensor_count(w), WIDTH);
     vq_tensor rest;
     EXPECT_OK(vq_grid_alloc(&b->be, &l->quant, &b->arena, &grid, w->dim[0], w->dim[1]));
     EXPECT_OK(vq_tensor_new(&b->arena, VQ_HOST, VQ_F64, VQ_DIMS(w->dim[0], w->dim[1]), &rest));
     EXPECT_OK(vq_grid_make(&b->be, &l->quant, &rest, w, &grid));
+    l->quantized = true;
+    l->scale_dtype = VQ_F64; /* central differences see no rounding */
+    vq_pool_attach(&b->pool, slot, l);
+    EXPECT_OK(vq_vqlinear_learn_scale(&b->be, l, &b->arena));
+    if (b->pool.kind != VQ_POOL_CODES) return;
     EXPECT_OK(vq_tensor_new(&b->arena, VQ_HOST, VQ_U16, VQ_DIMS(n_vec), &l->quant.idx));
-    l->codes = vq_pool_part(&b->pool, &b->pool.codes, slot);
-    l->dcodes = vq_pool_part(&b->pool, &b->pool.grad, slot);
     for (int64_t i = 0; i < n_vec; i++)
         ((uint16_t *)l->quant.idx.data)[i] =
             (uint16_t)vq_rng_below(2, (uint64_t)slot, (uint64_t)i, l->codes.dim[0]);
-    l->quantized = true;
 }
 
-static void bed_open(bed *b, const char *name, int64_t B)
+static void bed_open(bed *b, const setup *set, int64_t B)
 {
     char dir[512];
     const vq_list skip = {0};
-    snprintf(dir, sizeof dir, TESTS_DIR "/models/%s", name);
+    snprintf(dir, sizeof dir, TESTS_DIR "/models/%s", set->model);
     *b = (bed){0};
     EXPECT_OK(vq_arena_init(&b->arena, "test", (size_t)1 << 30));
     EXPECT_OK(vq_arena_init(&b->scratch, "scratch", (size_t)1 << 30));
@@ -71,8 +81,17 @@ static void bed_open(bed *b, const char *name, int64_t B)
     EXPECT_OK(vq_model_open(&b->arena, dir, &b->model));
     const vq_model_config *c = &b->model.config;
     EXPECT_OK(vq_stage_init(&b->arena, &b->be, &b->model, 0, c->N, T, &b->scratch, &b->stage));
-    EXPECT_OK(vq_pool_init(&b->arena, &b->be, &b->model, &skip, K, D, &b->pool));
-    fill(&b->pool.codes, 3, -2, 2);
+    const vq_pool_rule rule = {.kind = set->kind,
+                               .K = N_CODES,
+                               .D = WIDTH,
+                               .group_size = set->learns_scale ? GROUP : 0,
+                               .skip = &skip,
+                               .last = c->N};
+    EXPECT_OK(vq_pool_init(&b->arena, &b->be, &b->model, &rule, &b->pool));
+    vq_tensor codes = vq_pool_all_codes(&b->pool, &b->pool.codes),
+              factors = vq_pool_all_scales(&b->pool, &b->pool.codes);
+    fill(&codes, 3, -2, 2);
+    fill(&factors, 4, 0.9, 1.1);
     for (int64_t slot = 0; slot < b->pool.n_slots; slot++) quantize(b, slot);
     EXPECT_OK(vq_tensor_new(&b->arena, VQ_HOST, VQ_I32, VQ_DIMS(B, T), &b->ids));
     for (int64_t i = 0; i < B * T; i++)
@@ -94,6 +113,7 @@ static void bed_close(bed *b)
 static double loss_of(bed *b, vq_kept *kept, vq_tensor *dhidden)
 {
     double loss = 0;
+    EXPECT_OK(vq_stage_set_scales(&b->stage));
     EXPECT_OK(vq_stage_fwd(&b->stage, VQ_MODE_SOFT, b->ids.dim[0], 0, &b->ids, &b->hidden, kept));
     EXPECT_OK(vq_head_kd(&b->be, &loss, dhidden, &b->hidden, &b->teacher, &b->model.head,
                          &b->model.head, 2, 1));
@@ -111,30 +131,59 @@ static double backward(bed *b, bool recompute)
     return loss;
 }
 
-/* d loss / d code by central differences, for some codes of every linear. */
+/* The regularizer's value; its gradient is added. */
+static double regularize(bed *b)
+{
+    double loss = 0;
+    for (int64_t slot = 0; slot < b->pool.n_slots; slot++) {
+        const vq_vqlinear *l =
+            vq_stage_linear(&b->stage, slot / VQ_N_KINDS, (vq_linear_kind)(slot % VQ_N_KINDS));
+        if (l) EXPECT_OK(vq_vqlinear_reg(&b->be, l, &b->scratch, &loss, 0.003, 5));
+    }
+    return loss;
+}
+
+/* The gradient of numbers [first, last) of the pool, some of them, by central differences. */
+static void check_gradient(bed *b, const double *grad, int64_t first, int64_t last, int64_t step,
+                           const char *name)
+{
+    double largest = 0;
+    for (int64_t i = first; i < last; i++) largest = fmax(largest, fabs(grad[i]));
+    assert_true(largest > 0);
+    for (int64_t i = first + 1; i < last; i += step) {
+        double *number = (double *)b->pool.codes.data + i;
+        const double at = *number;
+        *number = at + STEP;
+        const double above = loss_of(b, NULL, NULL) + regularize(b);
+        *number = at - STEP;
+        const double below = loss_of(b, NULL, NULL) + regularize(b);
+        *number = at;
+        const double expected = (above - below) / (2 * STEP);
+        if (!(fabs(grad[i] - expected) <= RELATIVE * largest + 1e-8))
+            fail_msg("%s[%lld]: gradient %.12g, by differences %.12g", name, (long long)(i - first),
+                     grad[i], expected);
+    }
+}
+
 static void test_gradient(void **state)
 {
+    const setup *set = *state;
     bed b;
-    bed_open(&b, *state, 2);
+    double *grad;
+    bed_open(&b, set, 2);
+    const int64_t n = vq_tensor_count(&b.pool.grad);
+    EXPECT_OK(VQ_NEW(&b.arena, n, &grad));
     backward(&b, false);
+    regularize(&b);
+    memcpy(grad, b.pool.grad.data, (size_t)n * sizeof *grad);
     for (int64_t slot = 0; slot < b.pool.n_slots; slot++) {
-        const int64_t n = vq_pool_codes(&b.pool, slot) * D;
-        const double *grad = (const double *)b.pool.grad.data + b.pool.offset[slot];
-        double largest = 0;
-        for (int64_t i = 0; i < n; i++) largest = fmax(largest, fabs(grad[i]));
-        for (int64_t i = 1; i < n; i += 31) {
-            double *code = (double *)b.pool.codes.data + b.pool.offset[slot] + i;
-            const double at = *code;
-            *code = at + STEP;
-            const double above = loss_of(&b, NULL, NULL);
-            *code = at - STEP;
-            const double below = loss_of(&b, NULL, NULL);
-            *code = at;
-            const double expected = (above - below) / (2 * STEP);
-            if (!(fabs(grad[i] - expected) <= RELATIVE * largest + 1e-8))
-                fail_msg("%s[%lld]: gradient %.12g, by differences %.12g",
-                         vq_pool_name(&b.model, slot), (long long)i, grad[i], expected);
-        }
+        const int64_t *at = &b.pool.offset[slot], *scale = &b.pool.scale_offset[slot];
+        const char *name = vq_pool_name(&b.model, slot);
+        if (at[1] == at[0]) continue;
+        check_gradient(&b, grad, at[0], at[1], VQ_MAX(31, (at[1] - at[0]) / 6), name);
+        if (set->learns_scale)
+            check_gradient(&b, grad, scale[0], scale[1], VQ_MAX(1, (scale[1] - scale[0]) / 4),
+                           name);
     }
     bed_close(&b);
 }
@@ -234,18 +283,33 @@ static void test_stages(void **state)
     bed_close(&b);
 }
 
-#define MODEL(name)                                                                                \
-    {"gradient, " name, test_gradient, NULL, NULL, name},                                          \
-        {"recompute, " name, test_recompute, NULL, NULL, name},                                    \
-        {"slices, " name, test_slices, NULL, NULL, name},                                          \
+#define SETUP(what, test, ...)                                                                     \
     {                                                                                              \
-        "stages, " name, test_stages, NULL, NULL, name                                             \
+        what, test, NULL, NULL, &(setup)                                                           \
+        {                                                                                          \
+            __VA_ARGS__                                                                            \
+        }                                                                                          \
     }
+#define MODEL(name)                                                                                \
+    SETUP("gradient, " name, test_gradient, name, VQ_POOL_CODES, false),                           \
+        SETUP("recompute, " name, test_recompute, name, VQ_POOL_CODES, false),                     \
+        SETUP("slices, " name, test_slices, name, VQ_POOL_CODES, false),                           \
+        SETUP("stages, " name, test_stages, name, VQ_POOL_CODES, false)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {MODEL("rand-llama-gqa-tied"), MODEL("rand-opt-f32"),
-                                       MODEL("rand-opt350"), MODEL("rand-qwen3-tied"),
-                                       MODEL("rand-llama3-rope")};
+    const struct CMUnitTest tests[] = {
+        MODEL("rand-llama-gqa-tied"),
+        MODEL("rand-opt-f32"),
+        MODEL("rand-opt350"),
+        MODEL("rand-qwen3-tied"),
+        MODEL("rand-llama3-rope"),
+        SETUP("learned scales", test_gradient, "rand-llama-gqa-tied", VQ_POOL_CODES, true),
+        SETUP("own logits", test_gradient, "rand-qwen3-tied", VQ_POOL_LOGITS, true),
+        SETUP("factors", test_gradient, "rand-opt-f32", VQ_POOL_FACTORS, false),
+        SETUP("factors and scales", test_gradient, "rand-llama-gqa-tied", VQ_POOL_FACTORS, true),
+        SETUP("slices, factors", test_slices, "rand-llama-gqa-tied", VQ_POOL_FACTORS, true),
+        SETUP("stages, factors", test_stages, "rand-qwen3-tied", VQ_POOL_FACTORS, true),
+    };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,4 +1,6 @@
-/* make_manual - writes the man page: the frame, with the list of all options where it says @KEYS@.
+/* make_manual - writes what the table of keys knows into a frame: where it says @MARKDOWN@, @ROFF@
+ * or
+ * @BASH@ stands the reference of all keys in that format.
  *
  *   make_manual FRAME OUTPUT */
 #include <errno.h>
@@ -15,6 +17,8 @@ static int fail(const char *path)
 
 int main(int argc, char **argv)
 {
+    static const char *const marks[] = {
+        [VQ_MARKDOWN] = "@MARKDOWN@\n", [VQ_ROFF] = "@ROFF@\n", [VQ_BASH] = "@BASH@\n"};
     if (argc != 3) {
         fprintf(stderr, "usage: make_manual FRAME OUTPUT\n");
         return VQ_EUSAGE;
@@ -25,8 +29,10 @@ int main(int argc, char **argv)
     if (!out) return fail(argv[2]);
     char line[1024];
     while (fgets(line, sizeof line, frame)) {
-        if (strcmp(line, "@KEYS@\n") == 0)
-            vq_config_print_reference(out, VQ_ROFF);
+        int i = 0;
+        while (i < VQ_COUNT(marks) && strcmp(line, marks[i]) != 0) i++;
+        if (i < VQ_COUNT(marks))
+            vq_config_print_reference(out, (vq_reference)i);
         else
             fputs(line, out);
     }

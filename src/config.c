@@ -1285,9 +1285,46 @@ static void print_reference_row(FILE *file, vq_reference format, const key *k)
     fputs(" |\n", file);
 }
 
+/* What may stand behind a flag: choices, or "DIR" and "FILE" for paths. */
+static void print_bash_values(FILE *file, const key *k)
+{
+    char flag[64];
+    const bool is_path = k->type == TEXT || k->type == LIST;
+    if (is_path ? strcmp(k->unit, "NAME") == 0 : !k->choices) return;
+    fprintf(file, "    --%s", shown_flag(k, flag));
+    if (strcmp(flag, k->name) != 0) fprintf(file, " | --%s", k->name);
+    fputs(") echo \"", file);
+    for (const char *c = is_path ? k->unit : k->choices; *c; c++) fputc(*c == '|' ? ' ' : *c, file);
+    fputs("\" ;;\n", file);
+}
+
+static void print_bash(FILE *file)
+{
+    char flag[64];
+    fputs("_vqround_words() { # SUBCOMMAND\n    case $1 in\n", file);
+    for (int c = 0; c < VQ_COUNT(commands); c++) {
+        fprintf(file, "    %s) echo \"--help", commands[c].name);
+        for (int i = 0; i < VQ_COUNT(keys); i++) {
+            if (!(keys[i].commands & commands[c].command)) continue;
+            fprintf(file, " --%s", shown_flag(&keys[i], flag));
+            if (keys[i].type == BOOL) fprintf(file, " --no-%s", flag);
+        }
+        fputs("\" ;;\n", file);
+    }
+    fputs("    \"\") echo \"--help --version", file);
+    for (int c = 0; c < VQ_COUNT(commands); c++) fprintf(file, " %s", commands[c].name);
+    fputs("\" ;;\n    esac\n}\n\n_vqround_values() { # FLAG\n    case $1 in\n", file);
+    for (int i = 0; i < VQ_COUNT(keys); i++) print_bash_values(file, &keys[i]);
+    fputs("    esac\n}\n", file);
+}
+
 void vq_config_print_reference(FILE *file, vq_reference format)
 {
     const char *group = NULL;
+    if (format == VQ_BASH) {
+        print_bash(file);
+        return;
+    }
     for (int i = 0; i < VQ_COUNT(keys); i++) {
         if (group != keys[i].group)
             fprintf(file,

@@ -222,6 +222,7 @@ uint64_t vq_config_phase_hash(const vq_config *config, unsigned phases);
 /* What --help prints: of the program (command 0) or of a subcommand. */
 void vq_config_print_help(FILE *file, unsigned command);
 
-/* The reference of all keys, for docs/ and the man page. */
-typedef enum vq_reference { VQ_MARKDOWN, VQ_ROFF } vq_reference;
+/* The reference of all keys: for docs/keys.md, the man page, and what bash completes (the functions
+ * _vqround_words SUBCOMMAND and _vqround_values FLAG). */
+typedef enum vq_reference { VQ_MARKDOWN, VQ_ROFF, VQ_BASH } vq_reference;
 void vq_config_print_reference(FILE *file, vq_reference format);

@@ -12,6 +12,7 @@ usage: ./bootstrap.sh COMMAND [OPTIONS]
   demo [VQROUND...] build, then quantize the bundled model to 2 bits into runs/demo
                     (made anew; with --resume true as it was left)
   check             formatting, layers, sanitizers, fuzzing and all tests
+  bundle [CMAKE...] build a folder and a .tar.gz that run where nothing is installed (build-bundle/)
   bench [NAME ...]  build the programs of bench/, and run build/bench/bench_NAME (ops)
   clean             remove all that was built (runs/ stays)
 
@@ -20,8 +21,8 @@ END
 }
 
 # What we need, by its name in Debian, in Spack and in conda-forge, and how to see that it is
-# there: a command, a pkg-config module or a C++ header. Only `check` needs those marked so, and it
-# does without those marked `wish` where it cannot install them: their tests are skipped.
+# there: a command, a pkg-config module or a C++ header. Only `check` and `bundle` need those marked
+# so; `check` does without those marked `wish` where it cannot install them: their tests are skipped.
 packages() {
     cat <<'END'
 build gcc                   gcc           gcc              command gcc
@@ -49,6 +50,7 @@ wish  slurmctld             slurm         -                command slurmctld
 wish  slurmd                slurm         -                command slurmd
 wish  slurm-client          slurm         -                command srun
 wish  munge                 munge         -                command munged
+bundle patchelf             patchelf      patchelf         command patchelf
 END
 }
 
@@ -69,11 +71,14 @@ present() { # KIND NAME
     esac &>/dev/null
 }
 
-# The rows of the table that are not there, for `build` or for `check`.
+# The rows of the table that are not there, for `build`, `check` or `bundle`.
 missing() {
     local use debian spack conda kind name
     packages | while read -r use debian spack conda kind name; do
-        [ "$use" != build ] && [ "$1" = build ] && continue
+        case $1-$use in
+        *-build | check-check | check-wish | bundle-bundle) ;;
+        *) continue ;;
+        esac
         [ "$use" = wish ] && ! may_install && continue
         # Only Debian needs its source packages' tools (FAISS's C API is made from one).
         [ "$debian" = dpkg-dev ] && [ ! -e /etc/debian_version ] && continue
@@ -112,7 +117,7 @@ install_packages() {
     fail "apt-get could not install: $*. Look at its messages above; run again when the network or the mirror is back" 2
 }
 
-deps() { # build | check
+deps() { # build | check | bundle
     local rows
     rows=$(missing "$1")
     [ -n "$rows" ] || return 0
@@ -197,6 +202,57 @@ check() {
     run_tests build '^(unit|op|golden|cli|mpi|slurm)$'
 }
 
+# The libraries of programs and plugins that a bare node does not have: all but glibc's.
+libraries() { # FILES...
+    ldd "$@" | awk '$2 == "=>" && $3 { print $3 }' | sort -u |
+        grep -vE '/(ld-linux[^/]*|lib(c|m|dl|rt|pthread|util|resolv|anl|nss_[^/]*))\.so'
+}
+
+# Open MPI's and PMIx' plugins but those for networks that would need their own libraries; mpirun.
+bundle_mpi() { # FOLDER
+    local mpi plugins plugin pmix program
+    mpi=$(ldd "$1/bin/vqround" | awk '/libmpi\.so/ { print $3 }')
+    [ -n "$mpi" ] || return 0
+    plugins=$(ompi_info --path pkglibdir --parsable | cut -d : -f 3)
+    mkdir -p "$1/lib/openmpi" "$1/lib/pmix"
+    for plugin in "$plugins"/*.so; do
+        libraries "$plugin" | grep -qE 'lib(uct|ucp|ucs|psm|fabric|ibverbs|rdmacm|efa|nl-|oshmem|numa|cuda)' ||
+            cp "$plugin" "$1/lib/openmpi"
+    done
+    pmix=$(libraries "$1/lib/openmpi"/mca_pmix_*.so | grep libpmix || true)
+    [ -z "$pmix" ] || cp "$(dirname "$(realpath "$pmix")")"/pmix/*.so "$1/lib/pmix"
+    cp -r "$(ompi_info --path pkgdatadir --parsable | cut -d : -f 3)" "$1/share/openmpi"
+    for program in orterun orted; do cp -L "$(command -v $program)" "$1/bin"; done
+    ln -s orterun "$1/bin/mpirun"
+}
+
+# Programs find their libraries by their own place; Open MPI is told by a wrapper where it is.
+bundle() { # [CMAKE...]
+    local version folder files libs glibc
+    deps bundle
+    say "building for any x86-64 with AVX2"
+    tree build-bundle all -DVQ_ARCH=x86-64-v3 -DVQ_TESTS=OFF "$@"
+    version=$(build-bundle/vqround --version | cut -d ' ' -f 2)
+    folder=build-bundle/vqround-$version-$(uname -s)-$(uname -m)
+    rm -rf "$folder"
+    cmake --install build-bundle --prefix "$folder" --strip >/dev/null
+    mkdir -p "$folder/lib"
+    bundle_mpi "$folder"
+    mapfile -t files < <(find "$folder/bin" "$folder/lib" -type f)
+    mapfile -t libs < <(libraries "${files[@]}")
+    patchelf --set-rpath '$ORIGIN/../lib:$ORIGIN/..' "${files[@]}" # bin/NAME, lib/openmpi/NAME.so
+    cp -L "${libs[@]}" "$folder/lib"
+    strip --strip-unneeded "$folder"/lib/*.so*
+    patchelf --set-rpath '$ORIGIN' "$folder"/lib/*.so*
+    cp packaging/bundle.sh "$folder/vqround"
+    [ ! -e "$folder/bin/mpirun" ] || ln -s vqround "$folder/mpirun"
+    cp README.md "$folder"
+    tar -C build-bundle -czf "$folder.tar.gz" "$(basename "$folder")"
+    glibc=$({ objdump -T "${files[@]}" "$folder"/lib/*.so* || true; } | grep -o 'GLIBC_[0-9.]*' | sort -uV | tail -n 1)
+    say "$folder.tar.gz: $(du -m "$folder.tar.gz" | cut -f 1) MiB, $(du -sm "$folder" | cut -f 1) MiB unpacked; needs ${glibc/_/ } or later"
+    tests/install/bare.sh "$folder.tar.gz" || [ $? = 77 ]
+}
+
 bench() { # [NAME [ARGUMENTS...]]
     deps build
     say "building the benchmarks"
@@ -205,14 +261,14 @@ bench() { # [NAME [ARGUMENTS...]]
 }
 
 clean() {
-    rm -rf build build-asan build-deps
+    rm -rf build build-asan build-bundle build-deps
 }
 
 command=${1:-help}
 [ $# -eq 0 ] || shift
 case $command in
 deps) deps check ;;
-build | demo | check | bench | clean) "$command" "$@" ;;
+build | demo | check | bundle | bench | clean) "$command" "$@" ;;
 help | -h | --help) usage ;;
 *)
     usage >&2

@@ -68,3 +68,20 @@ table_is_done() { # OUT LINE
     name=$(cut -f 2 <<<"$2")
     [ -e "$1/$name/results.json" ] && [ "$(cat "$1/$name/row.done" 2>/dev/null)" = "$(cut -f 3- <<<"$2")" ]
 }
+
+# The value of a key in a row, as table_read gives it: its own, or that of its config file, where a
+# key on the top level is a line of its own.
+table_value() { # LINE KEY
+    local value config
+    value=$(tr '\t' '\n' <<<"$1" | awk -v flag="--$2" 'found { print; exit } $0 == flag { found = 1 }')
+    if [ -z "$value" ] && [ "$2" != config ]; then
+        config=$(table_value "$1" config)
+        [ ! -r "$config" ] || value=$(sed -n "s/^$2:[[:space:]]*\\([^[:space:]#]*\\).*/\\1/p" "$config")
+    fi
+    echo "$value"
+}
+
+# Whether the model of a row is where it is to be read from.
+table_has_model() { # LINE
+    [ -e "$(table_value "$1" model)/config.json" ]
+}

@@ -67,6 +67,40 @@ vq_find_mpi() {
     vq_say "MPI ${library:-none}, srun --mpi=$VQ_MPI"
 }
 
+# Where a library is that a program would find at run time.
+vq_library() { # NAME
+    local folder
+    {
+        tr ':' '\n' <<<"${LD_LIBRARY_PATH:-}" | while read -r folder; do ls "$folder/$1".so*; done
+        PATH=$PATH:/usr/sbin ldconfig -p | awk -v name="$1.so" 'index($1, name) == 1 { print $NF }'
+    } 2>/dev/null | head -n 1
+}
+
+# What GPUs need. Only a job that was given GPUs cannot do without it.
+vq_find_cuda() {
+    local folder gpus module lost
+    folder=$(dirname "${VQ_PROGRAM:-.}")
+    gpus=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU')
+    module=$(find "$folder" "$folder/../lib" -maxdepth 2 -name '*vq_cuda.so' 2>/dev/null | head -n 1)
+    vq_say "CUDA $gpus GPUs, vqround's module ${module:-missing}, CUDA $(vq_or_missing libcudart), cuBLAS $(vq_or_missing libcublasLt), NCCL $(vq_or_missing libnccl)"
+    [ -n "${SLURM_JOB_GPUS:-${SLURM_STEP_GPUS:-}}" ] || return 0
+    [ "$gpus" -gt 0 ] ||
+        vq_missing "the job has GPUs, and nvidia-smi finds none on $(hostname): expected a driver that works. Ask for another node, or give --device cpu and no GPUs"
+    if [ -z "$module" ]; then
+        vq_missing "the job has GPUs, and there is no vq_cuda.so beside $VQ_PROGRAM: expected a build with CUDA. Build where nvcc is (VQ_MODULES), or ask for no GPUs"
+        return
+    fi
+    lost=$(ldd "$module" | awk '/not found/ { print $1 }' | sort -u | xargs)
+    [ -z "$lost" ] ||
+        vq_missing "the job has GPUs, and $module needs $lost, not found on this node: expected CUDA's and NCCL's libraries. Load their modules (VQ_MODULES)"
+}
+
+vq_or_missing() { # LIBRARY
+    local found
+    found=$(vq_library "$1")
+    echo "${found:-missing}"
+}
+
 # CPUs of a rank are given to srun once more: since Slurm 22.05 a step does not inherit them.
 vq_find_job() {
     VQ_THREADS=${VQ_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
@@ -97,5 +131,6 @@ vq_is_complete=true
 vq_find_modules
 vq_find_program
 vq_find_mpi
+vq_find_cuda
 vq_find_job
 $vq_is_complete

@@ -241,6 +241,25 @@ done
 sweep 2>third.err
 grep -q 'all 6 rows .* are done' third.err || fail "something is left to do" third.err
 
+begin "the paper's models: those that are absent are named, the others queued"
+ln -s "$root/configs" configs
+mkdir models
+cp -r "$root/tests/models/zoo/opt-125m" models
+bash "$root/slurm/reproduce.sbatch" zoo --test-only --cpus-per-task=1 >zoo.out 2>&1 || fail "code $?" zoo.out
+[ "$(grep -c '^absent ' zoo.out)" = 13 ] || fail "not 13 models are absent" zoo.out
+grep -q '^queued .*opt-125m.yaml: 4 rows' zoo.out || fail "opt-125m is not queued" zoo.out
+grep -q 'to start at' zoo.out || fail "Slurm would not take it" zoo.out
+[ "$("$root/slurm/collect.sh" configs/reproduce.tsv zoo | grep -c ',no model: models/')" = 52 ] ||
+    fail "not 52 rows without a model"
+
+begin "env.sh: a job with GPUs is told what it lacks"
+bash "$root/slurm/env.sh" >env.out 2>&1 || fail "code $?" env.out
+grep -q '^env .*CUDA .* NCCL ' env.out || fail "nothing about CUDA" env.out
+if ! nvidia-smi --list-gpus >nvidia.out 2>&1; then
+    ! SLURM_JOB_GPUS=0 bash "$root/slurm/env.sh" >env.out 2>&1 || fail "code 0 without a GPU" env.out
+    grep -q 'error: the job has GPUs, and nvidia-smi finds none' env.out || fail "no error" env.out
+fi
+
 begin "locks: one of many takes it; a holder that is gone or silent loses it, a live one does not"
 # shellcheck source=slurm/lock.sh
 . "$root/slurm/lock.sh"

@@ -40,8 +40,6 @@ while IFS= read -r row; do
         status="failed: $(cat "$out/$name/failed")"
     elif [ -e "$out/$name" ]; then
         status=unfinished
-    elif ! table_has_model "$row"; then
-        status="no model: $(table_value "$row" model)"
     else
         status=missing
     fi

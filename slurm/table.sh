@@ -80,8 +80,3 @@ table_value() { # LINE KEY
     fi
     echo "$value"
 }
-
-# Whether the model of a row is where it is to be read from.
-table_has_model() { # LINE
-    [ -e "$(table_value "$1" model)/config.json" ]
-}

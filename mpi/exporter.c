@@ -1,10 +1,34 @@
 /* exporter - stages to files. */
 #include "exporter.h"
 
+#include <jansson.h>
+#include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "error.h"
+#include "init.h"
 #include "log.h"
+#include "train.h"
+
+vq_mode vq_export_mode(const vq_config *config)
+{
+    return config->method == VQ_METHOD_RTN    ? VQ_MODE_RTN
+           : config->method == VQ_METHOD_GPTQ ? VQ_MODE_GPTQ
+                                              : VQ_MODE_HARD;
+}
+
+vq_status vq_export_check_place(const vq_config *config, const char *dir, const char *key,
+                                const char *input)
+{
+    struct stat in, out;
+    if (!input || stat(input, &in) != 0 || stat(dir, &out) != 0) return VQ_OK;
+    VQ_CHECK(in.st_dev != out.st_dev || in.st_ino != out.st_ino, VQ_EUSAGE,
+             "--out %s: the quantized model goes into %s, which is the %s to read: expected a "
+             "folder that is not in use. Choose another --out",
+             config->out, dir, key);
+    return VQ_OK;
+}
 
 /* What the settings make of the linears. */
 static vq_packing packing_of(const vq_config *c)
@@ -98,4 +122,79 @@ vq_status vq_export_model(vq_job *job, vq_mode mode, const char *dir, double *by
     vq_log(VQ_LOG_INFO, "export   %s, %s in %s", dir, vq_bytes_text(*bytes, size),
            vq_duration_text(vq_seconds() - start_s, spent));
     return VQ_OK;
+}
+
+/* --- a finished run ----------------------------------------------------------------------------
+ */
+
+/* The run's settings, with what this command says about where, how and on what. */
+static vq_status settings_of_run(vq_arena *arena, const vq_config *own, vq_config *c)
+{
+    char *path;
+    VQ_TRY(vq_path_join(arena, own->run, "config.yaml", &path));
+    VQ_CHECK(vq_file_exists(path), VQ_EFILE,
+             "%s: there is no config.yaml in it: expected the folder that quantize wrote (its "
+             "--out). Check the path",
+             own->run);
+    VQ_TRY(vq_config_defaults(arena, c));
+    VQ_TRY(vq_config_read_yaml(arena, path, c));
+    c->export = own->export;
+    if (own->model) c->model = own->model;
+    c->out = own->run;
+    c->stages = own->stages;
+    c->replicas = 0;
+    c->comm = own->comm;
+    c->device = own->device;
+    c->threads = own->threads;
+    VQ_TRY(vq_config_check(c, VQ_QUANTIZE));
+    VQ_TRY(vq_export_check_place(own, own->out, "model", c->model));
+    VQ_TRY(vq_export_check_place(own, own->out, "teacher.model", c->teacher.model));
+    return vq_export_check_place(own, own->out, "run", own->run);
+}
+
+static vq_status export_job(vq_job *job, const char *dir, double *bytes)
+{
+    const vq_config *c = job->config;
+    vq_data data;
+    vq_init_stats init;
+    VQ_TRY(vq_model_require_dense(&job->model.config, c->model));
+    VQ_TRY(vq_export_check(job));
+    VQ_TRY(vq_comm_agree(job->comm, vq_job_stage(job, &job->model, 1, &job->stage)));
+    VQ_TRY(vq_feed_read(job, &data));
+    VQ_TRY(vq_init_read(job, &data, &init));
+    if (vq_config_learns(c)) VQ_TRY(vq_train_restore(job, &data));
+    return vq_export_model(job, vq_export_mode(c), dir, bytes);
+}
+
+static void print_export(const vq_config *config, double bytes, double seconds)
+{
+    const vq_packing format = {.format = config->export.format};
+    char size[32];
+    if (!config->json) {
+        printf("%s: %s, %s\n", config->out, vq_packing_name(&format), vq_bytes_text(bytes, size));
+        return;
+    }
+    json_t *row =
+        json_pack("{s:s, s:s, s:I, s:f}", "out", config->out, "format", vq_packing_name(&format),
+                  "bytes", (json_int_t)bytes, "seconds", seconds);
+    json_dumpf(row, stdout, JSON_COMPACT);
+    putchar('\n');
+    json_decref(row);
+}
+
+vq_status vq_export_run(const vq_config *config, vq_comm *comm)
+{
+    const double start_s = vq_seconds();
+    double bytes = 0;
+    vq_arena arena;
+    vq_config c;
+    vq_job job = {0};
+    VQ_TRY(vq_arena_init(&arena, "settings", (size_t)64 << 20));
+    vq_status status = vq_comm_agree(comm, settings_of_run(&arena, config, &c));
+    if (!status) status = vq_job_open(&c, comm, &job);
+    if (!status) status = export_job(&job, config->out, &bytes);
+    vq_job_close(&job);
+    vq_arena_close(&arena);
+    if (!status && comm->rank == 0) print_export(config, bytes, vq_seconds() - start_s);
+    return status;
 }

@@ -103,9 +103,8 @@ static vq_status write_windows(vq_job *job, const char *path, uint64_t key, cons
     return status;
 }
 
-static vq_status load(const vq_h5 *h, vq_job *job, uint64_t key, vq_windows *w)
+static vq_status check_key(const vq_h5 *h, vq_job *job, uint64_t key)
 {
-    vq_tensor ids, document, offset;
     uint64_t found;
     char *model;
     VQ_TRY(vq_h5_get_u64(h, NULL, "key", &found));
@@ -115,6 +114,12 @@ static vq_status load(const vq_h5 *h, vq_job *job, uint64_t key, vq_windows *w)
              "tokenizer has changed: expected the same. Choose another --out, or give --no-resume "
              "to start anew",
              h->path, model, job->model.dir);
+    return VQ_OK;
+}
+
+static vq_status load(const vq_h5 *h, vq_job *job, vq_windows *w)
+{
+    vq_tensor ids, document, offset;
     VQ_TRY(vq_h5_load(h, &job->run, "ids", &ids));
     VQ_TRY(vq_h5_load(h, &job->run, "document", &document));
     VQ_TRY(vq_h5_load(h, &job->run, "offset", &offset));
@@ -124,11 +129,13 @@ static vq_status load(const vq_h5 *h, vq_job *job, uint64_t key, vq_windows *w)
     return VQ_OK;
 }
 
-static vq_status read_windows(vq_job *job, const char *path, uint64_t key, vq_windows *w)
+/* key NULL: the file is taken as it is. */
+static vq_status read_windows(vq_job *job, const char *path, const uint64_t *key, vq_windows *w)
 {
     vq_h5 h;
     VQ_TRY(vq_h5_open(&job->run, path, KIND, LAYOUT, &h));
-    vq_status status = load(&h, job, key, w);
+    vq_status status = key ? check_key(&h, job, *key) : VQ_OK;
+    if (!status) status = load(&h, job, w);
     vq_h5_close(&h);
     return status;
 }
@@ -162,7 +169,7 @@ static vq_status prepare(vq_job *job, const vq_tokenizer *tokenizer, vq_data *da
     }
     if (c->eval.run) VQ_TRY(eval_windows(job, tokenizer, &eval_text, data));
     if (have) {
-        VQ_TRY(read_windows(job, path, key, &data->calib));
+        VQ_TRY(read_windows(job, path, &key, &data->calib));
     } else {
         VQ_TRY(make_windows(job, tokenizer, &calib_text, &data->calib));
         VQ_TRY(write_windows(job, path, key, &data->calib));
@@ -200,6 +207,16 @@ static vq_status do_eval(vq_job *job, const vq_tokenizer *t, const vq_list *path
     vq_text text;
     VQ_TRY(read_text(job, paths, &text));
     return eval_windows(job, t, &text, data);
+}
+
+static vq_status do_read(vq_job *job, const vq_tokenizer *t, const vq_list *paths, vq_data *data)
+{
+    char *path;
+    (void)t, (void)paths;
+    VQ_TRY(vq_job_path(job, &path, "tokens.h5"));
+    VQ_TRY(read_windows(job, path, NULL, &data->calib));
+    data->calib_hash = vq_windows_hash(&data->calib);
+    return VQ_OK;
 }
 
 static vq_status do_windows(vq_job *job, const vq_tokenizer *t, const vq_list *paths, vq_data *data)
@@ -243,6 +260,11 @@ vq_status vq_feed_prepare(vq_job *job, vq_data *data)
     VQ_TRY(vq_comm_agree(job->comm, job->comm->rank == 0 ? tokens_key(job, &key) : VQ_OK));
     VQ_TRY(vq_share_begin(job, KIND, key, KIND, true, &share));
     return vq_share_end(&share, on_rank_0(job, NULL, data, do_prepare));
+}
+
+vq_status vq_feed_read(vq_job *job, vq_data *data)
+{
+    return on_rank_0(job, NULL, data, do_read);
 }
 
 vq_status vq_feed_eval(vq_job *job, const vq_list *paths, vq_data *data)

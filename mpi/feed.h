@@ -16,6 +16,10 @@ typedef struct vq_data {
  * VQ_EUNSUPPORTED (tokenizer), VQ_EMEM. */
 vq_status vq_feed_prepare(vq_job *job, vq_data *data);
 
+/* The calibration windows of RUN/tokens.h5, whatever became of the texts, for a run that is
+ * finished. Collective. Fails: VQ_EFILE, VQ_EMEM. */
+vq_status vq_feed_read(vq_job *job, vq_data *data);
+
 /* The evaluation windows alone, for `vqround eval`. Collective. */
 vq_status vq_feed_eval(vq_job *job, const vq_list *paths, vq_data *data);
 

@@ -568,18 +568,38 @@ static vq_status find_or_make(vq_job *job, const settings *set, const vq_data *d
     return VQ_OK;
 }
 
-vq_status vq_init_codebooks(vq_job *job, const vq_data *data, vq_init_stats *stats)
+/* The key, and room for all that is made or read. Collective. */
+static vq_status prepare(vq_job *job, const settings *set, const vq_data *data,
+                         vq_init_stats *stats)
 {
-    const settings set = settings_of(job->config, job->model.embed.dtype);
-    const double start_s = vq_seconds();
-    vq_share share;
     *stats = (vq_init_stats){0};
     vq_comm_at(job->comm, "init");
     job->init_key =
         vq_hash_u64(vq_config_phase_hash(job->config, VQ_PHASE_INIT), job->model.fingerprint);
     if (vq_config_uses_gptq(job->config))
         job->init_key = vq_hash_u64(job->init_key, data->calib_hash);
-    VQ_TRY(vq_comm_agree(job->comm, prepare_linears(job, &set, stats)));
+    return vq_comm_agree(job->comm, prepare_linears(job, set, stats));
+}
+
+vq_status vq_init_read(vq_job *job, const vq_data *data, vq_init_stats *stats)
+{
+    const settings set = settings_of(job->config, job->model.embed.dtype);
+    bool all;
+    VQ_TRY(prepare(job, &set, data, stats));
+    VQ_TRY(read_all(job, &all));
+    VQ_CHECK(all, VQ_EFILE,
+             "%s: its " PREFIX "*.h5 lack linears of the model: expected a finished run. Run the "
+             "same quantize command again to finish it",
+             job->config->out);
+    return vq_config_learns(job->config) && job->pool.is_whole ? share_codes(job) : VQ_OK;
+}
+
+vq_status vq_init_codebooks(vq_job *job, const vq_data *data, vq_init_stats *stats)
+{
+    const settings set = settings_of(job->config, job->model.embed.dtype);
+    const double start_s = vq_seconds();
+    vq_share share;
+    VQ_TRY(prepare(job, &set, data, stats));
     VQ_TRY(vq_share_begin(job, KIND, job->init_key, PREFIX, true, &share));
     vq_comm_at(job->comm, "init");
     VQ_TRY(vq_share_end(&share, find_or_make(job, &set, data)));

@@ -18,3 +18,7 @@ typedef struct vq_init_stats {
  * the stage; the pool gets the codes of all layers; sets job->init_key. Fails: VQ_ENOTFINITE (a
  * weight), VQ_EFILE (an init file of other settings), VQ_EMEM. */
 vq_status vq_init_codebooks(vq_job *job, const vq_data *data, vq_init_stats *stats);
+
+/* The same from a run folder that has them all. Collective. Fails: VQ_EFILE (a linear is missing,
+ * or was made with other settings), VQ_EMEM. */
+vq_status vq_init_read(vq_job *job, const vq_data *data, vq_init_stats *stats);

@@ -3,7 +3,6 @@
 
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "cpu_backend.h"
@@ -50,27 +49,14 @@ static vq_status clear_folder(vq_job *job)
     return VQ_OK;
 }
 
-/* The export would overwrite a model that lies in its place. */
-static vq_status check_place(vq_job *job, const char *key, const char *input)
-{
-    struct stat in, out;
-    char *path;
-    VQ_TRY(vq_job_path(job, &path, "model"));
-    if (!input || stat(input, &in) != 0 || stat(path, &out) != 0) return VQ_OK;
-    VQ_CHECK(in.st_dev != out.st_dev || in.st_ino != out.st_ino, VQ_EUSAGE,
-             "--out %s: the quantized model goes into %s, which is the %s to read: expected a "
-             "folder that is not in use. Choose another --out",
-             job->config->out, path, key);
-    return VQ_OK;
-}
-
 /* Makes the run folder, or finds that it belongs to the same settings. */
 static vq_status open_folder(vq_job *job, int argc, const char *const *argv)
 {
     const vq_config *c = job->config;
-    char *path, *tokens, differs[1024];
-    VQ_TRY(check_place(job, "model", c->model));
-    VQ_TRY(check_place(job, "teacher.model", c->teacher.model));
+    char *path, *tokens, *model, differs[1024];
+    VQ_TRY(vq_job_path(job, &model, "model"));
+    VQ_TRY(vq_export_check_place(c, model, "model", c->model));
+    VQ_TRY(vq_export_check_place(c, model, "teacher.model", c->teacher.model));
     VQ_TRY(vq_make_folders(c->out));
     VQ_TRY(clear_folder(job));
     VQ_TRY(vq_job_path(job, &path, "config.yaml"));
@@ -217,9 +203,6 @@ static vq_status run(vq_job *job, int argc, const char *const *argv)
                                           [VQ_METHOD_GPTQ] = "gptq",
                                           [VQ_METHOD_ADAROUND] = "adaround",
                                           [VQ_METHOD_LORA] = "lora"};
-    const vq_mode exported = c->method == VQ_METHOD_RTN    ? VQ_MODE_RTN
-                             : c->method == VQ_METHOD_GPTQ ? VQ_MODE_GPTQ
-                                                           : VQ_MODE_HARD;
     const bool learns = vq_config_learns(c);
     const int64_t T_max = VQ_MAX(c->seqlen, c->eval.run ? c->eval.seqlen : 0);
     const double start_s = vq_seconds();
@@ -263,7 +246,7 @@ static vq_status run(vq_job *job, int argc, const char *const *argv)
     }
     const double export_s = vq_seconds();
     VQ_TRY(vq_job_path(job, &model_dir, "model"));
-    VQ_TRY(vq_export_model(job, exported, model_dir, &exported_bytes));
+    VQ_TRY(vq_export_model(job, vq_export_mode(c), model_dir, &exported_bytes));
     r.seconds.export = vq_seconds() - export_s;
 
     r.trained_parameters = learns ? init.n_codes : 0;

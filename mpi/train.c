@@ -300,14 +300,43 @@ static vq_status open_state(loop *L, vq_train_stats *stats)
     return job->comm->rank == 0 ? open_metrics(L) : VQ_OK;
 }
 
+/* What the checkpoints of this job carry. */
+static uint64_t key_of(const vq_job *job, const vq_data *data)
+{
+    uint64_t h = vq_hash_u64(vq_config_phase_hash(job->config, VQ_PHASE_TRAIN), job->init_key);
+    h = vq_hash_u64(h, data->calib_hash);
+    return vq_hash_u64(h, job->teacher.dir ? job->teacher.fingerprint : job->model.fingerprint);
+}
+
 static vq_status prepare(loop *L, vq_train_stats *stats)
 {
-    vq_job *job = L->job;
-    job->train_key = vq_hash_u64(vq_config_phase_hash(L->config, VQ_PHASE_TRAIN), job->init_key);
-    job->train_key = vq_hash_u64(job->train_key, L->data->calib_hash);
-    job->train_key = vq_hash_u64(job->train_key, job->teacher.dir ? job->teacher.fingerprint
-                                                                  : job->model.fingerprint);
-    return vq_comm_agree(job->comm, open_state(L, stats));
+    L->job->train_key = key_of(L->job, L->data);
+    return vq_comm_agree(L->job->comm, open_state(L, stats));
+}
+
+/* What is trained as the newest checkpoint has it, on the ranks that have Adam's state. */
+static vq_status load_last(vq_job *job)
+{
+    const int64_t steps = job->config->train.steps;
+    vq_adam adam;
+    VQ_TRY(vq_stage_learn_scales(&job->stage, &job->weights));
+    if (job->comm->rank != 0 && job->pool.is_whole) return VQ_OK;
+    VQ_TRY(vq_adam_init(&job->run, &job->be, &job->pool, &adam));
+    VQ_TRY(vq_checkpoint_load(job, &adam));
+    VQ_CHECK(adam.step == steps, VQ_EFILE,
+             "%s: its newest checkpoint is of step %lld of %lld: expected a finished run. Run the "
+             "same quantize command again to finish it",
+             job->config->out, (long long)adam.step, (long long)steps);
+    return VQ_OK;
+}
+
+vq_status vq_train_restore(vq_job *job, const vq_data *data)
+{
+    vq_comm_at(job->comm, "train");
+    job->train_key = key_of(job, data);
+    VQ_TRY(vq_comm_agree(job->comm, load_last(job)));
+    if (job->pool.is_whole) VQ_TRY(vq_comm_broadcast(job->comm, &job->pool.codes, 0));
+    return vq_stage_set_scales(&job->stage);
 }
 
 vq_status vq_train(vq_job *job, const vq_data *data, vq_teacher *teacher, vq_train_stats *stats)

@@ -17,3 +17,8 @@ typedef struct vq_train_stats {
  * Fails: VQ_ESTOPPED (a signal or the time limit, after a checkpoint); VQ_ENOTFINITE (with step,
  * linear, and the file that holds the step's input); VQ_EFILE; VQ_EMEM. */
 vq_status vq_train(vq_job *job, const vq_data *data, vq_teacher *teacher, vq_train_stats *stats);
+
+/* The codes after the last step, as the newest checkpoint has them, for a run that is finished.
+ * Sets job->train_key. Collective. Fails: VQ_EFILE (no checkpoint of the last step, or of other
+ * settings), VQ_EMEM. */
+vq_status vq_train_restore(vq_job *job, const vq_data *data);

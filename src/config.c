@@ -40,7 +40,8 @@ enum {
     E = VQ_EVAL,
     T = VQ_TOKENS,
     I = VQ_INSPECT,
-    ALL = Q | E | T | I
+    X = VQ_EXPORT,
+    ALL = Q | E | T | I | X
 };
 
 /* What a phase makes the later ones use. */
@@ -63,8 +64,9 @@ static const char in_model[] = "Model and texts", in_grid[] = "Quantization",
 #define FROM(low) .min = (low), .max = HUGE_VAL
 static const key keys[] = {
     {"model", NULL, in_model, TEXT, AT(model), .unit = "DIR",
-     .help = "the Hugging Face model folder: config.json, weights, tokenizer",
-     .commands = Q | E | T, .required = Q | E | T},
+     .help = "the Hugging Face model folder: config.json, weights, tokenizer (export: where it is "
+             "now, if it has moved)",
+     .commands = Q | E | T | X, .required = Q | E | T},
     {"text", NULL, in_model, LIST, AT(text), .unit = "FILE",
      .help = "text to calibrate on (eval: to evaluate on): .txt or .jsonl, also .gz or .zst, or a "
              "folder of them; may be repeated",
@@ -74,8 +76,11 @@ static const key keys[] = {
          "text to evaluate on; without it the last tenth of --text is held out; may be repeated",
      .commands = Q, .phases = FOR_TOKENS},
     {"out", NULL, in_model, TEXT, AT(out), .unit = "PATH",
-     .help = "the run folder (tokens: the .h5 file) to write", .commands = Q | T,
-     .required = J | T},
+     .help = "the run folder (tokens: the .h5 file, export: the model folder) to write",
+     .commands = Q | T | X, .required = J | T | X},
+    {"run", NULL, in_model, TEXT, AT(run), .unit = "RUN",
+     .help = "the folder of a finished run, whose model is exported", .commands = X, .required = X,
+     .command_line_only = true},
     {"nsamples", NULL, in_model, INTEGER, AT(nsamples), .standard = "128", RANGE(1, 1 << 20),
      .unit = "windows", .help = "calibration windows", .commands = Q | T, .phases = FOR_TOKENS},
     {"seqlen", NULL, in_model, INTEGER, AT(seqlen), .standard = "2048", RANGE(2, 1 << 20),
@@ -252,7 +257,7 @@ static const key keys[] = {
      .choices = "dense|gptq|compressed-tensors",
      .help = "what the exported model folder holds: weights in the model's precision, which any "
              "engine loads, or packed integers for engines that compute with them",
-     .commands = Q},
+     .commands = Q | X},
 
     {"resume", NULL, in_run, BOOL, AT(resume), .standard = "true",
      .help = "go on with what the run folder holds; --no-resume starts anew", .commands = Q},
@@ -274,7 +279,7 @@ static const key keys[] = {
      .help = "checkpoint and stop (exit code 75) before this time is over; 0 is no limit",
      .commands = Q},
     {"stages", NULL, in_run, INTEGER, AT(stages), .standard = "0", RANGE(0, 4096),
-     .help = "pipeline stages: runs of layers; 0 is chosen from the ranks", .commands = Q | E},
+     .help = "pipeline stages: runs of layers; 0 is chosen from the ranks", .commands = Q | E | X},
     {"replicas", NULL, in_run, INTEGER, AT(replicas), .standard = "0", RANGE(0, 4096),
      .help = "copies of the pipeline, which share a step's windows; 0 is chosen from the ranks",
      .commands = Q},
@@ -283,7 +288,7 @@ static const key keys[] = {
      .phases = FOR_TRAIN},
     {"comm.limit_s", NULL, in_run, REAL, AT(comm.limit_s), .standard = "1800", RANGE(0.1, 1e6),
      .unit = "seconds", .help = "a rank that waits longer than this for another ends the job",
-     .commands = Q | E},
+     .commands = Q | E | X},
     {"device", NULL, in_run, CHOICE, AT(device), .standard = "auto", .choices = "auto|cpu|cuda",
      .help = "where to compute; auto is a GPU where there is one", .commands = ALL},
     {"threads", NULL, in_run, INTEGER, AT(threads), .standard = "0", RANGE(0, 4096),
@@ -337,6 +342,8 @@ static const struct {
      "cut a text into windows of tokens, as quantize does"},
     {VQ_PLAN, "plan", "--model DIR",
      "memory by rank, bytes between ranks, time and disk of a quantize job; loads no weights"},
+    {VQ_EXPORT, "export", "--run RUN --format FORMAT --out DIR",
+     "the model of a finished run in another format"},
     {VQ_INSPECT, "inspect", "PATH",
      "what a model folder, run folder, checkpoint or .h5 file holds"},
 };

@@ -74,6 +74,7 @@ typedef struct vq_config {
     const char *model;
     vq_list text;
     const char *out;
+    const char *run; /* the run folder that `vqround export` reads */
     vq_recipe recipe;
     vq_method method;
     vq_init_kind init;
@@ -160,7 +161,8 @@ typedef enum vq_command {
     VQ_EVAL = 2,
     VQ_TOKENS = 4,
     VQ_INSPECT = 8,
-    VQ_PLAN = 16
+    VQ_PLAN = 16,
+    VQ_EXPORT = 32
 } vq_command;
 
 /* Phases, as bits of the table's masks. */

@@ -8,6 +8,7 @@
 
 #include "error.h"
 #include "evaluate.h"
+#include "exporter.h"
 #include "guard.h"
 #include "inspect.h"
 #include "log.h"
@@ -82,6 +83,12 @@ static vq_status plan(const vq_config *config, vq_comm *comm, int argc, const ch
     return vq_plan_run(config, comm);
 }
 
+static vq_status export(const vq_config *config, vq_comm *comm, int argc, const char *const *argv)
+{
+    (void)argc, (void)argv;
+    return vq_export_run(config, comm);
+}
+
 static vq_status inspect(const vq_config *config, vq_comm *comm, int argc, const char *const *argv)
 {
     (void)argc, (void)argv;
@@ -92,11 +99,8 @@ static vq_status inspect(const vq_config *config, vq_comm *comm, int argc, const
 static const struct {
     vq_command command;
     vq_status (*run)(const vq_config *config, vq_comm *comm, int argc, const char *const *argv);
-} commands[] = {{VQ_QUANTIZE, quantize},
-                {VQ_EVAL, eval},
-                {VQ_TOKENS, tokens},
-                {VQ_PLAN, plan},
-                {VQ_INSPECT, inspect}};
+} commands[] = {{VQ_QUANTIZE, quantize}, {VQ_EVAL, eval},     {VQ_TOKENS, tokens},
+                {VQ_PLAN, plan},         {VQ_EXPORT, export}, {VQ_INSPECT, inspect}};
 
 static vq_status read_command(vq_arena *arena, int argc, const char *const *argv,
                               vq_command *command, vq_config *config)

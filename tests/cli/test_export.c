@@ -103,17 +103,17 @@ static int expect_same_weights(const char *dense, const char *packed)
     return n;
 }
 
-/* The packed model of a run: bytes as the run says, and everything that a loader asks for. */
-static void check_packed(const char *run, const char *source, const char *format, int bits,
+/* A packed model: everything that a loader asks for, and what export has printed about it. */
+static void check_folder(const char *model, const char *source, const char *format, int bits,
                          int group, bool symmetric)
 {
     const bool is_gptq = !strcmp(format, "gptq");
-    const char *model = text("%s/model", run);
+    json_t *printed = last_json();
     RUN_OK("inspect", model, "--json");
-    json_t *found = last_json(), *results = load_json(text("%s/results.json", run));
-    json_t *config = load_json(text("%s/config.json", model));
+    json_t *found = last_json(), *config = load_json(text("%s/config.json", model));
     const json_t *how = json_object_get(config, "quantization_config");
-    assert_true(json_number(found, "bytes") == json_number(results, "model_bytes/after"));
+    assert_true(json_number(found, "bytes") == json_number(printed, "bytes"));
+    assert_string_equal(json_string_value(json_object_get(printed, "format")), format);
     assert_string_equal(json_string_value(json_object_get(found, "format")), format);
     assert_true(json_number(found, "bits") == bits && json_number(found, "group_size") == group);
     assert_true(json_is_true(json_object_get(found, "symmetric")) == symmetric);
@@ -135,12 +135,27 @@ static void check_packed(const char *run, const char *source, const char *format
     assert_true(json_equal(config, original));
     json_decref(original);
     json_decref(config);
-    json_decref(results);
     json_decref(found);
+    json_decref(printed);
 }
 
-/* Dense and packed runs of the same settings give the same model, to the last bit of its weights
- * and of its perplexity. */
+/* A run's own model is packed, with the bytes that its results say. */
+static void check_run(const char *run, const char *source, const char *format)
+{
+    json_t *results = load_json(text("%s/results.json", run));
+    RUN_OK("inspect", text("%s/model", run), "--json");
+    json_t *found = last_json();
+    assert_true(json_number(found, "bytes") == json_number(results, "model_bytes/after"));
+    assert_true(json_number(found, "bytes") < json_number(results, "model_bytes/before"));
+    assert_string_equal(json_string_value(json_object_get(found, "format")), format);
+    assert_true(exists(text("%s/tokenizer.json", source)) ==
+                exists(text("%s/model/tokenizer.json", run)));
+    json_decref(found);
+    json_decref(results);
+}
+
+/* A run exported in every format gives the same model, to the last bit of its weights and of its
+ * perplexity. */
 static void packed_is_dense(void **state)
 {
     (void)state;
@@ -150,16 +165,19 @@ static void packed_is_dense(void **state)
         bool symmetric;
         const char *method, *init;
         int n_packed; /* of gptq and of compressed-tensors */
+        const char *more;
     } cases[] = {
-        {MODELS "tiny-qwen3", 4, 64, false, "vqround", "rtn", 28},
-        {MODELS "tiny-qwen3", 3, -1, true, "rtn", "rtn", 28},
-        {MODELS "tiny-opt", 2, 32, false, "gptq", "rtn", 24},
-        {MODELS "tiny-opt", 8, -1, true, "vqround", "gptq", 24},
+        {MODELS "tiny-qwen3", 4, 64, false, "vqround", "rtn", 28, NULL},
+        {MODELS "tiny-qwen3", 3, -1, true, "rtn", "rtn", 28, NULL},
+        {MODELS "tiny-opt", 2, 32, false, "gptq", "rtn", 24, NULL},
+        {MODELS "tiny-opt", 8, -1, true, "vqround", "gptq", 24, NULL},
         /* 688 is no multiple of 32: down keeps its columns, at 3 bits the whole MLP stays dense */
-        {MODELS "tiny-llama", 4, 32, true, "vqround", "rtn", 24},
-        {MODELS "tiny-llama", 3, 32, false, "rtn", "rtn", 16},
-        {ROOT_DIR "/configs/demo-model", 2, -1, false, "rtn", "rtn", 24},
-        {MODELS "rand-llama-gqa-tied", 8, -1, false, "vqround", "rtn", 14}, /* f32 */
+        {MODELS "tiny-llama", 4, 32, true, "vqround", "rtn", 24, NULL},
+        {MODELS "tiny-llama", 3, 32, false, "rtn", "rtn", 16, NULL},
+        {ROOT_DIR "/configs/demo-model", 2, -1, false, "rtn", "rtn", 24, NULL},
+        {MODELS "rand-llama-gqa-tied", 8, -1, false, "lora", "rtn", 14, NULL}, /* f32 */
+        {MODELS "tiny-qwen3", 2, 64, false, "vqround", "gptq", 28, "--learn-scale"},
+        {MODELS "tiny-qwen3", 3, -1, false, "adaround", "rtn", 28, "--learn-scale"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         const char *const *settings =
@@ -171,21 +189,25 @@ static void packed_is_dense(void **state)
             make_model("rand-llama-gqa-tied", "m");
             model = "m";
         }
-        remove_all("dense");
-        quantize(model, settings, "dense", "dense");
+        remove_all("run");
+        remove_all("to");
+        quantize(model, settings, formats[i % 2], "run");
         expect_code(0);
-        const double expected = perplexity_of("dense/model");
+        check_run("run", model, formats[i % 2]);
+        RUN_OK("export", "--run", "run", "--out", "to/dense", "--quiet");
+        assert_string_equal(last.err, "");
+        const double expected = perplexity_of("to/dense");
         for (int f = 0; f < 2; f++) {
-            remove_all("packed");
-            quantize(model, settings, formats[f], "packed");
-            expect_code(0);
-            const int n = expect_same_weights("dense/model", "packed/model");
+            const char *to = text("to/%s", formats[f]);
+            RUN_OK("export", "--run", "run", "--format", formats[f], "--out", to, "--json");
+            check_folder(to, model, formats[f], cases[i].bits, cases[i].group, cases[i].symmetric);
+            const int n = expect_same_weights("to/dense", to);
             if (n != cases[i].n_packed)
                 fail_msg("case %zu, %s: %d linears are packed", i, formats[f], n);
-            assert_true(perplexity_of("packed/model") == expected);
-            check_packed("packed", model, formats[f], cases[i].bits, cases[i].group,
-                         cases[i].symmetric);
+            assert_true(perplexity_of(to) == expected);
         }
+        expect_same_files(text("to/%s/model.safetensors", formats[i % 2]),
+                          "run/model/model.safetensors");
     }
 }
 
@@ -287,10 +309,59 @@ static void refused(void **state)
     }
 }
 
+/* A run that is not there, not finished, of another model; a place that is in use. */
+static void bad_runs(void **state)
+{
+    (void)state;
+    make_model("rand-llama3-rope", "source");
+    quantize("source", LIST("--bits", "4"), "dense", "good");
+    expect_code(0);
+    RUN("export", "--run", "good");
+    EXPECT_FAILED(2, "--out is missing", "expected", "Add it");
+    RUN("export", "--out", "to");
+    EXPECT_FAILED(2, "--run is missing", "expected", "Add it");
+    RUN("export", "--run", "none", "--out", "to");
+    EXPECT_FAILED(3, "none: there is no config.yaml", "expected the folder", "Check");
+    RUN("export", "--run", "good/model", "--out", "to");
+    EXPECT_FAILED(3, "good/model: there is no config.yaml", "expected the folder", "Check");
+    RUN("export", "--run", "good", "--out", "source");
+    EXPECT_FAILED(2, "--out source", "the model to read", "expected", "Choose another");
+    RUN("export", "--run", "good", "--out", "good");
+    EXPECT_FAILED(2, "--out good", "the run to read", "expected", "Choose another");
+    RUN("export", "--run", "good", "--model", MODELS "tiny-opt", "--out", "to");
+    EXPECT_FAILED(3, "good/init-0000.h5", "the model's weights", "expected");
+    assert_false(exists("to/config.json"));
+
+    RUN_OK("export", "--run", "good", "--format", "gptq", "--out", "to");
+    expect_words("export   gptq_v2", NULL);
+    assert_non_null(strstr(last.out, "to: gptq, "));
+    assert_true(rename("source", "moved") == 0);
+    RUN("export", "--run", "good", "--out", "to");
+    EXPECT_FAILED(3, "source/config.json", "no such file", "expected", "Check");
+    RUN_OK("export", "--run", "good", "--model", "moved", "--out", "to", "--quiet");
+    assert_false(exists("to/quantize_config.json"));
+    expect_same_files("to/model.safetensors", "good/model/model.safetensors");
+    expect_same_files("to/config.json", "moved/config.json");
+
+    const char *checkpoint = find_name("good", "ckpt-", ".h5");
+    assert_true(rename(checkpoint, "kept.h5") == 0);
+    RUN("export", "--run", "good", "--model", "moved", "--out", "to");
+    EXPECT_FAILED(3, "good: ", "step 0 of 3", "expected a finished run", "quantize command again");
+    assert_true(rename("kept.h5", checkpoint) == 0);
+    unlink("good/init-0000.h5");
+    RUN("export", "--run", "good", "--model", "moved", "--out", "to");
+    EXPECT_FAILED(3, "good: ", "init-*.h5 lack", "expected a finished run",
+                  "quantize command again");
+    unlink("good/tokens.h5");
+    RUN("export", "--run", "good", "--model", "moved", "--out", "to");
+    EXPECT_FAILED(3, "good/tokens.h5", "expected");
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(packed_is_dense), cmocka_unit_test(engines_are_named),
-        cmocka_unit_test(another_format_later), cmocka_unit_test(refused)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(packed_is_dense),
+                                       cmocka_unit_test(engines_are_named),
+                                       cmocka_unit_test(another_format_later),
+                                       cmocka_unit_test(refused), cmocka_unit_test(bad_runs)};
     return cmocka_run_group_tests(tests, enter_folder, leave_folder);
 }

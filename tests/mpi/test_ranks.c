@@ -311,6 +311,57 @@ static void test_eval(void **state)
     for (int i = 0; i < 3; i++) json_decref(result[i]);
 }
 
+/* Packed models: written by two stages and by one, exported again by three, evaluated by two. The
+ * tensors are the same, whichever files they are in. */
+static void test_packed(void **state)
+{
+    (void)state;
+    static const char *const formats[] = {"gptq", "compressed-tensors"};
+    QUANTIZE(0, MODELS "tiny-llama", "--steps", "2", "--group-size", "16", "--out", "dense");
+    for (int f = 0; f < 2; f++) {
+        const char *one = text("one-%d", f), *two = text("two-%d", f), *three = text("three-%d", f);
+        QUANTIZE(0, MODELS "tiny-llama", "--steps", "2", "--group-size", "16", "--format",
+                 formats[f], "--out", one);
+        QUANTIZE(2, MODELS "tiny-llama", "--steps", "2", "--group-size", "16", "--format",
+                 formats[f], "--out", two);
+        expect_same_run(one, two, 2);
+        finish(start_ranks(3, VQROUND, LIST("export", "--quiet", "--run", "dense"),
+                           LIST("--format", formats[f], "--out", three)));
+        expect_code(0);
+        expect_same_model(text("%s/model", one), three);
+        assert_true(exists(text("%s/model-00003-of-00003.safetensors", three)));
+        json_t *p = load_json(text("%s/results.json", one)),
+               *q = load_json(text("%s/results.json", two));
+        assert_true(json_number(p, "model_bytes/after") == json_number(q, "model_bytes/after"));
+        json_decref(p);
+        json_decref(q);
+        double perplexity[2];
+        for (int i = 0; i < 2; i++) {
+            finish(start_ranks(i ? 2 : 0, VQROUND,
+                               LIST("eval", "--text", HELD_OUT, "--seqlen", "32", "--max-windows",
+                                    "4", "--json", "--quiet", "--model"),
+                               LIST(i ? three : "dense/model")));
+            expect_code(0);
+            json_t *row = last_json();
+            perplexity[i] = json_number(row, "perplexity");
+            json_decref(row);
+        }
+        assert_true(perplexity[0] == perplexity[1]);
+    }
+    /* What was trained stage by stage is found in the parts of other stages. */
+    QUANTIZE(2, MODELS "tiny-llama", "--steps", "2", "--method", "adaround", "--train.pool_max",
+             "1", "--learn-scale", "--out", "parts");
+    finish(start_ranks(3, VQROUND, LIST("export", "--quiet", "--run", "parts"),
+                       LIST("--out", "parts-dense")));
+    expect_code(0);
+    expect_same_model("parts/model", "parts-dense");
+    /* All ranks end with one message when the run is not there. */
+    finish(
+        start_ranks(2, VQROUND, LIST("export", "--quiet", "--run", "none"), LIST("--out", "to")));
+    expect_words("none: there is no config.yaml", "expected", "Check", NULL);
+    expect_code(3);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -326,6 +377,7 @@ int main(void)
         cmocka_unit_test_teardown(test_parts_are_the_pool, clear_folder),
         cmocka_unit_test_teardown(test_replicas_of_parts, clear_folder),
         cmocka_unit_test_teardown(test_eval, clear_folder),
+        cmocka_unit_test_teardown(test_packed, clear_folder),
     };
     return cmocka_run_group_tests(tests, enter_world, leave_world);
 }

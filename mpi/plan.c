@@ -16,7 +16,7 @@
 #define GIB ((double)(1 << 30))
 #define MIB ((double)(1 << 20))
 
-#define BATCH_TOKENS 2048      /* of windows that go together in evaluation and GPTQ */
+#define BATCH_TOKENS 2048      /* of windows that go together in evaluation */
 #define LOGITS_BYTES (64.0e6)  /* of a chunk of the head's logits */
 #define PROGRAM_BYTES (25.0e6) /* code and libraries, HDF5 and MPI at work */
 #define THREAD_BYTES (7.0e6)   /* the kernels' and the BLAS' buffers */
@@ -188,14 +188,14 @@ static double gptq_bytes(const view *v)
 {
     const vq_model_config *m = &v->job.model.config;
     const vq_config *c = v->c;
-    const int64_t B = VQ_MAX(1, BATCH_TOKENS / c->seqlen), widest = VQ_MAX(m->F, m->H * m->S);
+    const int64_t widest = VQ_MAX(m->F, m->H * m->S);
     const double E = (double)m->E, attn = (double)(m->H * m->S), F = (double)m->F;
     const double n = (double)VQ_MAX(widest, m->E);
     const double hessians = 8 * (2 * E * E + attn * attn + F * F), factor = n * n * (4 + 8);
     const double windows = (double)VQ_CEIL_DIV(c->nsamples, v->job.topo.n_replicas);
     const double inputs = windows * (double)c->seqlen * E * v->act;
     const double pass =
-        (double)vq_acts_bytes(&v->job.be, m, B, c->seqlen) + (double)(B * c->seqlen) * E * v->act;
+        (double)vq_acts_bytes(&v->job.be, m, 1, c->seqlen) + (double)c->seqlen * E * v->act;
     const double ints = v->own.weights / (double)(v->job.stage.last - v->job.stage.first);
     const double room = v->in->memory_bytes / 2;
     return hessians + factor + (room > 0 && inputs > room ? 0 : inputs) + VQ_MAX(pass, ints);

@@ -6,7 +6,6 @@
 
 #define KIND "sweep"
 #define LAYOUT 1
-#define BATCH_TOKENS 2048 /* as many as make a product of matrices fast */
 
 /* What the linears of a layer read: each has a Hessian of its own. */
 enum { ATTN_IN, ATTN, MLP_IN, ACT, N_READ };
@@ -44,7 +43,6 @@ vq_status vq_sweep_open(vq_sweep *s, int64_t n, int64_t n_all, int64_t T, size_t
     s->n = n;
     s->n_all = n_all;
     s->T = T;
-    s->batch = VQ_MAX(1, BATCH_TOKENS / T);
     s->inputs = vq_tensor_2d(NULL, be->act, n * T, width(s));
     s->file = (vq_h5){.id = -1};
     if (vq_tensor_bytes(&s->inputs) <= memory_bytes)
@@ -79,12 +77,11 @@ vq_status vq_sweep_get_inputs(const vq_sweep *s, int64_t first, vq_tensor *x)
 vq_status vq_sweep_embed(vq_sweep *s, const vq_tensor *ids)
 {
     const vq_backend *be = s->stage->be;
-    for (int64_t i = 0; i < s->n; i += s->batch) {
+    for (int64_t i = 0; i < s->n; i++) {
         const size_t mark = vq_arena_mark(s->arena);
-        const vq_tensor some = vq_tensor_rows(ids, i, VQ_MIN(s->batch, s->n - i));
+        const vq_tensor some = vq_tensor_rows(ids, i, 1);
         vq_tensor x;
-        VQ_TRY(
-            vq_tensor_new(s->arena, be->place, be->act, VQ_DIMS(some.dim[0] * s->T, width(s)), &x));
+        VQ_TRY(vq_tensor_new(s->arena, be->place, be->act, VQ_DIMS(s->T, width(s)), &x));
         VQ_TRY(vq_stage_embed(s->stage, &some, 0, &x));
         VQ_TRY(vq_sweep_set_inputs(s, i, &x));
         vq_arena_reset(s->arena, mark);
@@ -128,17 +125,16 @@ static vq_status embed_share(vq_sweep *s, const vq_windows *windows)
     return vq_sweep_embed(s, &ids);
 }
 
-/* All inputs from the stage before, or on to the next one, a batch at a time. */
+/* All inputs from the stage before, or on to the next one, a window at a time. */
 static vq_status pass_inputs(vq_sweep *s, bool on)
 {
     const vq_topo *topo = &s->job->topo;
     const vq_backend *be = s->stage->be;
     const int peer = vq_topo_rank(topo, topo->stage + (on ? 1 : -1), topo->replica);
-    for (int64_t i = 0; i < s->n; i += s->batch) {
+    for (int64_t i = 0; i < s->n; i++) {
         const size_t mark = vq_arena_mark(s->arena);
         vq_tensor x;
-        VQ_TRY(vq_tensor_new(s->arena, be->place, be->act,
-                             VQ_DIMS(VQ_MIN(s->batch, s->n - i) * s->T, width(s)), &x));
+        VQ_TRY(vq_tensor_new(s->arena, be->place, be->act, VQ_DIMS(s->T, width(s)), &x));
         if (on) {
             VQ_TRY(vq_sweep_get_inputs(s, i, &x));
             VQ_TRY(send(s, &x, peer, VQ_TAG_FORWARD));
@@ -154,18 +150,18 @@ static vq_status pass_inputs(vq_sweep *s, bool on)
 /* --- one layer ------------------------------------------------------------------------------- */
 
 /* All windows through the layer. hessian: what is read adds to those that have data; may be NULL.
- * keep: the outputs become the inputs of the next layer. */
+ * keep: the outputs become the inputs of the next layer. Windows go one at a time: products of
+ * matrices have the same shapes then, and the same bits, on any number of replicas. */
 static vq_status pass(vq_sweep *s, int64_t layer, vq_mode mode, vq_tensor *hessian, bool keep)
 {
     const vq_stage *stage = s->stage;
     const vq_backend *be = stage->be;
-    for (int64_t i = 0; i < s->n; i += s->batch) {
+    for (int64_t i = 0; i < s->n; i++) {
         const size_t mark = vq_arena_mark(s->arena);
-        const int64_t count = VQ_MIN(s->batch, s->n - i);
         vq_acts acts;
         vq_tensor y;
-        VQ_TRY(vq_acts_init(s->arena, be, &stage->model->config, count, s->T, &acts));
-        VQ_TRY(vq_tensor_new(s->arena, be->place, be->act, VQ_DIMS(count * s->T, width(s)), &y));
+        VQ_TRY(vq_acts_init(s->arena, be, &stage->model->config, 1, s->T, &acts));
+        VQ_TRY(vq_tensor_new(s->arena, be->place, be->act, VQ_DIMS(s->T, width(s)), &y));
         VQ_TRY(vq_sweep_get_inputs(s, i, &acts.x));
         VQ_TRY(vq_block_fwd(&stage->block[layer - stage->first], mode, stage->scratch, &acts, 0,
                             s->T, &y));

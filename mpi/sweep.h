@@ -29,7 +29,6 @@ typedef struct vq_sweep {
     vq_arena *arena;  /* borrowed; the inputs, and what a layer needs for a while */
     int64_t n, T;     /* windows of this rank, tokens a window */
     int64_t n_all;    /* windows of all replicas */
-    int64_t batch;    /* windows that pass together; by T alone */
     vq_tensor inputs; /* act [n * T, E]: of the next layer; no data: in the file */
     vq_h5 file;
 } vq_sweep;

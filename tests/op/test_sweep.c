@@ -130,11 +130,12 @@ static double rtn_error(swept *s, const vq_vqlinear *l, const vq_tensor *x)
     return output_error(s, x, &w, source);
 }
 
-static void check_below_rtn(const char *model, int64_t group_size, bool act_order)
+static void check_below_rtn(const char *model, int64_t group_size, bool act_order, bool search)
 {
     swept s;
     swept_open(&s, model, 3, group_size, 2);
     s.config.act_order = s.config.rule.static_groups = act_order;
+    s.config.rule.search = s.grid.search = search;
     sweep_open(&s, false, SIZE_MAX);
     for (int64_t layer = 0; layer < s.f.model.config.N; layer++) {
         vq_acts acts;
@@ -157,15 +158,18 @@ static void check_below_rtn(const char *model, int64_t group_size, bool act_orde
     swept_close(&s);
 }
 
+/* Widths of 256, 688 and 768: not all sizes of groups divide them. */
 static void test_below_rtn(void **state)
 {
     (void)state;
-    check_below_rtn("tiny-llama", 32, false);
-    check_below_rtn("tiny-llama", 20, true); /* does not divide the width */
-    check_below_rtn("tiny-opt", 32, false);
-    check_below_rtn("tiny-qwen3", 64, true);
-    check_below_rtn("rand-opt350", 32, false);
-    check_below_rtn("rand-opt350", -1, true);
+    static const char *const models[] = {"tiny-llama", "tiny-opt", "tiny-qwen3"};
+    static const int64_t group_sizes[] = {-1, 32, 64, 128};
+    for (int m = 0; m < 3; m++)
+        for (int g = 0; g < 4; g++)
+            check_below_rtn(models[m], group_sizes[g], (m + g) % 2, (m + g) % 3 == 1);
+    check_below_rtn("tiny-llama", 20, true, false);
+    check_below_rtn("rand-opt350", 32, false, false);
+    check_below_rtn("rand-opt350", -1, true, true);
 }
 
 /* --- however it runs ------------------------------------------------------------------------- */

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "error.h"
+#include "fileio.h"
 #include "log.h"
 
 #define LIMIT_S 1800.0 /* a stage of a large model on a CPU may compute for minutes */
@@ -52,12 +53,19 @@ void vq_comm_at(vq_comm *comm, const char *fmt, ...)
     va_end(args);
 }
 
+static void add_collective(vq_comm *comm, double start_s)
+{
+    const double seconds = vq_seconds() - start_s;
+    comm->waited_s += seconds;
+    comm->summed_s += seconds;
+}
+
 vq_status vq_comm_sum(vq_comm *comm, vq_tensor *t)
 {
     VQ_ASSERT((t->dtype == VQ_F32 || t->dtype == VQ_F64) && vq_tensor_contiguous(t));
     const double start_s = vq_seconds();
     vq_status status = comm->ops->sum(comm->ctx, t);
-    comm->waited_s += vq_seconds() - start_s;
+    add_collective(comm, start_s);
     return status;
 }
 
@@ -66,7 +74,7 @@ vq_status vq_comm_broadcast(vq_comm *comm, vq_tensor *t, int root)
     VQ_ASSERT(vq_tensor_contiguous(t) && root >= 0 && root < comm->size);
     const double start_s = vq_seconds();
     vq_status status = comm->ops->broadcast(comm->ctx, t, root);
-    comm->waited_s += vq_seconds() - start_s;
+    add_collective(comm, start_s);
     return status;
 }
 
@@ -106,16 +114,28 @@ vq_status vq_comm_end(vq_comm *comm, vq_status status)
     return status;
 }
 
+/* A failure that cannot be written down either has been printed. */
+static void write_error(const char *run, vq_status status, const char *message)
+{
+    char path[PATH_MAX], *text = NULL;
+    size_t n = 0;
+    FILE *file = open_memstream(&text, &n);
+    if (file) fprintf(file, "%d\n%s\n", (int)status, message);
+    if (file && fclose(file) == 0 && snprintf(path, sizeof path, "%s/error.txt", run) < PATH_MAX)
+        vq_file_write(path, text, n);
+    free(text);
+}
+
 void vq_comm_report(const vq_comm *comm, vq_status status)
 {
-    const char *message = vq_error_message();
-    if (status == VQ_OK || !message[0]) return;
-    if (status == VQ_ESTOPPED)
-        vq_log(VQ_LOG_WARN, "%s", message);
-    else if (comm->size > 1)
-        vq_log(VQ_LOG_ERROR, "rank %d of %d on %s, %s: %s", comm->rank, comm->size, comm->host,
-               comm->where, message);
-    else
-        vq_log(VQ_LOG_ERROR, "%s", message);
+    char message[2560] = "";
+    if (status == VQ_OK || !vq_error_message()[0]) return;
+    if (status != VQ_ESTOPPED && comm->size > 1)
+        snprintf(message, sizeof message, "rank %d of %d on %s, %s: ", comm->rank, comm->size,
+                 comm->host, comm->where);
+    const size_t n = strlen(message);
+    snprintf(message + n, sizeof message - n, "%s", vq_error_message());
+    vq_log(status == VQ_ESTOPPED ? VQ_LOG_WARN : VQ_LOG_ERROR, "%s", message);
     vq_log(VQ_LOG_DEBUG, "(%s, from %s)", vq_status_name(status), vq_error_origin());
+    if (comm->run) write_error(comm->run, status, message);
 }

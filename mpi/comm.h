@@ -48,7 +48,11 @@ typedef struct vq_comm {
     char where[64]; /* "train, step 12": for messages */
     char host[64];
     double waited_s; /* in sum, broadcast and wait so far */
+    double summed_s; /* of these, in sum and broadcast */
     double limit_s;  /* of one wait */
+    /* The run folder, where error.txt keeps the message of a failure; NULL: no run is open.
+     * borrowed: config */
+    const char *run;
 } vq_comm;
 
 /* The world that the launcher made (mpirun, srun), or a world of one rank.
@@ -78,5 +82,6 @@ vq_status vq_comm_agree(vq_comm *comm, vq_status status);
  * (VQ_ESTOPPED, VQ_ENOTFINITE) pass, and rank 0 keeps the message. Local. */
 vq_status vq_comm_end(vq_comm *comm, vq_status status);
 
-/* Prints the pending error, if there is one, with rank, host and where the job was. Local. */
+/* Prints the pending error, if there is one, with rank, host and where the job was, and writes it
+ * to comm->run's error.txt: a line with the code, then the message. Local. */
 void vq_comm_report(const vq_comm *comm, vq_status status);

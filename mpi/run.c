@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "cpu_backend.h"
+#include "dashboard.h"
 #include "error.h"
 #include "evaluate.h"
 #include "exporter.h"
@@ -13,7 +14,6 @@
 #include "init.h"
 #include "log.h"
 #include "plan.h"
-#include "report.h"
 #include "train.h"
 
 #define PHASES (VQ_PHASE_TOKENS | VQ_PHASE_INIT | VQ_PHASE_TEACHER | VQ_PHASE_TRAIN)
@@ -23,8 +23,8 @@ static bool is_ours(const char *name)
 {
     static const char *const starts[] = {"config.yaml",  "tokens.h5",     "init-",     "sweep-",
                                          "grid-",        "state-",        "teacher-",  "ckpt-",
-                                         "not-finite-",  "metrics.jsonl", "eval.json", "curve.svg",
-                                         "results.json", "report.html"};
+                                         "not-finite-",  "metrics.jsonl", "eval.json", "error.txt",
+                                         "results.json", "report."};
     for (int i = 0; i < VQ_COUNT(starts); i++)
         if (!strncmp(name, starts[i], strlen(starts[i]))) return true;
     return false;
@@ -53,7 +53,7 @@ static vq_status clear_folder(vq_job *job)
 static vq_status open_folder(vq_job *job, int argc, const char *const *argv)
 {
     const vq_config *c = job->config;
-    char *path, *tokens, *model, differs[1024];
+    char *path, *tokens, *error, *model, differs[1024];
     VQ_TRY(vq_job_path(job, &model, "model"));
     VQ_TRY(vq_export_check_place(c, model, "model", c->model));
     VQ_TRY(vq_export_check_place(c, model, "teacher.model", c->teacher.model));
@@ -71,6 +71,8 @@ static vq_status open_folder(vq_job *job, int argc, const char *const *argv)
                  "same settings to resume",
                  path, differs);
     }
+    VQ_TRY(vq_job_path(job, &error, "error.txt"));
+    if (vq_file_exists(error) && unlink(error) != 0) return vq_file_error(error, "removed");
     return vq_config_write_yaml(c, path, argc, argv);
 }
 
@@ -125,18 +127,17 @@ static vq_status evaluate_after(vq_job *job, const vq_data *data, vq_results *r)
     return evaluate(job, data, VQ_MODE_HARD, "hard", key, r, &r->perplexity.hard);
 }
 
-static vq_status train(vq_job *job, const vq_data *data, vq_results *r)
+static vq_status train(vq_job *job, const vq_data *data, vq_results *r, vq_train_stats *stats)
 {
     vq_teacher teacher;
-    vq_train_stats stats = {0};
     VQ_TRY(vq_cache_teacher(job, data, &teacher));
     vq_status status = end_phase(job);
-    if (!status) status = vq_train(job, data, &teacher, &stats);
+    if (!status) status = vq_train(job, data, &teacher, stats);
     vq_teacher_close(&teacher);
     r->seconds.teacher = teacher.seconds;
-    r->seconds.train = stats.seconds;
-    r->steps = stats.steps;
-    r->seconds_per_step = stats.steps ? stats.seconds / (double)stats.steps : 0;
+    r->seconds.train = stats->seconds;
+    r->steps = stats->steps;
+    r->seconds_per_step = stats->steps ? stats->seconds / (double)stats->steps : 0;
     return status;
 }
 
@@ -179,20 +180,30 @@ static vq_status write_results(vq_job *job, vq_results *r)
     if (job->comm->rank != 0) return VQ_OK;
     VQ_TRY(vq_job_path(job, &path, "results.json"));
     VQ_TRY(vq_results_write(r, path));
-    VQ_TRY(vq_report_write(r, job->config->out));
+    vq_dashboard d;
+    VQ_TRY(vq_dashboard_write(&job->config->out, 1, job->config->out, false, &d));
     return print_results(job, r);
 }
 
-/* Every rank's peak memory, from its place in a sum. */
-static vq_status gather_memory(vq_job *job, vq_results *r)
+/* Every rank's number, from its place in a sum. */
+static vq_status gather(vq_job *job, double mine, double **all)
 {
     const int n = job->comm->size;
-    VQ_TRY(VQ_NEW(&job->run, n, &r->peak_rss_bytes));
-    memset(r->peak_rss_bytes, 0, (size_t)n * sizeof *r->peak_rss_bytes);
-    r->peak_rss_bytes[job->comm->rank] = (double)vq_peak_rss_bytes();
-    r->n_ranks = n;
-    vq_tensor sum = vq_tensor_1d(r->peak_rss_bytes, VQ_F64, n);
+    VQ_TRY(VQ_NEW(&job->run, n, all));
+    memset(*all, 0, (size_t)n * sizeof **all);
+    (*all)[job->comm->rank] = mine;
+    vq_tensor sum = vq_tensor_1d(*all, VQ_F64, n);
     return vq_comm_sum(job->comm, &sum);
+}
+
+static vq_status gather_ranks(vq_job *job, const vq_train_stats *t, vq_results *r)
+{
+    const double ran_s = t->ran_s > 0 ? t->ran_s : 1; /* none: all ratios are 0 */
+    r->machine.ranks = job->comm->size;
+    VQ_TRY(gather(job, (double)vq_peak_rss_bytes(), &r->peak_rss_bytes));
+    VQ_TRY(gather(job, (t->ran_s - t->sums_s - t->messages_s) / ran_s, &r->compute_ratio));
+    VQ_TRY(gather(job, t->sums_s / ran_s, &r->sums_ratio));
+    return gather(job, t->messages_s / ran_s, &r->messages_ratio);
 }
 
 static vq_status run(vq_job *job, int argc, const char *const *argv)
@@ -206,14 +217,18 @@ static vq_status run(vq_job *job, int argc, const char *const *argv)
     const bool learns = vq_config_learns(c);
     const int64_t T_max = VQ_MAX(c->seqlen, c->eval.run ? c->eval.seqlen : 0);
     const double start_s = vq_seconds();
-    vq_results r = {.model = c->model,
+    vq_results r = {.version = VQ_VERSION,
+                    .model = c->model,
                     .method = methods[c->method],
                     .out = c->out,
                     .bits = c->bits,
                     .group_size = c->group_size,
                     .K = c->K,
                     .D = c->D,
-                    .threads = vq_cpu_thread_count(&job->be)};
+                    .machine = {.device = "cpu",
+                                .compiler = __VERSION__,
+                                .threads = vq_cpu_thread_count(&job->be)}};
+    vq_train_stats trained = {0};
     vq_data data;
     vq_init_stats init;
     int64_t is_finished;
@@ -223,10 +238,11 @@ static vq_status run(vq_job *job, int argc, const char *const *argv)
     VQ_TRY(vq_model_require_dense(&job->model.config, c->model));
     VQ_TRY(vq_export_check(job));
     VQ_TRY(vq_comm_agree(job->comm, job->comm->rank == 0 ? open_folder(job, argc, argv) : VQ_OK));
+    job->comm->run = c->out;
     VQ_TRY(vq_plan_job(job)); /* may choose the layout: the stage comes after */
     VQ_TRY(vq_comm_agree(job->comm, vq_job_stage(job, &job->model, T_max, &job->stage)));
-    r.n_stages = job->topo.n_stages;
-    r.n_replicas = job->topo.n_replicas;
+    r.machine.stages = job->topo.n_stages;
+    r.machine.replicas = job->topo.n_replicas;
     VQ_TRY(vq_feed_prepare(job, &data));
     vq_job_trim(job);
     r.seconds.tokens = vq_seconds() - start_s;
@@ -241,7 +257,7 @@ static vq_status run(vq_job *job, int argc, const char *const *argv)
     VQ_TRY(end_phase(job));
     VQ_TRY(evaluate_before(job, &data, &r));
     if (learns) {
-        VQ_TRY(train(job, &data, &r));
+        VQ_TRY(train(job, &data, &r, &trained));
         VQ_TRY(evaluate_after(job, &data, &r));
     }
     const double export_s = vq_seconds();
@@ -251,12 +267,12 @@ static vq_status run(vq_job *job, int argc, const char *const *argv)
 
     r.trained_parameters = learns ? init.n_codes : 0;
     r.quantized_weights = init.n_weights;
-    r.bytes_before = (double)vq_weights_bytes(&job->model.weights);
-    r.bytes_after = c->export.format == VQ_EXPORT_DENSE
-                        ? r.bytes_before - init.source_bytes + init.packed_bytes
-                        : exported_bytes;
+    r.model_bytes.before = (double)vq_weights_bytes(&job->model.weights);
+    r.model_bytes.after = c->export.format == VQ_EXPORT_DENSE
+                              ? r.model_bytes.before - init.source_bytes + init.packed_bytes
+                              : exported_bytes;
     r.seconds.total = vq_seconds() - start_s;
-    VQ_TRY(gather_memory(job, &r));
+    VQ_TRY(gather_ranks(job, &trained, &r));
     return vq_comm_agree(job->comm, write_results(job, &r));
 }
 

@@ -252,6 +252,8 @@ static vq_status run_steps(loop *L, vq_train_stats *stats)
 {
     VQ_TRY(start_streams(L));
     const int64_t steps = L->config->train.steps, every = L->config->checkpoint.every;
+    const double start_s = vq_seconds();
+    const double waited_s = L->job->comm->waited_s, summed_s = L->job->comm->summed_s;
     step_result r = {0};
     vq_progress p;
     vq_progress_begin(&p, "train", "steps", L->adam.step, steps);
@@ -273,6 +275,9 @@ static vq_status run_steps(loop *L, vq_train_stats *stats)
     }
     if (p.done > p.first) vq_progress_end(&p);
     VQ_TRY(vq_stream_close(&L->stream));
+    stats->ran_s = vq_seconds() - start_s;
+    stats->sums_s = L->job->comm->summed_s - summed_s;
+    stats->messages_s = L->job->comm->waited_s - waited_s - stats->sums_s;
     stats->steps = steps;
     stats->seconds = L->seconds;
     stats->last_task = r.task;

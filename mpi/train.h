@@ -11,6 +11,9 @@ typedef struct vq_train_stats {
     double seconds;     /* of those steps */
     double last_task;   /* the last step's task loss */
     int64_t kept_bytes; /* activations of one micro-batch */
+    /* Of the steps that this process ran: all of their time on this rank, and what of it went into
+     * sums and broadcasts, and into waiting for a neighbour's message. */
+    double ran_s, sums_s, messages_s;
 } vq_train_stats;
 
 /* All steps from the newest checkpoint on. Sets job->train_key.

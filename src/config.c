@@ -41,6 +41,7 @@ enum {
     T = VQ_TOKENS,
     I = VQ_INSPECT,
     X = VQ_EXPORT,
+    R = VQ_REPORT,
     ALL = Q | E | T | I | X
 };
 
@@ -76,8 +77,9 @@ static const key keys[] = {
          "text to evaluate on; without it the last tenth of --text is held out; may be repeated",
      .commands = Q, .phases = FOR_TOKENS},
     {"out", NULL, in_model, TEXT, AT(out), .unit = "PATH",
-     .help = "the run folder (tokens: the .h5 file, export: the model folder) to write",
-     .commands = Q | T | X, .required = J | T | X},
+     .help = "the run folder to write (tokens: the .h5 file; export: the model folder; report: the "
+             "folder of report.html and report.csv)",
+     .commands = Q | T | X | R, .required = J | T | X},
     {"run", NULL, in_model, TEXT, AT(run), .unit = "RUN",
      .help = "the folder of a finished run, whose model is exported", .commands = X, .required = X,
      .command_line_only = true},
@@ -297,11 +299,11 @@ static const key keys[] = {
      .help = "read keys from this YAML file; the command line overrides them", .commands = ALL,
      .command_line_only = true},
     {"json", NULL, in_run, BOOL, AT(json), .standard = "false",
-     .help = "end stdout with the results as one JSON object on one line", .commands = ALL},
+     .help = "end stdout with the results as one JSON object on one line", .commands = ALL | R},
     {"verbose", NULL, in_run, BOOL, AT(verbose), .standard = "false",
-     .help = "say more while working", .commands = ALL},
+     .help = "say more while working", .commands = ALL | R},
     {"quiet", NULL, in_run, BOOL, AT(quiet), .standard = "false",
-     .help = "show only warnings and errors", .commands = ALL},
+     .help = "show only warnings and errors", .commands = ALL | R},
 
     {"plan.ranks", "ranks", in_plan, INTEGER, AT(plan.ranks), .standard = "0", RANGE(0, 65536),
      .help = "ranks to plan for; 0 is those of this job", .commands = P},
@@ -346,6 +348,8 @@ static const struct {
      "the model of a finished run in another format"},
     {VQ_INSPECT, "inspect", "PATH",
      "what a model folder, run folder, checkpoint or .h5 file holds"},
+    {VQ_REPORT, "report", "DIR...",
+     "compare the runs in some folders: results as a table, curves, figures, failures"},
 };
 
 vq_status vq_command_find(const char *name, vq_command *out);
@@ -853,7 +857,7 @@ vq_status vq_config_parse_args(vq_arena *arena, vq_command command, int argc,
         } else if (is_flag(arg)) {
             VQ_TRY(read_flag(arena, command, argc, argv, &i, config));
         } else {
-            VQ_CHECK(command == VQ_INSPECT && arg[0] != '-', VQ_EUSAGE,
+            VQ_CHECK(command & (VQ_INSPECT | VQ_REPORT) && arg[0] != '-', VQ_EUSAGE,
                      "vqround %s: \"%s\" stands alone, expected flags such as --text FILE. Put its "
                      "flag in front, or see \"vqround %s --help\"",
                      vq_command_name(command), arg, vq_command_name(command));
@@ -943,6 +947,9 @@ vq_status vq_config_check(const vq_config *config, vq_command command)
     VQ_CHECK(command != VQ_INSPECT || config->args.n == 1, VQ_EUSAGE,
              "vqround inspect: %d paths are given, expected one. See \"vqround inspect --help\"",
              config->args.n);
+    VQ_CHECK(command != VQ_REPORT || config->args.n > 0, VQ_EUSAGE,
+             "vqround report: no folder is given, expected run folders or folders that hold them. "
+             "Add them, or see \"vqround report --help\"");
     VQ_CHECK(config->group_size != 0, VQ_EUSAGE,
              "%s = 0: expected -1 (the whole row) or a positive number. Change it, or see "
              "\"vqround %s --help\"",
@@ -1107,6 +1114,30 @@ vq_status vq_config_write_yaml(const vq_config *config, const char *path, int ar
         if (first) print_section(w.file, config, keys[i].name, n);
     }
     return vq_writer_finish(&w);
+}
+
+const char *vq_config_key(int i)
+{
+    return i < VQ_COUNT(keys) ? keys[i].name : NULL;
+}
+
+const char *vq_config_value(const vq_config *config, int i, char *text, size_t size)
+{
+    const key *k = &keys[i];
+    const void *at = field(config, k);
+    const vq_list *list = at;
+    FILE *file = fmemopen(text, size, "w");
+    text[0] = '\0';
+    if (!file) return text;
+    if (k->type == TEXT)
+        fputs(*(const char *const *)at ? *(const char *const *)at : "", file);
+    else if (k->type == LIST)
+        for (int j = 0; j < list->n; j++) fprintf(file, "%s%s", j > 0 ? " " : "", list->item[j]);
+    else
+        print_value(file, config, k);
+    fclose(file);
+    text[size - 1] = '\0';
+    return text;
 }
 
 static uint64_t hash_value(uint64_t h, const vq_config *config, const key *k)

@@ -162,7 +162,8 @@ typedef enum vq_command {
     VQ_TOKENS = 4,
     VQ_INSPECT = 8,
     VQ_PLAN = 16,
-    VQ_EXPORT = 32
+    VQ_EXPORT = 32,
+    VQ_REPORT = 64
 } vq_command;
 
 /* Phases, as bits of the table's masks. */
@@ -220,6 +221,11 @@ int vq_config_diff(const vq_config *a, const vq_config *b, unsigned phases, char
 
 /* A hash of the values of those keys. */
 uint64_t vq_config_phase_hash(const vq_config *config, unsigned phases);
+
+/* Key i, NULL after the last; and its value as text without quotes, a list's items with blanks
+ * between them, "" where it is not set, into text (cut to size). Returns text. */
+const char *vq_config_key(int i);
+const char *vq_config_value(const vq_config *config, int i, char *text, size_t size);
 
 /* What --help prints: of the program (command 0) or of a subcommand. */
 void vq_config_print_help(FILE *file, unsigned command);

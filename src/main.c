@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "dashboard.h"
 #include "error.h"
 #include "evaluate.h"
 #include "exporter.h"
@@ -96,11 +97,40 @@ static vq_status inspect(const vq_config *config, vq_comm *comm, int argc, const
     return vq_inspect(config->args.item[0], config->json);
 }
 
+/* Into the one folder given, or the working folder. */
+static vq_status report(const vq_config *config, vq_comm *comm, int argc, const char *const *argv)
+{
+    (void)argc, (void)argv;
+    const vq_list *dirs = &config->args;
+    vq_dashboard d;
+    if (comm->rank != 0) return VQ_OK;
+    const char *out = config->out ? config->out : dirs->n == 1 ? dirs->item[0] : ".";
+    VQ_TRY(vq_dashboard_write(dirs->item, dirs->n, out, true, &d));
+    if (*d.no_figures) vq_log(VQ_LOG_WARN, "the report has no figures: %s", d.no_figures);
+    if (config->json) {
+        json_t *row = json_pack("{s:I, s:s, s:s}", "runs", (json_int_t)d.n_runs, "html", d.html,
+                                "csv", d.csv);
+        for (int s = 0; s < VQ_COUNT(d.n_in_state); s++)
+            json_object_set_new(row, vq_run_state_name((vq_run_state)s),
+                                json_integer((json_int_t)d.n_in_state[s]));
+        json_dumpf(row, stdout, JSON_COMPACT);
+        putchar('\n');
+        json_decref(row);
+        return VQ_OK;
+    }
+    for (int s = 0; s < VQ_COUNT(d.n_in_state); s++)
+        if (d.n_in_state[s] > 0)
+            printf("%5lld %s\n", (long long)d.n_in_state[s], vq_run_state_name((vq_run_state)s));
+    printf("%s\n%s\n", d.html, d.csv);
+    return VQ_OK;
+}
+
 static const struct {
     vq_command command;
     vq_status (*run)(const vq_config *config, vq_comm *comm, int argc, const char *const *argv);
 } commands[] = {{VQ_QUANTIZE, quantize}, {VQ_EVAL, eval},     {VQ_TOKENS, tokens},
-                {VQ_PLAN, plan},         {VQ_EXPORT, export}, {VQ_INSPECT, inspect}};
+                {VQ_PLAN, plan},         {VQ_EXPORT, export}, {VQ_INSPECT, inspect},
+                {VQ_REPORT, report}};
 
 static vq_status read_command(vq_arena *arena, int argc, const char *const *argv,
                               vq_command *command, vq_config *config)

@@ -17,7 +17,7 @@ table() {
 3 src packed model spm_bridge added normalize pretokenize bpe tokenizer_json tokenizer_files tokenizer calib
 4 src grid gptq faiss kmeans codebook lowrank vqlinear
 5 src block stage pool loss adam
-6 src harden export eval report inspect
+6 src harden export eval report runs plot figures dashboard inspect
 7 mpi guard comm comm_self comm_mpi topo comm_nccl schedule
 8 mpi job share feed stream pipeline checkpoint
 9 mpi plan sweep init cache train evaluate exporter

@@ -115,6 +115,18 @@ static int count_errors(void)
         expect_words(__VA_ARGS__, (const char *)NULL);                                             \
     } while (0)
 
+/* The failure is written down in the run folder as it was printed: by one rank, and whole. */
+static void expect_written(const char *run, int code)
+{
+    char *error = read_file(text("%s/error.txt", run), NULL);
+    const char *message = strchr(error, '\n');
+    assert_non_null(message);
+    assert_int_equal(atoi(error), code);
+    if (!strstr(last.err, message + 1)) fail_msg("%s is not in: %s", message + 1, last.err);
+    free(error);
+    assert_false(exists(text("%s/error.txt.tmp", run)));
+}
+
 static const char *host(void)
 {
     static char name[256];
@@ -213,6 +225,7 @@ static void test_teacher_not_finite(void **state)
     free(data);
     expect_end(start_ranks(4, VQROUND, COMMON, LIST("--model", "bad", "--out", "run")));
     EXPECT_ONE_ERROR(7, "bad", "finite");
+    expect_written("run", 7);
     expect_end(
         start_ranks(4, VQROUND, COMMON, LIST("--model", "bad", "--out", "run2", "--no-eval")));
     EXPECT_ONE_ERROR(7, "bad", "window 0", "finite");
@@ -317,6 +330,7 @@ static void test_asleep(void **state)
     kill(find_rank(2), SIGSTOP);
     expect_end(pid);
     EXPECT_ONE_ERROR(6, "of 4 on", host(), "train, step", "waited 3 s for", "--comm.limit_s");
+    expect_written("run", 6);
 }
 
 /* Asleep before the first step, where ranks wait in sums and agreements. */
@@ -344,6 +358,7 @@ static void test_signal_to_one_rank(void **state)
     expect_code(75);
     assert_int_equal(count_errors(), 0);
     expect_words("stopped by", "Run the same command again", NULL);
+    expect_written("run", 75);
     assert_non_null(find_name("run", "ckpt-", ".h5"));
     go_on("run");
     expect_same_steps("run");

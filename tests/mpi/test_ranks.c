@@ -46,6 +46,18 @@ static void stages_and_threads(const char *model)
     assert_int_equal(json_array_size(peaks), 4);
     for (size_t i = 0; i < 4; i++)
         assert_true(json_number_value(json_array_get(peaks, i)) > 1 << 20);
+    /* Where each rank's time went is all of its time. */
+    static const char *const shares[] = {"compute", "sums", "messages"};
+    for (size_t i = 0; i < 4; i++) {
+        double sum = 0;
+        for (int k = 0; k < VQ_COUNT(shares); k++) {
+            const json_t *list = json_object_get(json_object_get(r, "train_ratio"), shares[k]);
+            const double share = json_number_value(json_array_get(list, i));
+            assert_true(share > 0 && share < 1);
+            sum += share;
+        }
+        assert_true(fabs(sum - 1) < 1e-9);
+    }
     json_decref(r);
 }
 

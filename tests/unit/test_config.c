@@ -169,6 +169,10 @@ static void command_line_beats_file_and_default(void **state)
     EXPECT_OK(load(VQ_INSPECT, "some/path --json"));
     assert_int_equal(config.args.n, 1);
     assert_string_equal(config.args.item[0], "some/path");
+    EXPECT_OK(load(VQ_REPORT, "a --out b c"));
+    assert_int_equal(config.args.n, 2);
+    assert_string_equal(config.args.item[1], "c");
+    assert_string_equal(config.out, "b");
     EXPECT_OK(load(VQ_QUANTIZE, "--help"));
     assert_true(config.help);
     EXPECT_OK(load(VQ_QUANTIZE, "--bits 3 -h"));
@@ -199,6 +203,7 @@ static void wrong_command_lines_name_the_flag(void **state)
     WRONG(VQ_EVAL, "--model m", "--text is missing, expected --text FILE");
     WRONG(VQ_INSPECT, "", "0 paths", "expected one");
     WRONG(VQ_INSPECT, "a b", "2 paths", "expected one");
+    WRONG(VQ_REPORT, "--out x", "no folder is given", "vqround report --help");
     WRONG(VQ_QUANTIZE, QUANTIZE "--group-size 0", "--group-size = 0: expected -1");
     WRONG(VQ_QUANTIZE, QUANTIZE "--train.beta-lo 30", "--train.beta-lo = 30",
           "train.beta_hi = 20 (train.beta_hi (default))", "Change");
@@ -215,6 +220,31 @@ static void wrong_command_lines_name_the_flag(void **state)
     assert_string_equal(vq_command_name(command), "tokens");
     EXPECT_ERROR(vq_command_find("evla", &command), VQ_EUSAGE, "evla", "eval, the nearest",
                  "vqround --help");
+}
+
+static void values_are_listed(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *key, *value;
+    } expected[] = {{"model", "m"},          {"text", "t \"u\""}, {"train.lr", "0.1"},
+                    {"seed", "90071992547"}, {"sym", "true"},     {"calib.mode", "c4"},
+                    {"share.dir", ""},       {"train.loss", "kd"}};
+    int n = 0, found = 0;
+    char value[12];
+    EXPECT_OK(load(VQ_QUANTIZE,
+                   QUANTIZE "--text u --lr 0.1 --seed 9007199254740993 --sym --calib.mode c4"));
+    assert_int_equal(config.text.n, 2);
+    config.text.item[1] = "\"u\"";
+    for (; vq_config_key(n); n++) {
+        vq_config_value(&config, n, value, sizeof value);
+        for (int i = 0; i < VQ_COUNT(expected); i++) {
+            if (strcmp(vq_config_key(n), expected[i].key) != 0) continue;
+            assert_string_equal(value, expected[i].value);
+            found++;
+        }
+    }
+    assert_int_equal(found, VQ_COUNT(expected));
 }
 
 static void written_yaml_reads_back(void **state)
@@ -319,6 +349,7 @@ int main(void)
         cmocka_unit_test(wrong_yaml_names_the_line),
         cmocka_unit_test(command_line_beats_file_and_default),
         cmocka_unit_test(wrong_command_lines_name_the_flag),
+        cmocka_unit_test(values_are_listed),
         cmocka_unit_test(written_yaml_reads_back),
         cmocka_unit_test(phases_know_their_keys),
         cmocka_unit_test(help_and_reference_come_from_the_table),

@@ -186,9 +186,10 @@ in_logs() { # TEXT: in how many lines of the rows' logs
     cat sweep/*/job.log | grep -c -- "$1"
 }
 collected() { # DONE
-    "$root/slurm/collect.sh" table.tsv sweep >sweep.csv || fail "not collected"
-    [ "$(wc -l <sweep.csv)" = 7 ] || fail "not 6 rows" sweep.csv
-    [ "$(grep -c ',done,[0-9]' sweep.csv)" = "$1" ] || fail "not $1 results" sweep.csv sweep-*.out
+    "$program" report sweep >report.out 2>&1 || fail "no report" report.out
+    grep -q '6 runs:' sweep/report.html || fail "not 6 rows" report.out
+    [ "$(grep -c '^[a-z0-9]*,done,0,' sweep/report.csv)" = "$1" ] ||
+        fail "not $1 results" sweep/report.csv sweep-*.out
 }
 table 7 >table.tsv
 job=$(sweep %2) || fail "not submitted"
@@ -214,8 +215,10 @@ for name in cancelled killed; do
     within 15 has_none "sweep/$name" || fail "processes are left: $(processes_of "sweep/$name")"
 done
 collected 3
-grep -q '^1,fails,failed: 2,' sweep.csv || fail "row 1 did not fail with 2" sweep.csv
-grep -q '^5,killed,failed: ' sweep.csv || fail "row 5 did not fail" sweep.csv
+grep -q '^fails,failed,2,.*bits = 7: expected 2, 3, 4 or 8' sweep/report.csv ||
+    fail "row 1 did not fail with 2 and its message" sweep/report.csv
+grep -q 'bits = 7: expected 2, 3, 4 or 8' sweep/report.html || fail "no message in the page"
+grep -q '^killed,failed,' sweep/report.csv || fail "row 5 did not fail" sweep/report.csv
 
 begin "a second submission runs the other 3; nothing is made or trained twice"
 before=$(stat -c %y sweep/{gptq16,gptq24,slower}/results.json)

@@ -50,6 +50,7 @@ wish  slurmctld             slurm         -                command slurmctld
 wish  slurmd                slurm         -                command slurmd
 wish  slurm-client          slurm         -                command srun
 wish  munge                 munge         -                command munged
+wish  chromium              -             -                command chromium
 bundle patchelf             patchelf      patchelf         command patchelf
 END
 }

@@ -96,10 +96,20 @@ static bool is_main_setting(const char *key)
     return false;
 }
 
+/* From config.yaml; where that cannot be read, what the results say. */
 static const char *setting(const vq_run_info *run, int key, char text[512])
 {
+    char name[64];
     text[0] = '\0';
-    return run->has_config ? vq_config_value(&run->config, key, text, 512) : text;
+    if (run->has_config) return vq_config_value(&run->config, key, text, 512);
+    for (int i = 0; run->has_results && vq_results_field(i, name); i++)
+        if (!strcmp(name, vq_config_key(key))) vq_results_value(&run->results, i, text);
+    return text;
+}
+
+static bool has_settings(const vq_run_info *run)
+{
+    return run->has_config || run->has_results;
 }
 
 static bool differs(const page *p, int key)
@@ -107,7 +117,7 @@ static bool differs(const page *p, int key)
     char first[512] = "", text[512];
     bool has_first = false;
     for (int64_t i = 0; i < p->n; i++) {
-        if (!p->runs[i].has_config) continue;
+        if (!has_settings(&p->runs[i])) continue;
         if (has_first && strcmp(setting(&p->runs[i], key, text), first) != 0) return true;
         if (!has_first) setting(&p->runs[i], key, first);
         has_first = true;
@@ -375,7 +385,7 @@ static void put_common(const page *p)
     const vq_run_info *first = NULL;
     int n = 0;
     for (int64_t i = p->n; i-- > 0;)
-        if (p->runs[i].has_config) first = &p->runs[i];
+        if (has_settings(&p->runs[i])) first = &p->runs[i];
     for (int k = 0; first && vq_config_key(k); k++) {
         if (!is_main_setting(vq_config_key(k)) || differs(p, k)) continue;
         if (n++ == 0) fprintf(p->to, "<p class=\"common\">%s", p->n > 1 ? "The same in all: " : "");
@@ -511,7 +521,7 @@ static const char style[] =
     ".message h3,.message p{color:var(--ink);overflow-wrap:anywhere}"
     ".message p{white-space:pre-wrap}.message span{font-weight:500;margin-left:.5rem}"
     ".figures{display:grid;gap:1rem;grid-template-columns:repeat(auto-fill,minmax(min(100%,25rem),"
-    "1fr));align-items:start}"
+    "1fr));align-items:start;grid-auto-flow:dense}"
     "figure{margin:0;padding:.8rem .9rem;border:1px solid var(--line);border-radius:6px;"
     "min-width:0}figcaption{font-weight:600;font-size:.92rem;margin-bottom:.3rem}"
     ".legend{list-style:none;margin:.4rem 0 0;padding:0;display:flex;flex-wrap:wrap;"

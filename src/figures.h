@@ -5,7 +5,7 @@
 #include "runs.h"
 
 #define VQ_FIGURES 12     /* at most */
-#define VQ_FIGURE_BARS 60 /* in a figure, at most; the first are shown */
+#define VQ_FIGURE_BARS 40 /* in a figure, at most; the first are shown */
 
 /* Makes the figures of n runs, named by labels, for vq_plot_draw; one without data is left out.
  * Fails: VQ_EMEM. Local. */

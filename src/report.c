@@ -179,10 +179,11 @@ static vq_status load_json(const char *path, json_t **root)
 {
     json_error_t e;
     *root = json_load_file(path, 0, &e);
-    VQ_CHECK(json_is_object(*root), VQ_EFILE,
-             "%s:%d: %s: expected the results of a run. Delete it and run again", path,
-             VQ_MAX(e.line, 1), *root ? "not an object" : e.text);
-    return VQ_OK;
+    if (json_is_object(*root)) return VQ_OK;
+    const char *found = *root ? "not an object" : e.text;
+    json_decref(*root);
+    VQ_FAIL(VQ_EFILE, "%s:%d: %s: expected the results of a run. Delete it and run again", path,
+            VQ_MAX(e.line, 1), found);
 }
 
 vq_status vq_results_load(vq_arena *arena, const char *path, vq_results *r)

@@ -111,9 +111,10 @@ static vq_status read_config(vq_arena *arena, vq_run_info *run)
     if (!vq_file_exists(path)) return VQ_OK;
     VQ_TRY(vq_config_defaults(arena, c));
     VQ_TRY(vq_config_read_yaml(arena, path, c));
-    VQ_TRY(method_of(arena, c, &run->results.method));
     run->has_config = true;
+    if (run->has_results) return VQ_OK;
     run->results.model = c->model ? c->model : "";
+    VQ_TRY(method_of(arena, c, &run->results.method));
     run->results.bits = c->bits;
     run->results.group_size = c->group_size;
     run->results.K = c->K;
@@ -322,8 +323,8 @@ vq_status vq_run_read(vq_arena *arena, const char *dir, const char *name, vq_run
                                      .method = "",
                                      .out = dir,
                                      .machine = {.device = "", .compiler = ""}}};
-    VQ_TRY(blame(arena, run, read_config(arena, run)));
     VQ_TRY(blame(arena, run, read_results(arena, run)));
+    VQ_TRY(blame(arena, run, read_config(arena, run)));
     VQ_TRY(blame(arena, run, read_message(arena, run)));
     VQ_TRY(blame(arena, run, read_curves(arena, run)));
     return blame(arena, run, read_errors(arena, run));
@@ -337,6 +338,13 @@ static bool is_run(vq_arena *arena, const char *dir)
         if (vq_path_join(arena, dir, files[i], &path) == VQ_OK && vq_file_exists(path)) return true;
     }
     return false;
+}
+
+/* Numbers in names by their value. */
+static int by_name(const void *a, const void *b)
+{
+    const vq_run_info *x = a, *y = b;
+    return strverscmp(x->name, y->name);
 }
 
 /* A folder, and not a link to one. */
@@ -409,5 +417,6 @@ vq_status vq_runs_find(vq_arena *arena, const char *const *dirs, int n_dirs, vq_
         if (n_dirs == 1) name = name_below(name, dirs[0]);
         VQ_TRY(vq_run_read(arena, f.dirs[i], name, &(*runs)[i]));
     }
+    qsort(*runs, (size_t)*n, sizeof **runs, by_name);
     return VQ_OK;
 }

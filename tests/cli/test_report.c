@@ -137,6 +137,27 @@ static void runs_are_a_page(void **state)
     free(page);
 }
 
+/* More than a legend or a figure of bars takes; numbers in names in order. */
+static void many_runs(void **state)
+{
+    (void)state;
+    make_sweep();
+    for (int i = 0; i < 50; i++) {
+        mkdir(text("sweep/r%d", i), 0777);
+        copy_file("sweep/a/results.json", text("sweep/r%d/results.json", i));
+        copy_file("sweep/a/metrics.jsonl", text("sweep/r%d/metrics.jsonl", i));
+    }
+    RUN_OK("report", "sweep", "--json");
+    json_t *row = last_json();
+    assert_true(json_number(row, "runs") == 54 && json_number(row, "done") == 52);
+    json_decref(row);
+    char *page = read_file("sweep/report.html", NULL);
+    EXPECT_IN(page, "Runs have the colours that they have in the table");
+    EXPECT_IN(page, "At most 40 are shown");
+    assert_true(strstr(page, ">r9<") < strstr(page, ">r10<"));
+    free(page);
+}
+
 static void report_without_gnuplot(void **state)
 {
     (void)state;
@@ -191,6 +212,16 @@ static void damaged_files(void **state)
     row = last_json();
     assert_true(json_number(row, "failed") == 2 && json_number(row, "done") == 2);
     json_decref(row);
+
+    /* Settings that cannot be read: those in the results are known all the same. */
+    write_text("sweep/deep/b/config.yaml", "of: another version\n");
+    RUN_OK("report", "sweep");
+    expect_words("warning", "deep/b/config.yaml", NULL);
+    char *csv = read_file("sweep/report.csv", NULL);
+    assert_string_equal(csv_field(csv, "deep/b,", "state"), "done");
+    assert_string_equal(csv_field(csv, "deep/b,", "bits"), "3");
+    assert_string_equal(csv_field(csv, "deep/b,", "train.steps"), "");
+    free(csv);
 
     /* Wrong types and lengths are no numbers, and no crash. */
     write_text(
@@ -273,9 +304,13 @@ static void failures_leave_their_message(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(runs_are_tables),        cmocka_unit_test(runs_are_a_page),
-        cmocka_unit_test(report_without_gnuplot), cmocka_unit_test(damaged_files),
-        cmocka_unit_test(wrong_commands),         cmocka_unit_test(failures_leave_their_message),
+        cmocka_unit_test(runs_are_tables),
+        cmocka_unit_test(runs_are_a_page),
+        cmocka_unit_test(many_runs),
+        cmocka_unit_test(report_without_gnuplot),
+        cmocka_unit_test(damaged_files),
+        cmocka_unit_test(wrong_commands),
+        cmocka_unit_test(failures_leave_their_message),
     };
     return cmocka_run_group_tests(tests, enter_folder, leave_folder);
 }

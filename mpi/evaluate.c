@@ -7,9 +7,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "error.h"
 #include "log.h"
+#include "share.h"
 
 #define BATCH_TOKENS                                                                               \
     2048 /* windows of fewer tokens go together: each weight is made once for all */
@@ -89,6 +91,8 @@ vq_status vq_evaluate(vq_job *job, const vq_stage *stage, vq_mode mode, const vq
     return VQ_OK;
 }
 
+#define SHARED "eval-shared.json"
+
 /* --- eval.json: {"fp": {"key": "...", "perplexity": ..., ...}, ...} --------------------------- */
 
 static bool find_result(const json_t *all, const char *label, const char *key, vq_eval_result *r)
@@ -117,13 +121,68 @@ static vq_status save_result(json_t *all, const char *path, const char *label, c
     return status;
 }
 
+/* Rank 0: one result from or into a file of its own, for other runs. */
+static vq_status load_shared(vq_job *job, const char *dir, const char *label, const char *key,
+                             vq_eval_result *r)
+{
+    char *path;
+    VQ_TRY(vq_path_join(&job->run, dir, SHARED, &path));
+    json_t *all = json_load_file(path, 0, NULL);
+    const bool found = find_result(all, label, key, r);
+    json_decref(all);
+    VQ_CHECK(found, VQ_EFILE, "%s: no result %s of key %s: expected it. Delete the folder it is in",
+             path, label, key);
+    return VQ_OK;
+}
+
+static vq_status save_shared(vq_job *job, const char *label, const char *key,
+                             const vq_eval_result *r)
+{
+    char *path;
+    json_t *all = json_object();
+    vq_status status = vq_job_path(job, &path, SHARED);
+    if (!status) status = save_result(all, path, label, key, r);
+    json_decref(all);
+    return status;
+}
+
+/* The others have links to it. */
+static void remove_shared(vq_job *job)
+{
+    char *path;
+    if (vq_job_path(job, &path, SHARED) == VQ_OK) (void)unlink(path);
+}
+
+/* Evaluates, or takes what another run has found. */
+static vq_status evaluate_shared(vq_job *job, const vq_stage *stage, vq_mode mode,
+                                 const vq_data *data, const char *label, uint64_t key,
+                                 const char *key_text, vq_eval_result *r)
+{
+    const bool is_leader = job->comm->rank == 0;
+    vq_share share;
+    char what[32];
+    snprintf(what, sizeof what, "eval_%s", label);
+    VQ_TRY(vq_share_begin(job, what, key, SHARED, false, &share));
+    vq_status status = VQ_OK;
+    if (share.is_found) {
+        if (is_leader) status = load_shared(job, share.dir, label, key_text, r);
+    } else {
+        status = vq_evaluate(job, stage, mode, &data->eval, label, r);
+        if (!status && share.dir && is_leader) status = save_shared(job, label, key_text, r);
+    }
+    status = vq_share_end(&share, vq_comm_agree(job->comm, status));
+    if (share.dir && is_leader) remove_shared(job);
+    return status;
+}
+
 vq_status vq_evaluate_once(vq_job *job, const vq_stage *stage, vq_mode mode, const vq_data *data,
-                           const char *label, uint64_t key, vq_eval_result *r)
+                           const char *label, uint64_t key, bool share, vq_eval_result *r)
 {
     const bool is_writer = job->comm->rank == 0;
     char *path, key_text[24];
     VQ_TRY(vq_job_path(job, &path, "eval.json"));
-    snprintf(key_text, sizeof key_text, "%016" PRIx64, vq_hash_u64(key, data->eval_hash));
+    key = vq_hash_u64(key, data->eval_hash);
+    snprintf(key_text, sizeof key_text, "%016" PRIx64, key);
     json_t *all = is_writer ? json_load_file(path, 0, NULL) : NULL;
     if (!json_is_object(all)) {
         json_decref(all);
@@ -134,7 +193,8 @@ vq_status vq_evaluate_once(vq_job *job, const vq_stage *stage, vq_mode mode, con
     vq_tensor t = vq_tensor_1d(&found, VQ_I64, 1);
     vq_status status = vq_comm_broadcast(job->comm, &t, 0);
     if (!status && !found) {
-        status = vq_evaluate(job, stage, mode, &data->eval, label, r);
+        status = share ? evaluate_shared(job, stage, mode, data, label, key, key_text, r)
+                       : vq_evaluate(job, stage, mode, &data->eval, label, r);
         if (!status)
             status = vq_comm_agree(job->comm,
                                    is_writer ? save_result(all, path, label, key_text, r) : VQ_OK);

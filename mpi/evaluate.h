@@ -18,6 +18,7 @@ vq_status vq_evaluate(vq_job *job, const vq_stage *stage, vq_mode mode, const vq
                       const char *label, vq_eval_result *result);
 
 /* The same, kept in RUN/eval.json under label: a result that is there with the same key is not
- * computed again. key: of the weights that the mode uses. */
+ * computed again. key: of the weights that the mode uses. share: other runs may need it too
+ * (share.h). */
 vq_status vq_evaluate_once(vq_job *job, const vq_stage *stage, vq_mode mode, const vq_data *data,
-                           const char *label, uint64_t key, vq_eval_result *result);
+                           const char *label, uint64_t key, bool share, vq_eval_result *result);

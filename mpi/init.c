@@ -445,11 +445,9 @@ static vq_status make_files(vq_job *job, const settings *set, const vq_data *dat
     const vq_config *c = job->config;
     vq_tensor start;
     vq_share share = {.job = job};
-    uint64_t key = vq_hash_u64(vq_config_phase_hash(c, VQ_PHASE_GRID), job->model.fingerprint);
-    key = vq_hash_u64(key, data->calib_hash);
     VQ_TRY(make_start(job, set, &start));
     if (vq_config_uses_gptq(c) && vq_config_learns(c))
-        VQ_TRY(vq_share_begin(job, GRID_KIND, key, GRID_PREFIX, false, &share));
+        VQ_TRY(vq_share_begin(job, GRID_KIND, job->grid_key, GRID_PREFIX, false, &share));
     vq_comm_at(job->comm, "init");
     VQ_TRY(
         vq_share_end(&share, vq_comm_agree(job->comm, make_file(job, set, data, &start, &share))));
@@ -568,16 +566,27 @@ static vq_status find_or_make(vq_job *job, const settings *set, const vq_data *d
     return VQ_OK;
 }
 
-/* The key, and room for all that is made or read. Collective. */
+static void set_keys(vq_job *job, const vq_data *data)
+{
+    const struct {
+        vq_phase phase;
+        uint64_t *key;
+    } keys[] = {{VQ_PHASE_GRID, &job->grid_key}, {VQ_PHASE_INIT, &job->init_key}};
+    for (int i = 0; i < VQ_COUNT(keys); i++) {
+        *keys[i].key =
+            vq_hash_u64(vq_config_phase_hash(job->config, keys[i].phase), job->model.fingerprint);
+        if (vq_config_uses_gptq(job->config))
+            *keys[i].key = vq_hash_u64(*keys[i].key, data->calib_hash);
+    }
+}
+
+/* The keys, and room for all that is made or read. Collective. */
 static vq_status prepare(vq_job *job, const settings *set, const vq_data *data,
                          vq_init_stats *stats)
 {
     *stats = (vq_init_stats){0};
     vq_comm_at(job->comm, "init");
-    job->init_key =
-        vq_hash_u64(vq_config_phase_hash(job->config, VQ_PHASE_INIT), job->model.fingerprint);
-    if (vq_config_uses_gptq(job->config))
-        job->init_key = vq_hash_u64(job->init_key, data->calib_hash);
+    set_keys(job, data);
     return vq_comm_agree(job->comm, prepare_linears(job, set, stats));
 }
 

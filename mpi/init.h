@@ -15,8 +15,8 @@ typedef struct vq_init_stats {
 } vq_init_stats;
 
 /* Collective. Makes or loads the integers and codebooks of the stage's linears and puts them into
- * the stage; the pool gets the codes of all layers; sets job->init_key. Fails: VQ_ENOTFINITE (a
- * weight), VQ_EFILE (an init file of other settings), VQ_EMEM. */
+ * the stage; the pool gets the codes of all layers; sets job->grid_key and init_key. Fails:
+ * VQ_ENOTFINITE (a weight), VQ_EFILE (an init file of other settings), VQ_EMEM. */
 vq_status vq_init_codebooks(vq_job *job, const vq_data *data, vq_init_stats *stats);
 
 /* The same from a run folder that has them all. Collective. Fails: VQ_EFILE (a linear is missing,

@@ -93,7 +93,9 @@ static vq_status evaluate(vq_job *job, const vq_data *data, vq_mode mode, const 
                           uint64_t key, vq_results *r, double *perplexity)
 {
     vq_eval_result e = {0};
-    VQ_TRY(vq_evaluate_once(job, &job->stage, mode, data, label, key, &e));
+    /* What no training went into others may need too. */
+    const bool share = key != job->train_key;
+    VQ_TRY(vq_evaluate_once(job, &job->stage, mode, data, label, key, share, &e));
     *perplexity = e.perplexity;
     r->seconds.eval += e.seconds;
     return end_phase(job);
@@ -102,14 +104,14 @@ static vq_status evaluate(vq_job *job, const vq_data *data, vq_mode mode, const 
 /* Perplexities before training: they cost little, and show early what is to be gained. */
 static vq_status evaluate_before(vq_job *job, const vq_data *data, vq_results *r)
 {
-    const uint64_t model = job->model.fingerprint, init = job->init_key;
+    const uint64_t model = job->model.fingerprint, grid = job->grid_key, init = job->init_key;
     if (data->eval.n == 0) return VQ_OK;
     VQ_TRY(evaluate(job, data, VQ_MODE_FLOAT, "fp", model, r, &r->perplexity.fp));
-    VQ_TRY(evaluate(job, data, VQ_MODE_RTN, "rtn", init, r, &r->perplexity.rtn));
+    VQ_TRY(evaluate(job, data, VQ_MODE_RTN, "rtn", grid, r, &r->perplexity.rtn));
     const bool learns = vq_config_learns(job->config);
     const bool from_gptq = vq_config_uses_gptq(job->config);
     if (from_gptq && (!learns || job->config->eval.start))
-        VQ_TRY(evaluate(job, data, VQ_MODE_GPTQ, "gptq", init, r, &r->perplexity.gptq));
+        VQ_TRY(evaluate(job, data, VQ_MODE_GPTQ, "gptq", grid, r, &r->perplexity.gptq));
     if (!job->config->eval.start || !learns) return VQ_OK;
     VQ_TRY(evaluate(job, data, VQ_MODE_SOFT, "start_soft", init, r, &r->perplexity.start_soft));
     VQ_TRY(evaluate(job, data, VQ_MODE_HARD, "start_hard", init, r, &r->perplexity.start_hard));

@@ -22,15 +22,21 @@ static vq_status link_file(const char *from, const char *to)
     return vq_file_copy(from, to); /* another disk, or one without links */
 }
 
-/* Links FROM/prefix*.h5 into TO, as they are named there. */
+static bool is_whole(const char *name)
+{
+    const size_t n = strlen(name);
+    return n < 4 || strcmp(name + n - 4, ".tmp") != 0;
+}
+
+/* Links FROM/prefix* into TO, as they are named there. */
 static vq_status link_files(vq_arena *scratch, const char *from, const char *to, const char *prefix)
 {
     char **names, *source, *target;
     int64_t n;
     const size_t mark = vq_arena_mark(scratch);
-    VQ_TRY(vq_folder_list(scratch, from, ".h5", &names, &n));
+    VQ_TRY(vq_folder_list(scratch, from, "", &names, &n));
     for (int64_t i = 0; i < n; i++) {
-        if (strncmp(names[i], prefix, strlen(prefix)) != 0) continue;
+        if (strncmp(names[i], prefix, strlen(prefix)) != 0 || !is_whole(names[i])) continue;
         VQ_TRY(vq_path_join(scratch, from, names[i], &source));
         VQ_TRY(vq_path_join(scratch, to, names[i], &target));
         VQ_TRY(link_file(source, target));
@@ -106,7 +112,7 @@ vq_status vq_share_begin(vq_job *job, const char *what, uint64_t key, const char
     }
 }
 
-/* Rank 0: the folder with links to RUN/prefix*.h5, made beside its place and renamed. A run that
+/* Rank 0: the folder with links to RUN/prefix*, made beside its place and renamed. A run that
  * took over from this one while it was silent may have been first: its files are as good. */
 static vq_status offer(vq_share *s)
 {

@@ -17,7 +17,7 @@ typedef struct vq_share {
     vq_lock lock;              /* on rank 0 of the run that makes them */
 } vq_share;
 
-/* Before a phase whose files RUN/prefix*.h5 depend on `key` alone (rank 0's counts). Then is_found,
+/* Before a phase whose files RUN/prefix* depend on `key` alone (rank 0's counts). Then is_found,
  * with links to the files in the run folder when `link`, or this run makes them. The struct must
  * not move until share_end. Collective. Fails: VQ_ESTOPPED (a signal while waiting), VQ_EFILE,
  * VQ_EMEM. */

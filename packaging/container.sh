@@ -10,4 +10,4 @@ cmake --build build --target all
 cmake --install build --prefix /usr/local
 rm -rf build build-deps
 apt-get clean
-vqround --version
+/usr/local/bin/vqround --version

@@ -269,8 +269,9 @@ static const key keys[] = {
     {"checkpoint.keep", NULL, in_run, INTEGER, AT(checkpoint.keep), .standard = "2", RANGE(1, 1000),
      .unit = "checkpoints", .help = "checkpoints to keep", .commands = Q},
     {"share.dir", "share", in_run, TEXT, AT(share.dir), .unit = "DIR",
-     .help = "folder where runs find each other's tokens, GPTQ grids, codebooks and teacher "
-             "states, each made by the first that needs it",
+     .help =
+         "folder where runs find each other's tokens, GPTQ grids, codebooks, teacher states and "
+         "first perplexities, each made by the first that needs it",
      .commands = J},
     {"share.dead_s", NULL, in_run, REAL, AT(share.dead_s), .standard = "180", RANGE(0.1, 1e6),
      .unit = "seconds",

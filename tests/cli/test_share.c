@@ -40,6 +40,23 @@ static void expect_links(const char *file, int runs)
         fail_msg("%s is in %d run folders, expected %d", file, (int)st.st_nlink - 1, runs);
 }
 
+/* The perplexities of two eval.json, under the same keys. */
+static void expect_same_json(const char *a, const char *b)
+{
+    json_t *p = load_json(a), *q = load_json(b), *row;
+    const char *label;
+    assert_int_equal(json_object_size(p), json_object_size(q));
+    json_object_foreach(p, label, row)
+    {
+        const json_t *other = json_object_get(q, label);
+        if (!json_equal(json_object_get(row, "key"), json_object_get(other, "key")) ||
+            json_number(row, "perplexity") != json_number(other, "perplexity"))
+            fail_msg("%s and %s differ in %s", a, b, label);
+    }
+    json_decref(p);
+    json_decref(q);
+}
+
 static void made_once_by_runs_at_the_same_time(void **state)
 {
     (void)state;
@@ -54,9 +71,14 @@ static void made_once_by_runs_at_the_same_time(void **state)
     expect_links(text("%s/init-0000.h5", shared("s", "init")), N);
     expect_links(text("%s/teacher-0000.h5", shared("s", "teacher")), N);
 
+    expect_same_json("alone/eval.json", "run0/eval.json");
+    expect_same_json("alone/eval.json", "run2/eval.json");
+
     /* Other codebooks, the same teacher. */
     RUN_OK(BASE, "--K", "24", "--out", "other", "--share", "s");
-    expect_words("tokens from another run", "init made for", "teacher from another run", NULL);
+    expect_words("tokens from another run", "init made for", "eval_fp from another run",
+                 "eval_rtn from another run", "teacher from another run", NULL);
+    assert_null(find_name("other", "eval-shared", ""));
     expect_links(text("%s/teacher-0000.h5", shared("s", "teacher")), N + 1);
     RUN_OK(BASE, "--K", "24", "--out", "other-alone");
     expect_same_files("other-alone" MODEL, "other" MODEL);

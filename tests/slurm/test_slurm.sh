@@ -236,6 +236,8 @@ count 1 'share    teacher made'
 count 1 'teacher .* windows in'
 count 1 'gptq .* layers in'
 count 1 'share    grid made'
+count 1 'fp perplexity'
+count 3 'rtn perplexity' # of 3 and 2 bits, and of 2 bits with GPTQ's grid
 count 5 'share    init made' # 6 rows, 2 of which have the same codebooks
 for name in cancelled killed; do # with a checkpoint after every step
     [ "$(grep -c '"step"' "sweep/$name/metrics.jsonl")" = 60 ] || fail "$name: not 60 steps"

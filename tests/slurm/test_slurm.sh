@@ -132,8 +132,11 @@ within 60 has_lines 3 stopped/metrics.jsonl || fail "no steps" stopped.out
 mapfile -t ranks < <(ranks_of "$dir/stopped")
 [ ${#ranks[@]} = 4 ] || fail "${#ranks[@]} ranks"
 kill -STOP "${ranks[@]}" # or they might be through before the signal is
-scancel --signal=USR1 "$job"
-within 30 usr1_waits_for "${ranks[@]}" || fail "no signal" stopped.out
+for try in 1 2 3; do # a signal may get lost on a busy machine
+    scancel --signal=USR1 "$job"
+    within 10 usr1_waits_for "${ranks[@]}" && break
+done
+usr1_waits_for "${ranks[@]}" || fail "no signal after $try tries" stopped.out
 kill -CONT "${ranks[@]}"
 within 90 is_over "$job" || fail "not over" stopped.out
 grep -q 'stopped after a checkpoint, and queued again' stopped.out || fail "not stopped" stopped.out

@@ -737,6 +737,58 @@ void vq_plan_print_json(const vq_plan *p)
     json_decref(root);
 }
 
+/* --- the layout ------------------------------------------------------------------------------ */
+
+/* The next smaller number of replicas with whole stages, none with less than a layer; 0: none. */
+static int fewer_replicas(int n_ranks, int64_t layers, int replicas)
+{
+    while (--replicas > 0)
+        if (n_ranks % replicas == 0 && n_ranks / replicas <= layers) return replicas;
+    return 0;
+}
+
+/* Bytes that the ranks of a node need, without what the system can take back and with it. */
+typedef struct node_need {
+    double fixed, total;
+    int n;
+} node_need;
+
+/* Whether the ranks of every node have the memory. */
+static bool fits_memory(const vq_plan *p)
+{
+    for (int i = 0; i < p->input.n_ranks; i++) {
+        node_need need = {0};
+        for (int j = 0; j < p->input.n_ranks; j++)
+            if (p->rank[j].node == p->rank[i].node) {
+                need.n++;
+                need.fixed += p->rank[j].fixed_bytes;
+            }
+        if (need.fixed > p->input.memory_bytes * need.n) return false;
+    }
+    return true;
+}
+
+/* The plan of the layout that a job on such machines would choose (choose_layout). */
+static vq_status plan_layout(vq_arena *arena, vq_plan_input *in, vq_plan *plan)
+{
+    const bool is_free = !in->config->stages && !in->config->replicas;
+    const int64_t layers = VQ_MIN(in->model->config.N, in->teacher->config.N);
+    vq_config *tried;
+    VQ_TRY(VQ_NEW(arena, 1, &tried));
+    *tried = *in->config;
+    in->config = tried;
+    VQ_TRY(vq_plan_make(arena, in, plan));
+    int replicas = plan->n_replicas;
+    while (is_free && !fits_memory(plan)) {
+        replicas = fewer_replicas(in->n_ranks, layers, replicas);
+        if (!replicas) break;
+        tried->replicas = replicas;
+        tried->stages = in->n_ranks / replicas;
+        VQ_TRY(vq_plan_make(arena, in, plan));
+    }
+    return VQ_OK;
+}
+
 /* --- the subcommand -------------------------------------------------------------------------- */
 
 /* Memory and speed of a rank as the settings say, or as this machine has them: what ranks on one
@@ -788,7 +840,7 @@ static vq_status plan_here(vq_arena *arena, const vq_config *c, const vq_comm *c
              "%s: seqlen = %lld: expected at most max_position_embeddings = %lld. Lower --seqlen",
              c->model, (long long)c->seqlen, (long long)model.config.max_positions);
     VQ_TRY(fill_machine(c, arena, &in));
-    VQ_TRY(vq_plan_make(arena, &in, &plan));
+    VQ_TRY(plan_layout(arena, &in, &plan));
     if (c->json)
         vq_plan_print_json(&plan);
     else
@@ -866,19 +918,14 @@ static void log_plan(const vq_plan *p)
                vq_bytes_text(p->step.reduce_bytes, pool), 100 * p->step.idle_ratio);
 }
 
-/* Bytes that the ranks of this rank's node need, without what the system can take back and with it,
- * and how many they are; leader: the first of them. */
-typedef struct node_need {
-    double fixed, total;
-    int n, leader;
-} node_need;
-
-static node_need need_of_node(const vq_job *job, const vq_plan *p, const double *host)
+/* What this rank's node needs; *leader: the first of its ranks. */
+static node_need need_of_node(const vq_job *job, const vq_plan *p, const double *host, int *leader)
 {
-    node_need need = {.leader = -1};
+    node_need need = {0};
+    *leader = -1;
     for (int i = 0; i < job->comm->size; i++) {
         if (host[i] != host[job->comm->rank]) continue;
-        if (need.leader < 0) need.leader = i;
+        if (*leader < 0) *leader = i;
         need.n++;
         need.fixed += p->rank[i].fixed_bytes;
         need.total += p->rank[i].total_bytes;
@@ -890,12 +937,13 @@ static node_need need_of_node(const vq_job *job, const vq_plan *p, const double 
 static vq_status check_node(const vq_job *job, const vq_plan *p, const double *host,
                             double free_bytes)
 {
-    const node_need need = need_of_node(job, p, host);
+    int leader;
+    const node_need need = need_of_node(job, p, host, &leader);
     char needed[32], have[32], lack[32];
     vq_bytes_text(need.fixed, needed);
     vq_bytes_text(free_bytes, have);
     vq_bytes_text(need.fixed - free_bytes, lack);
-    VQ_CHECK(job->comm->rank != need.leader || need.fixed <= free_bytes, VQ_EMEM,
+    VQ_CHECK(job->comm->rank != leader || need.fixed <= free_bytes, VQ_EMEM,
              "memory: the plan of %d rank%s on this machine is %s and %s are free: %s short. Use "
              "more --stages on more machines%s, or lower seqlen or train.batch; \"vqround plan\" "
              "shows what takes it",
@@ -938,22 +986,12 @@ static vq_status plan_job(vq_job *job, const vq_config *config, const double *ho
 static vq_status fits(vq_job *job, const vq_plan *plan, const double *host, double free_bytes,
                       bool *all)
 {
-    double lacking = need_of_node(job, plan, host).fixed > free_bytes;
+    int leader;
+    double lacking = need_of_node(job, plan, host, &leader).fixed > free_bytes;
     vq_tensor sum = vq_tensor_1d(&lacking, VQ_F64, 1);
     VQ_TRY(vq_comm_sum(job->comm, &sum));
     *all = lacking == 0;
     return VQ_OK;
-}
-
-/* The next smaller number of replicas with whole stages, none with less than a layer; 0: none. */
-static int fewer_replicas(const vq_job *job, int replicas)
-{
-    const int size = job->comm->size;
-    const int64_t layers =
-        job->teacher.dir ? VQ_MIN(job->model.config.N, job->teacher.config.N) : job->model.config.N;
-    while (--replicas > 0)
-        if (size % replicas == 0 && size / replicas <= layers) return replicas;
-    return 0;
 }
 
 /* Replicas need no pipeline, stages need less memory: where the user has not chosen, as many
@@ -962,6 +1000,8 @@ static vq_status choose_layout(vq_job *job, const double *host)
 {
     vq_config tried = *job->config;
     const bool is_free = !tried.stages && !tried.replicas;
+    const int64_t layers =
+        job->teacher.dir ? VQ_MIN(job->model.config.N, job->teacher.config.N) : job->model.config.N;
     vq_plan plan;
     double free_bytes = 0;
     for (int replicas = job->topo.n_replicas;;) {
@@ -973,7 +1013,7 @@ static vq_status choose_layout(vq_job *job, const double *host)
         if (!status) status = plan_job(job, &tried, host, &plan, &free_bytes);
         VQ_TRY(vq_comm_agree(job->comm, status));
         VQ_TRY(fits(job, &plan, host, free_bytes, &all));
-        replicas = fewer_replicas(job, replicas);
+        replicas = fewer_replicas(job->comm->size, layers, replicas);
         if (all || !is_free || !replicas) break;
     }
     job->keep = plan.rank[job->comm->rank].keep;

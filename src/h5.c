@@ -35,6 +35,10 @@ static vq_status h5_failed(const vq_h5 *h, const char *object, const char *did)
              "%s: %s cannot be %s: no space left on its disk. Free some space, or choose another "
              "folder",
              h->path, object, did);
+    VQ_CHECK(!strstr(text, "memory allocation failed") && !strstr(text, strerror(ENOMEM)), VQ_EMEM,
+             "%s: %s cannot be %s: the system refused HDF5 memory. Lower seqlen or the batch, or "
+             "use more stages",
+             h->path, object, did);
     VQ_FAIL(VQ_EFILE,
             "%s: %s cannot be %s: %s. Expected a whole file of vqround; if it is damaged delete it "
             "and run again",

@@ -7,6 +7,7 @@
 #include <omp.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "cpu_ops.h"
 #include "error.h"
@@ -128,6 +129,34 @@ static const vq_ops cpu_ops = {
     .norm2 = vq_cpu_norm2,
 };
 
+/* OpenBLAS takes a work buffer for each thread at that thread's first product and keeps it; where
+ * it gets none it asks again for ever. So all buffers are taken here, after a look whether there is
+ * room for them. */
+#define BLAS_BUFFER_BYTES ((size_t)136 << 20) /* a little more than 128 MiB of addresses */
+#define BLAS_SIDE 256 /* of a product that keeps its buffer until the others have theirs */
+
+static vq_status take_blas_buffers(int n_threads, real *slabs)
+{
+    const size_t bytes = (size_t)n_threads * BLAS_BUFFER_BYTES;
+    void *room = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    VQ_CHECK(room != MAP_FAILED, VQ_EMEM,
+             "cpu: the system refused %zu bytes of addresses for the BLAS's work buffers, expected "
+             "room for one of %zu a thread. Raise the limit (ulimit -d, ulimit -v), or lower "
+             "--threads",
+             bytes, BLAS_BUFFER_BYTES);
+    munmap(room, bytes);
+#pragma omp parallel num_threads(n_threads)
+    {
+        real *square = slabs + omp_get_thread_num() * VQ_CPU_SLAB;
+        memset(square, 0, (size_t)(2 * BLAS_SIDE * BLAS_SIDE) * sizeof *square);
+#pragma omp barrier
+        vq_cpu_blas_gemm(false, false, BLAS_SIDE, BLAS_SIDE, BLAS_SIDE, 1, square, BLAS_SIDE,
+                         square, BLAS_SIDE, 0, square + BLAS_SIDE * BLAS_SIDE, BLAS_SIDE);
+    }
+    return VQ_OK;
+}
+
 vq_status vq_cpu_open(vq_backend *be, int n_threads)
 {
     int threads = n_threads > 0 ? n_threads : omp_get_num_procs();
@@ -137,12 +166,13 @@ vq_status vq_cpu_open(vq_backend *be, int n_threads)
     vq_status status = VQ_NEW(&arena, 1, &cpu);
     real *slabs = NULL;
     if (status == VQ_OK) status = VQ_NEW(&arena, threads * VQ_CPU_SLAB, &slabs);
+    openblas_set_num_threads(1);
+    if (status == VQ_OK) status = take_blas_buffers(threads, slabs);
     if (status != VQ_OK) {
         vq_arena_close(&arena);
         return status;
     }
     *cpu = (vq_cpu){.scratch = arena, .slabs = slabs, .n_threads = threads};
-    openblas_set_num_threads(1);
     *be = (vq_backend){
         .ops = &cpu_ops, .ctx = cpu, .place = VQ_HOST, .act = VQ_REAL, .real = VQ_REAL};
     return VQ_OK;

@@ -258,6 +258,23 @@ static void test_no_addresses(void **state)
     EXPECT_ONE_ERROR(4, "rank 2 of 4 on", host(), "ulimit -v");
 }
 
+/* Memory that runs out in the middle of a phase: rank 2 may hold what it takes to open the job and
+ * a little more. How much that is depends on the libraries, so limits are raised until one lets it
+ * open. */
+static void test_no_memory_in_a_phase(void **state)
+{
+    (void)state;
+    for (int mib = 256; mib < 1024; mib += 12) {
+        write_wrapper(text("ulimit -d %d", mib * 1024), "--model model");
+        expect_end(start_wrapped(
+            LIST("--out", text("run%d", mib), "--eval.seqlen", "512", "--steps", "2")));
+        if (last.code == 0) fail_msg("%d MiB were enough: no limit stopped a phase", mib);
+        EXPECT_ONE_ERROR(4, "rank 2 of 4 on", host(), "refused");
+        if (!strstr(last.err, "opening")) return;
+    }
+    fail_msg("the job could not be opened");
+}
+
 /* --- lost ranks ------------------------------------------------------------------------------ */
 
 /* The job that was ended goes on elsewhere, step by step as one that nobody disturbed. */
@@ -375,6 +392,7 @@ int main(void)
         TEST(test_teacher_not_finite),
         TEST(test_bad_checkpoint),
         TEST(test_no_addresses),
+        TEST(test_no_memory_in_a_phase),
         TEST(test_killed),
         TEST(test_crashed),
         TEST(test_asleep),

@@ -130,6 +130,63 @@ static void test_resume_on_other_stages(void **state)
     assert_false(exists("back/teacher-0000.h5"));
 }
 
+/* --- a layout chosen by memory --------------------------------------------------------------- */
+
+#define FOUR_SEQUENCES                                                                             \
+    "--batch-size", "4", "--steps", "3", "--threads", "1", "--train.recompute", "on"
+
+/* What `vqround plan` says of four ranks with these options. */
+static json_t *plan_of_four(const char *memory_gib, const char *stages)
+{
+    finish(start_ranks(0, VQROUND,
+                       LIST("plan", "--model", MODELS "tiny-llama", "--bits", "2", "--K", "32",
+                            "--nsamples", "5", "--seqlen", "24", "--eval-max-windows", "3",
+                            "--ranks", "4", "--json", FOUR_SEQUENCES),
+                       LIST("--plan.memory_gib", memory_gib, "--stages", stages)));
+    expect_code(0);
+    return last_json();
+}
+
+static double fixed_gib(const char *stages)
+{
+    json_t *plan = plan_of_four("1000", stages), *ranks = json_object_get(plan, "ranks");
+    double bytes = 0;
+    for (size_t i = 0; i < 4; i++) bytes += json_number(json_array_get(ranks, i), "fixed_bytes");
+    json_decref(plan);
+    return bytes / 4 / (double)(1 << 30);
+}
+
+static void expect_layout(const char *memory_gib, int stages)
+{
+    json_t *plan = plan_of_four(memory_gib, "0");
+    assert_int_equal((int)json_number(plan, "stages"), stages);
+    assert_int_equal((int)json_number(plan, "replicas"), 4 / stages);
+    json_decref(plan);
+}
+
+/* As many replicas as there is room for: the plan on paper and the job choose alike, and the job
+ * then has the layers of what it chose. */
+static void test_layout_by_memory(void **state)
+{
+    (void)state;
+    const double one = fixed_gib("1"), two = fixed_gib("2"), four = fixed_gib("4");
+    assert_true(four < two && two < one);
+    const char *too_few_for_two = text("%.9f", (four + two) / 2);
+    expect_layout(too_few_for_two, 4);
+    expect_layout(text("%.9f", (two + one) / 2), 2);
+    expect_layout(text("%.9f", one * 1.01), 1);
+    QUANTIZE(0, MODELS "tiny-llama", FOUR_SEQUENCES, "--out", "one");
+    finish(
+        start_ranks(4, VQROUND, COMMON(MODELS "tiny-llama"),
+                    LIST(FOUR_SEQUENCES, "--plan.memory_gib", too_few_for_two, "--out", "four")));
+    expect_code(0);
+    expect_words("will be read from disk again and again", NULL);
+    json_t *results = load_json("four/results.json");
+    assert_true(json_number(results, "stages") == 4 && json_number(results, "replicas") == 1);
+    json_decref(results);
+    expect_same_run("one", "four", 3);
+}
+
 /* --- replicas -------------------------------------------------------------------------------- */
 
 /* The norm of each linear's part of the first gradient, which Adam's first moment is a tenth of. */
@@ -381,6 +438,7 @@ int main(void)
         cmocka_unit_test_teardown(test_opt, clear_folder),
         cmocka_unit_test_teardown(test_qwen3, clear_folder),
         cmocka_unit_test_teardown(test_resume_on_other_stages, clear_folder),
+        cmocka_unit_test_teardown(test_layout_by_memory, clear_folder),
         cmocka_unit_test_teardown(test_replicas, clear_folder),
         cmocka_unit_test_teardown(test_other_settings, clear_folder),
         cmocka_unit_test_teardown(test_learned_scales, clear_folder),

@@ -31,7 +31,6 @@ static vq_status write_state(vq_h5 *h, const vq_job *job, const vq_adam *adam)
 
 static vq_status read_state(const vq_h5 *h, vq_job *job, vq_adam *adam)
 {
-    VQ_TRY(vq_h5_check_u64(h, "key", job->train_key, "the settings of the training"));
     VQ_TRY(vq_h5_get_i64(h, NULL, "step", &adam->step));
     if (!job->pool.is_whole) return VQ_OK;
     VQ_TRY(vq_h5_read(h, "codes", &job->pool.codes));
@@ -182,6 +181,19 @@ vq_status vq_checkpoint_save(vq_job *job, const vq_adam *adam)
     return VQ_OK;
 }
 
+/* is_other: it is whole, but of other settings. */
+static vq_status load_one(vq_job *job, const char *path, vq_adam *adam, bool *is_other)
+{
+    vq_h5 h;
+    *is_other = false;
+    VQ_TRY(vq_h5_open(&job->scratch, path, KIND, LAYOUT, &h));
+    vq_status status = vq_h5_check_u64(&h, "key", job->train_key, "the settings of the training");
+    *is_other = status != VQ_OK && vq_h5_has_attribute(&h, NULL, "key");
+    if (!status) status = read_state(&h, job, adam);
+    vq_h5_close(&h);
+    return status || job->pool.is_whole ? status : read_parts(job, adam);
+}
+
 vq_status vq_checkpoint_load(vq_job *job, vq_adam *adam)
 {
     const size_t mark = vq_arena_mark(&job->scratch);
@@ -189,15 +201,16 @@ vq_status vq_checkpoint_load(vq_job *job, vq_adam *adam)
     int64_t n;
     VQ_TRY(list(job, PREFIX, &names, &n));
     vq_status status = VQ_OK;
-    if (n > 0) {
-        vq_h5 h;
-        VQ_TRY(vq_path_join(&job->scratch, job->config->out, names[n - 1], &path));
-        VQ_TRY(vq_h5_open(&job->scratch, path, KIND, LAYOUT, &h));
-        status = read_state(&h, job, adam);
-        vq_h5_close(&h);
-        if (!status && !job->pool.is_whole) status = read_parts(job, adam);
-        if (!status) vq_log(VQ_LOG_INFO, "resume   from step %lld", (long long)adam->step);
+    for (int64_t i = n - 1; i >= 0; i--) {
+        bool is_other;
+        VQ_TRY(vq_path_join(&job->scratch, job->config->out, names[i], &path));
+        status = load_one(job, path, adam, &is_other);
+        if (status != VQ_EFILE || is_other || i == 0 || !job->pool.is_whole) break;
+        vq_log(VQ_LOG_WARN, "resume   %s. It is passed over for the checkpoint before it",
+               vq_error_message());
+        vq_error_clear();
     }
+    if (n > 0 && !status) vq_log(VQ_LOG_INFO, "resume   from step %lld", (long long)adam->step);
     vq_arena_reset(&job->scratch, mark);
     return status;
 }

@@ -3,78 +3,18 @@
 
 #include <stdio.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "cpu_backend.h"
 #include "dashboard.h"
 #include "error.h"
 #include "evaluate.h"
 #include "exporter.h"
+#include "folder.h"
 #include "guard.h"
 #include "init.h"
 #include "log.h"
 #include "plan.h"
 #include "train.h"
-
-#define PHASES (VQ_PHASE_TOKENS | VQ_PHASE_INIT | VQ_PHASE_TEACHER | VQ_PHASE_TRAIN)
-
-/* Whether a run makes a file of that name. */
-static bool is_ours(const char *name)
-{
-    static const char *const starts[] = {"config.yaml",  "tokens.h5",     "init-",     "sweep-",
-                                         "grid-",        "state-",        "teacher-",  "ckpt-",
-                                         "not-finite-",  "metrics.jsonl", "eval.json", "error.txt",
-                                         "results.json", "report."};
-    for (int i = 0; i < VQ_COUNT(starts); i++)
-        if (!strncmp(name, starts[i], strlen(starts[i]))) return true;
-    return false;
-}
-
-/* Removes what an earlier run left: with --no-resume all of its files, and the exported model's
- * config.json, without which nobody takes that model for the new run's; otherwise only files that
- * it was writing when it was killed. */
-static vq_status clear_folder(vq_job *job)
-{
-    const bool all = !job->config->resume;
-    char **names, *path;
-    int64_t n;
-    VQ_TRY(vq_folder_list(&job->run, job->config->out, all ? "" : ".tmp", &names, &n));
-    for (int64_t i = 0; i < n; i++) {
-        if (!is_ours(names[i])) continue;
-        VQ_TRY(vq_job_path(job, &path, "%s", names[i]));
-        if (unlink(path) != 0) return vq_file_error(path, "removed");
-    }
-    VQ_TRY(vq_job_path(job, &path, "model/config.json"));
-    if (all && vq_file_exists(path) && unlink(path) != 0) return vq_file_error(path, "removed");
-    return VQ_OK;
-}
-
-/* Makes the run folder, or finds that it belongs to the same settings. */
-static vq_status open_folder(vq_job *job, int argc, const char *const *argv)
-{
-    const vq_config *c = job->config;
-    char *path, *tokens, *error, *model, differs[1024];
-    VQ_TRY(vq_job_path(job, &model, "model"));
-    VQ_TRY(vq_export_check_place(c, model, "model", c->model));
-    VQ_TRY(vq_export_check_place(c, model, "teacher.model", c->teacher.model));
-    VQ_TRY(vq_make_folders(c->out));
-    VQ_TRY(clear_folder(job));
-    VQ_TRY(vq_job_path(job, &path, "config.yaml"));
-    VQ_TRY(vq_job_path(job, &tokens, "tokens.h5"));
-    /* Before the first phase is through, other settings lose nothing. */
-    if (vq_file_exists(path) && vq_file_exists(tokens)) {
-        vq_config before;
-        VQ_TRY(vq_config_defaults(&job->run, &before));
-        VQ_TRY(vq_config_read_yaml(&job->run, path, &before));
-        VQ_CHECK(vq_config_diff(&before, c, PHASES, differs, sizeof differs) == 0, VQ_EUSAGE,
-                 "%s: a run with other settings is in this folder: %s. Give another --out, or the "
-                 "same settings to resume",
-                 path, differs);
-    }
-    VQ_TRY(vq_job_path(job, &error, "error.txt"));
-    if (vq_file_exists(error) && unlink(error) != 0) return vq_file_error(error, "removed");
-    return vq_config_write_yaml(c, path, argc, argv);
-}
 
 /* At the end of a phase, whose file is kept: gives memory back. VQ_ESTOPPED on every rank if a
  * signal reached one. */
@@ -146,7 +86,7 @@ static vq_status train(vq_job *job, const vq_data *data, vq_results *r, vq_train
 /* What a finished run depends on, all but the number of ranks. */
 static uint64_t results_key(const vq_job *job, const vq_data *data)
 {
-    uint64_t h = vq_config_phase_hash(job->config, PHASES);
+    uint64_t h = vq_config_phase_hash(job->config, VQ_FOLDER_PHASES);
     h = vq_hash_u64(h, job->config->eval.start);
     h = vq_hash_u64(h, (uint64_t)job->config->export.format);
     h = vq_hash_u64(h, job->model.fingerprint);
@@ -208,7 +148,7 @@ static vq_status gather_ranks(vq_job *job, const vq_train_stats *t, vq_results *
     return gather(job, t->messages_s / ran_s, &r->messages_ratio);
 }
 
-static vq_status run(vq_job *job, int argc, const char *const *argv)
+static vq_status run(vq_job *job, vq_folder *folder, int argc, const char *const *argv)
 {
     const vq_config *c = job->config;
     static const char *const methods[] = {[VQ_METHOD_VQROUND] = "vqround",
@@ -239,7 +179,9 @@ static vq_status run(vq_job *job, int argc, const char *const *argv)
 
     VQ_TRY(vq_model_require_dense(&job->model.config, c->model));
     VQ_TRY(vq_export_check(job));
-    VQ_TRY(vq_comm_agree(job->comm, job->comm->rank == 0 ? open_folder(job, argc, argv) : VQ_OK));
+    vq_status opened = VQ_OK;
+    if (job->comm->rank == 0) opened = vq_folder_open(job, argc, argv, folder);
+    VQ_TRY(vq_comm_agree(job->comm, opened));
     job->comm->run = c->out;
     VQ_TRY(vq_plan_job(job)); /* may choose the layout: the stage comes after */
     VQ_TRY(vq_comm_agree(job->comm, vq_job_stage(job, &job->model, T_max, &job->stage)));
@@ -281,9 +223,11 @@ static vq_status run(vq_job *job, int argc, const char *const *argv)
 vq_status vq_run(const vq_config *config, vq_comm *comm, int argc, const char *const *argv)
 {
     vq_job job;
+    vq_folder folder = {0};
     vq_guard_init(config->max_hours);
     vq_status status = vq_job_open(config, comm, &job);
-    if (!status) status = run(&job, argc, argv);
+    if (!status) status = run(&job, &folder, argc, argv);
+    vq_folder_close(&folder);
     vq_job_close(&job);
     return status;
 }

@@ -370,6 +370,43 @@ static void leftovers_do_not_disturb(void **state)
         if (exists(left[i])) fail_msg("%s is still there", left[i]);
 }
 
+/* The newest checkpoint that is whole is gone on from; the same bits come of it. */
+static void damaged_checkpoints_are_passed_over(void **state)
+{
+    (void)state;
+    pid_t pid = start(ARGS(JOB, "older"));
+    assert_true(wait_for(pid, "older", "ckpt-0000000020", ".h5"));
+    kill_now(pid);
+    char newest[PATH_MAX] = "", before[PATH_MAX] = "";
+    for (int step = 10; step <= 80; step += 10) {
+        const char *path = text("older/ckpt-%010d.h5", step);
+        if (!exists(path)) continue;
+        snprintf(before, sizeof before, "%s", newest);
+        snprintf(newest, sizeof newest, "%s", path);
+    }
+    assert_true(before[0] && newest[0]);
+    truncate(newest, 1000);
+    RUN_OK(JOB, "older");
+    expect_words(newest, "passed over", "resume   from step", NULL);
+    expect_same_runs("calm", "older");
+}
+
+static void one_job_at_a_time(void **state)
+{
+    (void)state;
+    pid_t first = start(ARGS(JOB, "shared"));
+    assert_true(wait_for(first, "shared", "tokens", ".h5"));
+    kill(first, SIGSTOP);
+    pid_t second = start(ARGS(JOB, "shared"));
+    while (!has_ended(second)) sleep_ms(10);
+    EXPECT_FAILED(2, "--out shared", "another job works in this folder", "process",
+                  "expected to be alone", "give another --out");
+    kill(first, SIGCONT);
+    finish(first);
+    expect_code(0);
+    expect_same_runs("calm", "shared");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -386,6 +423,8 @@ int main(void)
         cmocka_unit_test(model_is_not_overwritten),
         cmocka_unit_test(damaged_files_give_no_wrong_numbers),
         cmocka_unit_test(leftovers_do_not_disturb),
+        cmocka_unit_test(damaged_checkpoints_are_passed_over),
+        cmocka_unit_test(one_job_at_a_time),
     };
     return cmocka_run_group_tests(tests, make_runs, leave_folder);
 }

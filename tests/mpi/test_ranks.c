@@ -27,6 +27,14 @@ enum { CODES = 32, WIDTH = 8 };
         assert_string_equal(last.err, "");                                                         \
     } while (0)
 
+/* Runs until max_hours, which has passed after one step. */
+#define ONE_STEP(n, model, ...)                                                                    \
+    do {                                                                                           \
+        finish(start_ranks(n, VQROUND, COMMON(model), LIST("--max-hours", "1e-9", __VA_ARGS__)));  \
+        expect_code(75);                                                                           \
+        expect_words("stopped by max_hours", "Run the same command again", NULL);                  \
+    } while (0)
+
 /* --- stages and threads ---------------------------------------------------------------------- */
 
 static void stages_and_threads(const char *model)
@@ -61,6 +69,15 @@ static void stages_and_threads(const char *model)
     json_decref(r);
 }
 
+/* Begun on 3 stages, gone on on 1 and ended on 2: as if never stopped. */
+static void resumed(const char *model)
+{
+    ONE_STEP(3, model, "--steps", "3", "--threads", "1", "--out", "parts");
+    ONE_STEP(0, model, "--steps", "3", "--threads", "3", "--out", "parts");
+    QUANTIZE(2, model, "--steps", "3", "--threads", "2", "--out", "parts");
+    expect_same_run("one", "parts", 3);
+}
+
 static void slices(const char *model)
 {
     metrics whole[3], cut[3];
@@ -78,6 +95,7 @@ static void slices(const char *model)
 static void family(const char *model)
 {
     stages_and_threads(model);
+    resumed(model);
     slices(model);
 }
 
@@ -101,29 +119,20 @@ static void test_qwen3(void **state)
 
 /* --- going on in another world --------------------------------------------------------------- */
 
-/* Runs until max_hours, which has passed after one step. */
-#define ONE_STEP(n, ...)                                                                           \
-    do {                                                                                           \
-        finish(start_ranks(n, VQROUND, COMMON(MODELS "tiny-llama"),                                \
-                           LIST("--max-hours", "1e-9", __VA_ARGS__)));                             \
-        expect_code(75);                                                                           \
-        expect_words("stopped by max_hours", "Run the same command again", NULL);                  \
-    } while (0)
-
 static void test_resume_on_other_stages(void **state)
 {
     (void)state;
     QUANTIZE(0, MODELS "tiny-llama", "--steps", "5", "--out", "whole");
-    ONE_STEP(0, "--steps", "5", "--out", "parts");
-    ONE_STEP(3, "--steps", "5", "--threads", "2", "--out", "parts");
-    ONE_STEP(2, "--steps", "5", "--threads", "1", "--out", "parts");
+    ONE_STEP(0, MODELS "tiny-llama", "--steps", "5", "--out", "parts");
+    ONE_STEP(3, MODELS "tiny-llama", "--steps", "5", "--threads", "2", "--out", "parts");
+    ONE_STEP(2, MODELS "tiny-llama", "--steps", "5", "--threads", "1", "--out", "parts");
     QUANTIZE(4, MODELS "tiny-llama", "--steps", "5", "--threads", "1", "--out", "parts");
     expect_same_run("whole", "parts", 5);
     /* What the one process had made served all later worlds. */
     assert_true(exists("parts/init-0000.h5") && exists("parts/teacher-0000.h5"));
     assert_false(exists("parts/init-0001.h5") || exists("parts/teacher-0002.h5"));
     /* And the other way round: files of many ranks read by one. */
-    ONE_STEP(4, "--steps", "5", "--out", "back");
+    ONE_STEP(4, MODELS "tiny-llama", "--steps", "5", "--out", "back");
     QUANTIZE(0, MODELS "tiny-llama", "--steps", "5", "--out", "back");
     expect_same_run("whole", "back", 5);
     assert_true(exists("back/init-0003.h5") && exists("back/teacher-0003.h5"));
@@ -182,7 +191,8 @@ static void test_layout_by_memory(void **state)
     expect_code(0);
     expect_words("will be read from disk again and again", NULL);
     json_t *results = load_json("four/results.json");
-    assert_true(json_number(results, "stages") == 4 && json_number(results, "replicas") == 1);
+    assert_true(json_number(results, "machine/stages") == 4 &&
+                json_number(results, "machine/replicas") == 1);
     json_decref(results);
     expect_same_run("one", "four", 3);
 }
@@ -267,7 +277,7 @@ static void test_replicas(void **state)
         QUANTIZE(0, MODELS "tiny-llama", METHOD(__VA_ARGS__), "--threads", "1", "--out", "one");   \
         QUANTIZE(3, MODELS "tiny-llama", METHOD(__VA_ARGS__), "--threads", "2", "--out", "three"); \
         expect_same_run("one", "three", 5);                                                        \
-        ONE_STEP(3, METHOD(__VA_ARGS__), "--out", "parts");                                        \
+        ONE_STEP(3, MODELS "tiny-llama", METHOD(__VA_ARGS__), "--out", "parts");                   \
         QUANTIZE(2, MODELS "tiny-llama", METHOD(__VA_ARGS__), "--threads", "1", "--out", "parts"); \
         expect_same_run("one", "parts", 5);                                                        \
         clear_folder(NULL);                                                                        \

@@ -1,5 +1,5 @@
-/* test_docs - what the documentation says is so: the keys, what bash completes, and that every
- * message of docs/troubleshooting.md is in the source. */
+/* test_docs - what the documentation says is so: the keys, what bash completes, where links lead,
+ * and that every message of docs/troubleshooting.md is in the source. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -56,6 +56,31 @@ static void bash_completes(void **state)
     expect_completion("vqround quantize --model mod", "models");
     expect_completion("vqround quantize --text models.", "models.txt");
     expect_completion("vqround inspect models.", "models.txt");
+}
+
+/* Every relative link of a page leads to a file. */
+static void check_links(const char *dir, const char *name)
+{
+    char *page = read_file(text("%s/%s", dir, name), NULL);
+    for (const char *at = page; (at = strstr(at, "](")); at++) {
+        const int n = (int)strcspn(at + 2, ")#");
+        if (n == 0 || strstr(text("%.*s", n, at + 2), "://")) continue;
+        if (!exists(text("%s/%.*s", dir, n, at + 2)))
+            fail_msg("%s/%s: there is no %.*s", dir, name, n, at + 2);
+    }
+    free(page);
+}
+
+static void links_lead_somewhere(void **state)
+{
+    (void)state;
+    DIR *d = opendir(ROOT_DIR "/docs");
+    assert_non_null(d);
+    for (struct dirent *e; (e = readdir(d));)
+        if (strstr(e->d_name, ".md")) check_links(ROOT_DIR "/docs", e->d_name);
+    closedir(d);
+    check_links(ROOT_DIR, "README.md");
+    check_links(ROOT_DIR "/bench", "README.md");
 }
 
 /* --- messages -------------------------------------------------------------------------------- */
@@ -156,6 +181,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(keys_are_up_to_date),
         cmocka_unit_test(bash_completes),
+        cmocka_unit_test(links_lead_somewhere),
         cmocka_unit_test(messages_are_in_the_source),
     };
     return cmocka_run_group_tests(tests, enter_folder, leave_folder);

@@ -40,13 +40,6 @@ static vq_status read_state(const vq_h5 *h, vq_job *job, vq_adam *adam)
 
 /* --- a stage's part -------------------------------------------------------------------------- */
 
-static bool is_own(const vq_job *job, int64_t slot)
-{
-    const int64_t layer = slot / VQ_N_KINDS;
-    return layer >= job->stage.first && layer < job->stage.last &&
-           vq_pool_codes(&job->pool, slot) > 0;
-}
-
 /* Writes or reads a linear's numbers and moments: "NAME/codes", "NAME/m"... and, of learned scales,
  * "NAME/factor", "NAME/factor_m"... */
 static vq_status pass_slot(vq_h5 *h, const vq_job *job, const vq_adam *adam, int64_t slot,
@@ -78,7 +71,7 @@ static vq_status write_part(vq_job *job, const vq_adam *adam)
     VQ_TRY(vq_h5_create(&job->scratch, path, PART_KIND, LAYOUT, &h));
     vq_status status = vq_h5_set_u64(&h, NULL, "key", job->train_key);
     for (int64_t slot = 0; slot < job->pool.n_slots && !status; slot++)
-        if (is_own(job, slot)) status = pass_slot(&h, job, adam, slot, true);
+        if (vq_job_has_slot(job, slot)) status = pass_slot(&h, job, adam, slot, true);
     if (!status) return vq_h5_finish(&h);
     vq_h5_close(&h);
     return status;
@@ -93,7 +86,8 @@ static vq_status read_parts(vq_job *job, const vq_adam *adam)
     snprintf(prefix, sizeof prefix, PART_PREFIX "%0*lld-", DIGITS, (long long)adam->step);
     VQ_TRY(vq_job_files(&job->scratch, job->config->out, prefix, &paths, &n));
     VQ_TRY(VQ_NEW(&job->scratch, job->pool.n_slots, &found));
-    for (int64_t slot = 0; slot < job->pool.n_slots; slot++) found[slot] = !is_own(job, slot);
+    for (int64_t slot = 0; slot < job->pool.n_slots; slot++)
+        found[slot] = !vq_job_has_slot(job, slot);
     for (int64_t i = 0; i < n; i++) {
         vq_h5 h;
         VQ_TRY(vq_h5_open(&job->scratch, paths[i], PART_KIND, LAYOUT, &h));

@@ -499,21 +499,6 @@ static vq_status read_all(vq_job *job, bool *all)
     return VQ_OK;
 }
 
-/* Every rank gets the codes of all layers: each slot's from one rank, zeros from the others. */
-static vq_status share_codes(vq_job *job)
-{
-    vq_tensor all = vq_pool_all_codes(&job->pool, &job->pool.codes);
-    for (int64_t slot = 0; slot < job->pool.n_slots; slot++) {
-        const int64_t layer = slot / VQ_N_KINDS;
-        if (vq_pool_codes(&job->pool, slot) == 0) continue;
-        if (job->topo.replica == 0 && layer >= job->stage.first && layer < job->stage.last)
-            continue;
-        vq_tensor codes = vq_pool_part(&job->pool, &job->pool.codes, slot);
-        VQ_TRY(vq_zero(&job->be, &codes));
-    }
-    return vq_comm_sum(job->comm, &all);
-}
-
 /* What is trained, and the layers whose part this rank holds. */
 static vq_pool_rule pool_rule(const vq_job *job)
 {
@@ -600,7 +585,7 @@ vq_status vq_init_read(vq_job *job, const vq_data *data, vq_init_stats *stats)
              "%s: its " PREFIX "*.h5 lack linears of the model: expected a finished run. Run the "
              "same quantize command again to finish it",
              job->config->out);
-    return vq_config_learns(job->config) && job->pool.is_whole ? share_codes(job) : VQ_OK;
+    return vq_config_learns(job->config) && job->pool.is_whole ? vq_job_share_pool(job) : VQ_OK;
 }
 
 vq_status vq_init_codebooks(vq_job *job, const vq_data *data, vq_init_stats *stats)
@@ -612,7 +597,7 @@ vq_status vq_init_codebooks(vq_job *job, const vq_data *data, vq_init_stats *sta
     VQ_TRY(vq_share_begin(job, KIND, job->init_key, PREFIX, true, &share));
     vq_comm_at(job->comm, "init");
     VQ_TRY(vq_share_end(&share, find_or_make(job, &set, data)));
-    if (vq_config_learns(job->config) && job->pool.is_whole) VQ_TRY(share_codes(job));
+    if (vq_config_learns(job->config) && job->pool.is_whole) VQ_TRY(vq_job_share_pool(job));
     vq_arena_trim(&job->scratch);
     stats->seconds = vq_seconds() - start_s;
     return VQ_OK;

@@ -133,6 +133,11 @@ void vq_job_close(vq_job *job)
     vq_arena_close(&job->run);
 }
 
+vq_mode vq_job_mode(const vq_job *job)
+{
+    return job->config->train.rounding == VQ_ROUNDING_HARD ? VQ_MODE_HARD : VQ_MODE_SOFT;
+}
+
 vq_status vq_job_path(vq_job *job, char **path, const char *fmt, ...)
 {
     char name[256];
@@ -157,21 +162,21 @@ vq_status vq_job_files(vq_arena *arena, const char *dir, const char *prefix, cha
     return VQ_OK;
 }
 
+vq_status vq_job_send(vq_job *job, const vq_tensor *t, int to, vq_tag tag)
+{
+    vq_request request = {0};
+    VQ_TRY(vq_comm_send(job->comm, t, to, tag, &request));
+    return vq_comm_wait(job->comm, &request);
+}
+
+vq_status vq_job_receive(vq_job *job, vq_tensor *t, int from, vq_tag tag)
+{
+    vq_request request = {0};
+    VQ_TRY(vq_comm_receive(job->comm, t, from, tag, &request));
+    return vq_comm_wait(job->comm, &request);
+}
+
 #define SUM_BYTES ((int64_t)256 << 20) /* in one message */
-
-static vq_status send(vq_job *job, const vq_tensor *t, int to)
-{
-    vq_request request = {0};
-    VQ_TRY(vq_comm_send(job->comm, t, to, VQ_TAG_FORWARD, &request));
-    return vq_comm_wait(job->comm, &request);
-}
-
-static vq_status receive(vq_job *job, vq_tensor *t, int from)
-{
-    vq_request request = {0};
-    VQ_TRY(vq_comm_receive(job->comm, t, from, VQ_TAG_FORWARD, &request));
-    return vq_comm_wait(job->comm, &request);
-}
 
 static void add(vq_tensor *to, const vq_tensor *from)
 {
@@ -191,16 +196,16 @@ static vq_status sum_part(vq_job *job, vq_tensor *part)
     const size_t mark = vq_arena_mark(&job->scratch);
     vq_tensor theirs;
     if (topo->replica > 0) {
-        VQ_TRY(send(job, part, root));
-        return receive(job, part, root);
+        VQ_TRY(vq_job_send(job, part, root, VQ_TAG_FORWARD));
+        return vq_job_receive(job, part, root, VQ_TAG_FORWARD);
     }
     VQ_TRY(vq_tensor_new(&job->scratch, VQ_HOST, part->dtype, VQ_DIMS(part->dim[0]), &theirs));
     for (int r = 1; r < topo->n_replicas; r++) {
-        VQ_TRY(receive(job, &theirs, vq_topo_rank(topo, topo->stage, r)));
+        VQ_TRY(vq_job_receive(job, &theirs, vq_topo_rank(topo, topo->stage, r), VQ_TAG_FORWARD));
         add(part, &theirs);
     }
     for (int r = 1; r < topo->n_replicas; r++)
-        VQ_TRY(send(job, part, vq_topo_rank(topo, topo->stage, r)));
+        VQ_TRY(vq_job_send(job, part, vq_topo_rank(topo, topo->stage, r), VQ_TAG_FORWARD));
     vq_arena_reset(&job->scratch, mark);
     return VQ_OK;
 }
@@ -216,6 +221,27 @@ vq_status vq_job_sum_replicas(vq_job *job, vq_tensor *t)
         VQ_TRY(sum_part(job, &part));
     }
     return VQ_OK;
+}
+
+bool vq_job_has_slot(const vq_job *job, int64_t slot)
+{
+    const int64_t layer = slot / VQ_N_KINDS;
+    return layer >= job->stage.first && layer < job->stage.last &&
+           vq_pool_codes(&job->pool, slot) > 0;
+}
+
+vq_status vq_job_share_pool(vq_job *job)
+{
+    vq_pool *pool = &job->pool;
+    for (int64_t slot = 0; slot < pool->n_slots; slot++) {
+        if (vq_pool_codes(pool, slot) == 0) continue;
+        if (job->topo.replica == 0 && vq_job_has_slot(job, slot)) continue;
+        vq_tensor codes = vq_pool_part(pool, &pool->codes, slot),
+                  factor = vq_pool_scales(pool, &pool->codes, slot);
+        VQ_TRY(vq_zero(&job->be, &codes));
+        if (factor.data) VQ_TRY(vq_zero(&job->be, &factor));
+    }
+    return vq_comm_sum(job->comm, &pool->codes);
 }
 
 int64_t vq_peak_rss_bytes(void)

@@ -40,12 +40,26 @@ bool vq_job_is_end(const vq_job *job);
  * in use, and the pages of the linears' weights. Local. */
 void vq_job_trim(vq_job *job);
 
+/* How the student rounds in training. */
+vq_mode vq_job_mode(const vq_job *job);
+
 /* RUN/name in the job's run arena. */
 vq_status vq_job_path(vq_job *job, char **path, const char *fmt, ...) VQ_PRINTF(3, 4);
 
 /* The files DIR/prefix*.h5, sorted: full paths in arena. */
 vq_status vq_job_files(vq_arena *arena, const char *dir, const char *prefix, char ***paths,
                        int64_t *n);
+
+/* A whole message to or from another rank. Local. Fails: VQ_EPEER. */
+vq_status vq_job_send(vq_job *job, const vq_tensor *t, int to, vq_tag tag);
+vq_status vq_job_receive(vq_job *job, vq_tensor *t, int from, vq_tag tag);
+
+/* Whether a quantized linear is in one of this rank's layers. */
+bool vq_job_has_slot(const vq_job *job, int64_t slot);
+
+/* Every rank gets the numbers of all layers in a whole pool: each slot's from the rank of the first
+ * replica that has its layer. Collective. */
+vq_status vq_job_share_pool(vq_job *job);
 
 /* t (f32 or f64, on the host) = the sum of the t of this stage's ranks in all replicas, added in
  * the order of the replicas: the same bits on each. Collective over the stage. Fails: VQ_EPEER. */

@@ -76,7 +76,8 @@ vq_status vq_pipeline_init(vq_arena *arena, vq_job *job, int64_t T, int max_micr
     const vq_backend *be = &job->be;
     const int64_t E = job->model.config.E, width = vq_stage_out_width(&job->stage);
     int64_t longest = 0;
-    *p = (vq_pipeline){.job = job, .T = T, .n_slices = n_slices, .max_micro = max_micro};
+    *p = (vq_pipeline){
+        .job = job, .mode = vq_job_mode(job), .T = T, .n_slices = n_slices, .max_micro = max_micro};
     p->n_sets = vq_schedule_in_flight(job->topo.stage, job->topo.n_stages, max_micro);
     VQ_TRY(VQ_NEW(arena, n_slices + 1, &p->cut));
     vq_slice_cut(&job->model.config, T, n_slices, p->cut);
@@ -147,11 +148,11 @@ static vq_status run_forward(vq_pipeline *p, const vq_step *s, const vq_tensor *
     if (is_first(job)) {
         const vq_tensor own =
             vq_tensor_2d((int32_t *)ids->data + s->micro * p->T + first, VQ_I32, 1, n);
-        VQ_TRY(vq_stage_fwd(&job->stage, VQ_MODE_SOFT, 1, first, &own, &out, &set->kept));
+        VQ_TRY(vq_stage_fwd(&job->stage, p->mode, 1, first, &own, &out, &set->kept));
     } else {
         const vq_tensor in = vq_tensor_rows(&p->from_before[arrived % 2], 0, n);
         VQ_TRY(vq_comm_wait(job->comm, &p->before_request[arrived % 2]));
-        VQ_TRY(vq_stage_fwd(&job->stage, VQ_MODE_SOFT, 1, first, &in, &out, &set->kept));
+        VQ_TRY(vq_stage_fwd(&job->stage, p->mode, 1, first, &in, &out, &set->kept));
     }
     if (!is_last(job))
         return vq_comm_send(job->comm, &out, neighbour(job, 1), VQ_TAG_FORWARD,

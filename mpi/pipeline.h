@@ -19,6 +19,7 @@ vq_status vq_pipeline_forward(vq_job *job, const vq_stage *stage, vq_mode mode, 
 /* What the training schedule needs. */
 typedef struct vq_pipeline {
     vq_job *job;
+    vq_mode mode; /* of the student */
     int64_t T;
     int n_slices;
     int64_t *cut;                           /* [n_slices + 1] */

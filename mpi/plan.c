@@ -32,8 +32,8 @@
 
 const char *vq_plan_phase_name(vq_plan_phase phase)
 {
-    static const char *const names[VQ_PLAN_N_PHASES] = {"init", "teacher", "train", "eval",
-                                                        "export"};
+    static const char *const names[VQ_PLAN_N_PHASES] = {"init",  "blocks", "teacher",
+                                                        "train", "eval",   "export"};
     return names[phase];
 }
 
@@ -236,6 +236,20 @@ static double train_work_bytes(const view *v, vq_keep keep)
            VQ_MAX(logits_bytes(v, n, has_teacher(c) ? 2 : 1), heads);
 }
 
+/* Both streams' inputs, and a layer's forward and backward. */
+static double blocks_bytes(const view *v)
+{
+    const vq_config *c = v->c;
+    const vq_model_config *m = &v->job.model.config;
+    const double n = (double)c->seqlen * (double)m->E * v->act;
+    const double inputs = (double)VQ_CEIL_DIV(c->nsamples, v->job.topo.n_replicas) * n;
+    const double room = v->in->memory_bytes / 4;
+    const double step = (double)(vq_acts_bytes(&v->job.be, m, v->max_micro, c->seqlen) +
+                                 vq_act_grads_bytes(&v->job.be, m, v->max_micro, c->seqlen));
+    return (room > 0 && inputs > room ? 0 : 2 * inputs) + step + 4 * v->max_micro * n +
+           3 * made_bytes(v);
+}
+
 /* All parts in one phase. */
 static void phase_bytes(const view *v, vq_plan_phase phase, vq_keep keep, double *part)
 {
@@ -260,7 +274,8 @@ static void phase_bytes(const view *v, vq_plan_phase phase, vq_keep keep, double
                             (is_leader ? 4 * (double)(c->nsamples * T) : 0);
     part[VQ_PLAN_INTEGERS] = v->own.integers;
     part[VQ_PLAN_CODES] = 2 * pool;
-    if (phase >= VQ_PLAN_TRAIN && (is_leader || !is_whole)) part[VQ_PLAN_CODES] += 2 * pool;
+    if (phase == VQ_PLAN_BLOCKS || (phase >= VQ_PLAN_TRAIN && (is_leader || !is_whole)))
+        part[VQ_PLAN_CODES] += 2 * pool;
     switch (phase) {
     case VQ_PLAN_INIT:
         part[VQ_PLAN_WEIGHTS] = v->own.largest * v->weight;
@@ -268,6 +283,11 @@ static void phase_bytes(const view *v, vq_plan_phase phase, vq_keep keep, double
             part[VQ_PLAN_WEIGHTS] = linears / (double)(v->job.stage.last - v->job.stage.first) +
                                     (v->is_first ? ends : 0);
         part[VQ_PLAN_WORK] = init_bytes(v);
+        break;
+    case VQ_PLAN_BLOCKS:
+        part[VQ_PLAN_WEIGHTS] =
+            linears / (double)(v->job.stage.last - v->job.stage.first) + (v->is_first ? ends : 0);
+        part[VQ_PLAN_WORK] = blocks_bytes(v);
         break;
     case VQ_PLAN_CACHE:
         part[VQ_PLAN_WEIGHTS] = teacher_linears + (is_other ? teacher_ends : ends);
@@ -301,6 +321,7 @@ static void phase_bytes(const view *v, vq_plan_phase phase, vq_keep keep, double
 static bool has_phase(const vq_config *c, vq_plan_phase phase)
 {
     switch (phase) {
+    case VQ_PLAN_BLOCKS: return vq_config_learns(c) && c->train.block_steps > 0;
     case VQ_PLAN_CACHE: return has_teacher(c) && c->teacher.cache;
     case VQ_PLAN_TRAIN: return vq_config_learns(c);
     case VQ_PLAN_EVAL: return c->eval.run;
@@ -461,13 +482,23 @@ static void plan_seconds(vq_plan *p, const work *by_stage, const double *init)
     if (has_teacher(c) && c->teacher.cache)
         p->seconds.teacher =
             slowest_teacher(p, by_stage) * ((double)c->nsamples / replicas + stages - 1);
-    if (vq_config_learns(c)) p->seconds.train = p->step.seconds * (double)c->train.steps;
+    if (vq_config_learns(c)) {
+        /* The stages one after the other. */
+        const double passes =
+            (double)c->train.block_steps * (double)VQ_CEIL_DIV(c->train.batch, p->n_replicas);
+        for (int s = 0; s < p->n_stages; s++)
+            p->seconds.blocks += passes *
+                                 (by_stage[s].forward + by_stage[s].backward + by_stage[s].codes) /
+                                 speed_of(p);
+        p->seconds.train = p->step.seconds * (double)c->train.steps;
+    }
     if (c->eval.run) {
         const int passes = vq_config_learns(c) ? 4 : c->method == VQ_METHOD_GPTQ ? 3 : 2;
         p->seconds.eval = slowest_forward * passes * (double)c->eval.max_windows / replicas *
                           (double)eval_seqlen(c) / (double)c->seqlen;
     }
-    p->seconds.total = p->seconds.init + p->seconds.teacher + p->seconds.train + p->seconds.eval;
+    p->seconds.total = p->seconds.init + p->seconds.blocks + p->seconds.teacher + p->seconds.train +
+                       p->seconds.eval;
 }
 
 /* --- links and disk -------------------------------------------------------------------------- */
@@ -507,6 +538,7 @@ static void plan_disk(vq_plan *p)
     const vq_config *c = in->config;
     const sums all = sum_layers(c, &in->model->config, 0, in->model->config.N);
     p->disk_bytes.init = all.integers + all.codes;
+    if (vq_config_learns(c) && c->train.block_steps > 0) p->disk_bytes.init += all.codes;
     if (has_teacher(c) && c->teacher.cache)
         p->disk_bytes.teacher = (double)(c->nsamples * c->seqlen * in->teacher->config.E_embed) *
                                 (double)vq_dtype_bytes(in->teacher->dtype);
@@ -671,8 +703,10 @@ static void print_rest(const vq_plan *p)
 {
     char a[32], b[32], c[32], d[32], e[32];
     if (p->seconds.total > 0) {
-        printf("\nTime: init %s, teacher %s, train %s", vq_duration_text(p->seconds.init, a),
-               vq_duration_text(p->seconds.teacher, b), vq_duration_text(p->seconds.train, c));
+        printf("\nTime: init %s", vq_duration_text(p->seconds.init, a));
+        if (p->seconds.blocks > 0) printf(", blocks %s", vq_duration_text(p->seconds.blocks, a));
+        printf(", teacher %s, train %s", vq_duration_text(p->seconds.teacher, b),
+               vq_duration_text(p->seconds.train, c));
         if (p->seconds.eval > 0) printf(", eval %s", vq_duration_text(p->seconds.eval, d));
         printf("; in all %s%s\n", vq_duration_text(p->seconds.total, e),
                p->seconds.eval > 0 ? "" : ", evaluation not counted");
@@ -723,9 +757,10 @@ void vq_plan_print_json(const vq_plan *p)
         "reduce_bytes", p->step.reduce_bytes, "broadcast_bytes", p->step.broadcast_bytes,
         "ids_bytes", p->step.ids_bytes, "flops", p->step.flops, "idle_ratio", p->step.idle_ratio,
         "seconds", p->step.seconds);
-    json_t *seconds = json_pack("{s:f, s:f, s:f, s:f, s:f}", "init", p->seconds.init, "teacher",
-                                p->seconds.teacher, "train", p->seconds.train, "eval",
-                                p->seconds.eval, "total", p->seconds.total);
+    json_t *seconds =
+        json_pack("{s:f, s:f, s:f, s:f, s:f, s:f}", "init", p->seconds.init, "blocks",
+                  p->seconds.blocks, "teacher", p->seconds.teacher, "train", p->seconds.train,
+                  "eval", p->seconds.eval, "total", p->seconds.total);
     json_t *disk = json_pack("{s:f, s:f, s:f, s:f, s:f}", "init", p->disk_bytes.init, "teacher",
                              p->disk_bytes.teacher, "checkpoints", p->disk_bytes.checkpoints,
                              "model", p->disk_bytes.model, "total", p->disk_bytes.total);

@@ -21,7 +21,8 @@ typedef enum vq_plan_part {
 
 typedef enum vq_plan_phase {
     VQ_PLAN_INIT,
-    VQ_PLAN_CACHE, /* the teacher's pass */
+    VQ_PLAN_BLOCKS, /* the layers one by one */
+    VQ_PLAN_CACHE,  /* the teacher's pass */
     VQ_PLAN_TRAIN,
     VQ_PLAN_EVAL,
     VQ_PLAN_EXPORT,
@@ -72,7 +73,7 @@ typedef struct vq_plan {
         double seconds;                       /* 0: not known */
     } step;
     struct {
-        double init, teacher, train, eval, total; /* 0: not known */
+        double init, blocks, teacher, train, eval, total; /* 0: not known */
     } seconds;
     struct {
         double init, teacher, checkpoints, model, total;

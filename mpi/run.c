@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "blocks.h"
 #include "cpu_backend.h"
 #include "dashboard.h"
 #include "error.h"
@@ -69,9 +70,23 @@ static vq_status evaluate_after(vq_job *job, const vq_data *data, vq_results *r)
     return evaluate(job, data, VQ_MODE_HARD, "hard", key, r, &r->perplexity.hard);
 }
 
+/* The layers one by one, where that is asked for. */
+static vq_status train_blocks(vq_job *job, const vq_data *data, vq_results *r)
+{
+    double perplexity;
+    if (job->config->train.block_steps == 0) return VQ_OK;
+    VQ_TRY(vq_blocks_train(job, data, &r->seconds.blocks));
+    VQ_TRY(end_phase(job));
+    if (!job->config->eval.start || data->eval.n == 0) return VQ_OK;
+    const uint64_t key =
+        vq_hash_u64(vq_config_phase_hash(job->config, VQ_PHASE_BLOCKS), job->init_key);
+    return evaluate(job, data, VQ_MODE_SOFT, "blocks_soft", key, r, &perplexity);
+}
+
 static vq_status train(vq_job *job, const vq_data *data, vq_results *r, vq_train_stats *stats)
 {
     vq_teacher teacher;
+    VQ_TRY(train_blocks(job, data, r));
     VQ_TRY(vq_cache_teacher(job, data, &teacher));
     vq_status status = end_phase(job);
     if (!status) status = vq_train(job, data, &teacher, stats);

@@ -47,7 +47,7 @@ vq_status vq_sweep_open(vq_sweep *s, int64_t n, int64_t n_all, int64_t T, size_t
     s->file = (vq_h5){.id = -1};
     if (vq_tensor_bytes(&s->inputs) <= memory_bytes)
         return vq_tensor_new(s->arena, VQ_HOST, be->act, VQ_DIMS(n * T, width(s)), &s->inputs);
-    vq_log(VQ_LOG_INFO, "gptq     the layers' inputs (%s) do not fit in memory: they are in %s",
+    vq_log(VQ_LOG_INFO, "sweep    the layers' inputs (%s) do not fit in memory: they are in %s",
            vq_bytes_text((double)vq_tensor_bytes(&s->inputs), size), path);
     VQ_TRY(vq_h5_create(s->arena, path, KIND, LAYOUT, &s->file));
     const vq_tensor shape = in_windows(s, &s->inputs);
@@ -91,20 +91,6 @@ vq_status vq_sweep_embed(vq_sweep *s, const vq_tensor *ids)
 
 /* --- other ranks ----------------------------------------------------------------------------- */
 
-static vq_status send(const vq_sweep *s, const vq_tensor *t, int to, vq_tag tag)
-{
-    vq_request request = {0};
-    VQ_TRY(vq_comm_send(s->job->comm, t, to, tag, &request));
-    return vq_comm_wait(s->job->comm, &request);
-}
-
-static vq_status receive(const vq_sweep *s, vq_tensor *t, int from, vq_tag tag)
-{
-    vq_request request = {0};
-    VQ_TRY(vq_comm_receive(s->job->comm, t, from, tag, &request));
-    return vq_comm_wait(s->job->comm, &request);
-}
-
 /* Rank 0, which alone has the windows, deals them out to the first stages. */
 static vq_status embed_share(vq_sweep *s, const vq_windows *windows)
 {
@@ -113,20 +99,19 @@ static vq_status embed_share(vq_sweep *s, const vq_windows *windows)
     int64_t first, n;
     if (s->job->comm->rank > 0) {
         VQ_TRY(vq_tensor_new(s->arena, VQ_HOST, VQ_I32, VQ_DIMS(s->n, s->T), &ids));
-        VQ_TRY(receive(s, &ids, 0, VQ_TAG_IDS));
+        VQ_TRY(vq_job_receive(s->job, &ids, 0, VQ_TAG_IDS));
         return vq_sweep_embed(s, &ids);
     }
     for (int r = 1; r < topo->n_replicas; r++) {
         vq_topo_share(topo, r, s->n_all, &first, &n);
         ids = vq_feed_ids(windows, first, n);
-        VQ_TRY(send(s, &ids, vq_topo_rank(topo, 0, r), VQ_TAG_IDS));
+        VQ_TRY(vq_job_send(s->job, &ids, vq_topo_rank(topo, 0, r), VQ_TAG_IDS));
     }
     ids = vq_feed_ids(windows, 0, s->n);
     return vq_sweep_embed(s, &ids);
 }
 
-/* All inputs from the stage before, or on to the next one, a window at a time. */
-static vq_status pass_inputs(vq_sweep *s, bool on)
+vq_status vq_sweep_pass_on(vq_sweep *s, bool on)
 {
     const vq_topo *topo = &s->job->topo;
     const vq_backend *be = s->stage->be;
@@ -137,9 +122,9 @@ static vq_status pass_inputs(vq_sweep *s, bool on)
         VQ_TRY(vq_tensor_new(s->arena, be->place, be->act, VQ_DIMS(s->T, width(s)), &x));
         if (on) {
             VQ_TRY(vq_sweep_get_inputs(s, i, &x));
-            VQ_TRY(send(s, &x, peer, VQ_TAG_FORWARD));
+            VQ_TRY(vq_job_send(s->job, &x, peer, VQ_TAG_FORWARD));
         } else {
-            VQ_TRY(receive(s, &x, peer, VQ_TAG_FORWARD));
+            VQ_TRY(vq_job_receive(s->job, &x, peer, VQ_TAG_FORWARD));
             VQ_TRY(vq_sweep_set_inputs(s, i, &x));
         }
         vq_arena_reset(s->arena, mark);
@@ -175,6 +160,11 @@ static vq_status pass(vq_sweep *s, int64_t layer, vq_mode mode, vq_tensor *hessi
         vq_arena_reset(s->arena, mark);
     }
     return VQ_OK;
+}
+
+vq_status vq_sweep_pass(vq_sweep *s, int64_t layer, vq_mode mode)
+{
+    return pass(s, layer, mode, NULL, true);
 }
 
 static vq_status make_hessians(vq_sweep *s, int64_t layer, vq_tensor *hessian)
@@ -285,7 +275,7 @@ static vq_status run_layers(vq_sweep *s, const vq_windows *windows)
     if (vq_stage_is_first(stage))
         VQ_TRY(embed_share(s, windows));
     else
-        VQ_TRY(pass_inputs(s, false));
+        VQ_TRY(vq_sweep_pass_on(s, false));
     vq_progress_begin(&p, "gptq", "layers", 0, stage->last - stage->first);
     for (int64_t layer = stage->first; layer < stage->last; layer++) {
         double error;
@@ -294,7 +284,7 @@ static vq_status run_layers(vq_sweep *s, const vq_windows *windows)
         vq_progress_step(&p, layer + 1 - stage->first, "output error %.3g", error);
     }
     vq_progress_end(&p);
-    return vq_stage_is_last(stage) ? VQ_OK : pass_inputs(s, true);
+    return vq_stage_is_last(stage) ? VQ_OK : vq_sweep_pass_on(s, true);
 }
 
 vq_status vq_sweep_run(vq_sweep *s, const vq_windows *windows)

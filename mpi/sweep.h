@@ -59,4 +59,10 @@ vq_status vq_sweep_embed(vq_sweep *s, const vq_tensor *ids);
  * Fails: as vq_gptq_factor_make, vq_gptq_quantize and take. */
 vq_status vq_sweep_layer(vq_sweep *s, int64_t layer, double *error);
 
+/* All inputs to the next stage (on) or from the one before, a window at a time. Fails: VQ_EPEER. */
+vq_status vq_sweep_pass_on(vq_sweep *s, bool on);
+
+/* All windows through a layer in this mode: its outputs become the inputs. */
+vq_status vq_sweep_pass(vq_sweep *s, int64_t layer, vq_mode mode);
+
 void vq_sweep_close(vq_sweep *s);

@@ -162,11 +162,9 @@ static vq_status sum_stages(loop *L, double *norm)
     vq_tensor norms = vq_tensor_1d(L->norms, VQ_F64, job->pool.n_slots);
     VQ_TRY(vq_job_sum_replicas(job, &job->pool.grad));
     for (int64_t i = 0; i < job->pool.n_slots; i++) {
-        const int64_t layer = i / VQ_N_KINDS;
-        const bool is_own = job->topo.replica == 0 && layer >= job->stage.first &&
-                            layer < job->stage.last && vq_pool_codes(&job->pool, i) > 0;
         L->norms[i] = 0;
-        if (is_own) VQ_TRY(slot_norm(L, i, &L->norms[i]));
+        if (job->topo.replica == 0 && vq_job_has_slot(job, i))
+            VQ_TRY(slot_norm(L, i, &L->norms[i]));
     }
     VQ_TRY(vq_comm_sum(job->comm, &norms));
     *norm = 0;

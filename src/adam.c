@@ -30,12 +30,10 @@ double vq_adam_share(vq_lr_schedule schedule, int64_t step, int64_t steps)
     return 1;
 }
 
-/* A run of the pool's numbers. */
-static vq_status step_part(const vq_backend *be, const vq_adam *adam, const vq_pool *pool,
-                           vq_tensor (*part)(const vq_pool *, const vq_tensor *), double lr)
+/* A run of the pool's numbers; all four are the same run. */
+static vq_status step_part(const vq_backend *be, const vq_adam *adam, vq_tensor codes, vq_tensor m,
+                           vq_tensor v, const vq_tensor grad, double lr)
 {
-    vq_tensor codes = part(pool, &pool->codes), m = part(pool, &adam->m), v = part(pool, &adam->v);
-    const vq_tensor grad = part(pool, &pool->grad);
     if (codes.dim[0] == 0) return VQ_OK;
     return vq_adam_step(be, &codes, &m, &v, &grad, lr, BETA1, BETA2, EPS, adam->step);
 }
@@ -44,6 +42,22 @@ vq_status vq_adam_update(const vq_backend *be, vq_adam *adam, vq_pool *pool, dou
                          double scale_lr)
 {
     adam->step++;
-    VQ_TRY(step_part(be, adam, pool, vq_pool_all_codes, lr));
-    return step_part(be, adam, pool, vq_pool_all_scales, scale_lr);
+    VQ_TRY(step_part(be, adam, vq_pool_all_codes(pool, &pool->codes),
+                     vq_pool_all_codes(pool, &adam->m), vq_pool_all_codes(pool, &adam->v),
+                     vq_pool_all_codes(pool, &pool->grad), lr));
+    return step_part(be, adam, vq_pool_all_scales(pool, &pool->codes),
+                     vq_pool_all_scales(pool, &adam->m), vq_pool_all_scales(pool, &adam->v),
+                     vq_pool_all_scales(pool, &pool->grad), scale_lr);
+}
+
+vq_status vq_adam_update_layer(const vq_backend *be, vq_adam *adam, vq_pool *pool, int64_t layer,
+                               double lr, double scale_lr)
+{
+    adam->step++;
+    for (int scales = 0; scales < 2; scales++)
+        VQ_TRY(step_part(be, adam, vq_pool_layer(pool, &pool->codes, layer, scales),
+                         vq_pool_layer(pool, &adam->m, layer, scales),
+                         vq_pool_layer(pool, &adam->v, layer, scales),
+                         vq_pool_layer(pool, &pool->grad, layer, scales), scales ? scale_lr : lr));
+    return VQ_OK;
 }

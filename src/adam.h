@@ -19,3 +19,7 @@ double vq_adam_share(vq_lr_schedule schedule, int64_t step, int64_t steps);
  * with scale_lr. Local. */
 vq_status vq_adam_update(const vq_backend *be, vq_adam *adam, vq_pool *pool, double lr,
                          double scale_lr);
+
+/* The same for what one layer has of the pool. Local. */
+vq_status vq_adam_update_layer(const vq_backend *be, vq_adam *adam, vq_pool *pool, int64_t layer,
+                               double lr, double scale_lr);

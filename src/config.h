@@ -45,6 +45,10 @@ typedef enum vq_kmeans_engine {
 } vq_kmeans_engine;
 typedef enum vq_kmeans_start { VQ_START_SHARED, VQ_START_OWN } vq_kmeans_start;
 typedef enum vq_loss_kind { VQ_LOSS_KD, VQ_LOSS_LM } vq_loss_kind;
+typedef enum vq_rounding {
+    VQ_ROUNDING_SOFT, /* h(a), which the regularizer pulls to 0 or 1 */
+    VQ_ROUNDING_HARD  /* 0 or 1, with the gradient of h(a) */
+} vq_rounding;
 typedef enum vq_lr_schedule { VQ_LR_CONSTANT, VQ_LR_COSINE, VQ_LR_LINEAR } vq_lr_schedule;
 typedef enum vq_switch { VQ_AUTO, VQ_ON, VQ_OFF } vq_switch;
 typedef enum vq_residual {
@@ -109,7 +113,10 @@ typedef struct vq_config {
         int64_t steps, batch, pool_max;
         double lr, scale_lr;
         vq_lr_schedule lr_schedule;
+        vq_rounding rounding;
         bool learn_scale;
+        int64_t block_steps;
+        double block_lr, block_round_weight;
         vq_loss_kind loss;
         double kd_temperature, kd_alpha;
         double round_weight, beta_hi, beta_lo, beta_hold;
@@ -173,7 +180,8 @@ typedef enum vq_phase {
     VQ_PHASE_TEACHER = 4,
     VQ_PHASE_TRAIN = 8,
     VQ_PHASE_EVAL = 16,
-    VQ_PHASE_GRID = 32 /* the part of init that comes before the codebooks */
+    VQ_PHASE_GRID = 32, /* the part of init that comes before the codebooks */
+    VQ_PHASE_BLOCKS = 64
 } vq_phase;
 
 /* The subcommand of that name. Fails: VQ_EUSAGE, with the nearest name. */

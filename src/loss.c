@@ -5,17 +5,26 @@
 
 #define REG_START 0.1 /* of the steps: before, the codes follow the task alone */
 
+double vq_loss_beta_of(const vq_config *config, int64_t step, int64_t steps)
+{
+    const double n = (double)steps, hi = config->train.beta_hi;
+    if ((double)step <= n * config->train.beta_hold) return hi;
+    return hi - (hi - config->train.beta_lo) * ((double)step / n);
+}
+
 double vq_loss_beta(const vq_config *config, int64_t step)
 {
-    const double steps = (double)config->train.steps, hi = config->train.beta_hi;
-    if ((double)step <= steps * config->train.beta_hold) return hi;
-    return hi - (hi - config->train.beta_lo) * ((double)step / steps);
+    return vq_loss_beta_of(config, step, config->train.steps);
+}
+
+bool vq_loss_is_on(int64_t step, int64_t steps)
+{
+    return (double)step >= (double)steps * REG_START;
 }
 
 bool vq_loss_has_reg(const vq_config *config, int64_t step)
 {
-    return config->train.round_weight > 0 &&
-           (double)step >= (double)config->train.steps * REG_START;
+    return config->train.round_weight > 0 && vq_loss_is_on(step, config->train.steps);
 }
 
 vq_status vq_loss_task(const vq_stage *stage, const vq_config *config, const vq_tensor *hidden,

@@ -8,12 +8,14 @@
 #include "config.h"
 #include "pool.h"
 
-/* beta of a step (counted from 0) out of `steps`: beta_hi while step <= hold steps, then falling by
- * (beta_hi - beta_lo) step / steps. */
+/* beta of a step (counted from 0) out of the training's, or of `steps`: beta_hi while step <= hold
+ * steps, then falling by (beta_hi - beta_lo) step / steps. */
 double vq_loss_beta(const vq_config *config, int64_t step);
+double vq_loss_beta_of(const vq_config *config, int64_t step, int64_t steps);
 
 /* Whether the regularizer is on in this step: from a tenth of the steps, if it has a weight. */
 bool vq_loss_has_reg(const vq_config *config, int64_t step);
+bool vq_loss_is_on(int64_t step, int64_t steps); /* whatever its weight */
 
 /* The task loss of tokens [first, first + n) of one sequence and its gradient, on the last stage.
  *

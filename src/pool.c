@@ -147,6 +147,12 @@ vq_tensor vq_pool_all_codes(const vq_pool *pool, const vq_tensor *whole)
     return vq_tensor_rows(whole, 0, pool->offset[pool->n_slots]);
 }
 
+vq_tensor vq_pool_layer(const vq_pool *pool, const vq_tensor *whole, int64_t layer, bool scales)
+{
+    const int64_t *offset = (scales ? pool->scale_offset : pool->offset) + layer * VQ_N_KINDS;
+    return vq_tensor_rows(whole, offset[0], offset[VQ_N_KINDS] - offset[0]);
+}
+
 void vq_pool_attach(const vq_pool *pool, int64_t slot, vq_vqlinear *l)
 {
     l->codes = vq_pool_part(pool, &pool->codes, slot);

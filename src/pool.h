@@ -76,6 +76,9 @@ vq_tensor vq_pool_scales(const vq_pool *pool, const vq_tensor *whole, int64_t sl
 vq_tensor vq_pool_all_scales(const vq_pool *pool, const vq_tensor *whole);
 vq_tensor vq_pool_all_codes(const vq_pool *pool, const vq_tensor *whole);
 
+/* What a held layer has of it: its logits, or the factors of its scales; 1-dimensional. */
+vq_tensor vq_pool_layer(const vq_pool *pool, const vq_tensor *whole, int64_t layer, bool scales);
+
 /* Connects a linear with its slot: codes, factor, and their gradients. */
 void vq_pool_attach(const vq_pool *pool, int64_t slot, vq_vqlinear *linear);
 

@@ -52,6 +52,7 @@ static const field fields[] = {
     IN(perplexity, OR_NULL, hard),
     IN(seconds, REAL, tokens),
     IN(seconds, REAL, init),
+    IN(seconds, REAL, blocks),
     IN(seconds, REAL, teacher),
     IN(seconds, REAL, train),
     IN(seconds, REAL, eval),

@@ -10,7 +10,8 @@ typedef struct vq_results {
         double fp, rtn, gptq, start_soft, start_hard, soft, hard; /* 0: not evaluated */
     } perplexity;
     struct {
-        double tokens, init, teacher, train, eval, export, total; /* of this run; train: of all */
+        double tokens, init, blocks, teacher, train, eval, export,
+            total; /* of this run; train: of all */
     } seconds;
     int64_t steps, trained_parameters, quantized_weights;
     double seconds_per_step;

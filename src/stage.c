@@ -266,6 +266,7 @@ vq_status vq_stage_fwd(const vq_stage *s, vq_mode mode, int64_t B, int64_t first
         kept = &forward_only;
     }
     VQ_ASSERT(!kept->recompute || n == kept->T);
+    kept->mode = mode;
     vq_tensor x = rows(&kept->input[0], kept, first, n);
     if (is_first)
         VQ_TRY(vq_stage_embed(s, in, first, &x));
@@ -292,7 +293,7 @@ static vq_status layer_bwd(const vq_stage *s, vq_kept *k, int64_t l, int64_t fir
     const bool is_wanted = l > 0 || !vq_stage_is_first(s);
     vq_acts *acts = acts_of(s, k, l);
     if (k->grads)
-        return vq_block_bwd(block, VQ_MODE_SOFT, s->scratch, acts, &k->grads[l], first, n, dx,
+        return vq_block_bwd(block, k->mode, s->scratch, acts, &k->grads[l], first, n, dx,
                             is_wanted ? dx : NULL);
     size_t mark = vq_arena_mark(s->scratch);
     vq_act_grads grads;
@@ -300,10 +301,10 @@ static vq_status layer_bwd(const vq_stage *s, vq_kept *k, int64_t l, int64_t fir
         vq_tensor y;
         VQ_TRY(vq_tensor_new(s->scratch, s->be->place, s->be->act, VQ_DIMS(dx->dim[0], dx->dim[1]),
                              &y));
-        VQ_TRY(vq_block_fwd(block, VQ_MODE_SOFT, s->scratch, acts, 0, k->T, &y));
+        VQ_TRY(vq_block_fwd(block, k->mode, s->scratch, acts, 0, k->T, &y));
     }
     VQ_TRY(vq_act_grads_init(s->scratch, s->be, &s->model->config, k->B, k->T, &grads));
-    VQ_TRY(vq_block_bwd(block, VQ_MODE_SOFT, s->scratch, acts, &grads, first, n, dx,
+    VQ_TRY(vq_block_bwd(block, k->mode, s->scratch, acts, &grads, first, n, dx,
                         is_wanted ? dx : NULL));
     VQ_TRY(vq_block_bwd_codes(block, s->scratch, acts, &grads));
     vq_arena_reset(s->scratch, mark);

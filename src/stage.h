@@ -18,6 +18,7 @@ typedef struct vq_stage {
 /* What a forward keeps of one micro-batch for its backward. */
 typedef struct vq_kept {
     int64_t B, T;
+    vq_mode mode;        /* of the forward */
     bool recompute;      /* keep each layer's input alone, run it again in the backward */
     vq_acts *layer;      /* [n_layers], or layer[0] alone, reused, with recompute */
     vq_act_grads *grads; /* [n_layers] when slices pass; NULL: sequences pass whole */
@@ -76,9 +77,10 @@ vq_status vq_stage_embed(const vq_stage *stage, const vq_tensor *ids, int64_t fi
 vq_status vq_stage_fwd(const vq_stage *stage, vq_mode mode, int64_t B, int64_t first,
                        const vq_tensor *in, vq_tensor *out, vq_kept *kept);
 
-/* Backward of the same tokens in VQ_MODE_SOFT, layers from last to first; slices in reverse. Adds
- * to the gradients of the stage's codebooks when the sequences pass whole; with slices
- * vq_stage_bwd_codes does, after the last one.
+/* Backward of the same tokens in the forward's mode, layers from last to first; slices in reverse.
+ * Adds to the gradients of the stage's codebooks when the sequences pass whole; with slices
+ * vq_stage_bwd_codes does, after the last one. Hard rounding passes its gradient straight through,
+ * as if it were soft.
  * dout  act as out
  * din   act [B*n, E], out; not written on the first stage (may be NULL there) */
 vq_status vq_stage_bwd(const vq_stage *stage, vq_kept *kept, int64_t first, const vq_tensor *dout,

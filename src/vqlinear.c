@@ -35,7 +35,7 @@ vq_tensor vq_vqlinear_factor2(const vq_vqlinear *l, const vq_tensor *codes)
 
 vq_status vq_vqlinear_learn_scale(const vq_backend *be, vq_vqlinear *l, vq_arena *arena)
 {
-    if (!l->factor.data) return VQ_OK;
+    if (!l->factor.data || l->grid.data) return VQ_OK;
     const vq_tensor *scale = &l->quant.scale;
     VQ_TRY(
         vq_tensor_new(arena, be->place, be->real, VQ_DIMS(scale->dim[0], scale->dim[1]), &l->grid));

@@ -11,8 +11,8 @@
 typedef enum vq_mode {
     VQ_MODE_FLOAT, /* the model's own: the teacher, and the perplexity before */
     VQ_MODE_RTN,   /* rounded to nearest on the student's grid: the baseline */
-    VQ_MODE_SOFT,  /* the student in training */
-    VQ_MODE_HARD,  /* the student as it is exported */
+    VQ_MODE_SOFT,  /* the student in training, roundings between down and up */
+    VQ_MODE_HARD,  /* the student as it is exported; it may be trained so too */
     VQ_MODE_GPTQ,  /* GPTQ's own integers: the other baseline, and what the student starts from */
     VQ_N_MODES
 } vq_mode;
@@ -39,7 +39,7 @@ vq_tensor vq_vqlinear_factor1(const vq_vqlinear *linear, const vq_tensor *codes)
 vq_tensor vq_vqlinear_factor2(const vq_vqlinear *linear, const vq_tensor *codes); /* [r, in] */
 
 /* Begins to learn the scales: grid becomes a copy of quant.scale in arena. Nothing where the linear
- * has no factors. */
+ * has no factors, or has begun. */
 vq_status vq_vqlinear_learn_scale(const vq_backend *be, vq_vqlinear *linear, vq_arena *arena);
 
 /* quant.scale of the present factors; to be called when they have changed. Nothing where the scales
@@ -58,8 +58,9 @@ vq_status vq_vqlinear_fwd(const vq_backend *be, const vq_vqlinear *linear, vq_mo
 vq_status vq_vqlinear_bwd_input(const vq_backend *be, const vq_vqlinear *linear, vq_mode mode,
                                 vq_arena *scratch, const vq_tensor *dy, vq_tensor *dx, bool add);
 
-/* dcodes += the gradient of dW = dy^T x by the codes (VQ_MODE_SOFT), dfactor that by the factors of
- * learned scales. Nothing for a linear that is not quantized. dW exists for the time of this call.
+/* dcodes += the gradient of dW = dy^T x by the codes, as if rounding were soft; dfactor that by the
+ * factors of learned scales. Nothing for a linear that is not quantized. dW exists for the time of
+ * this call.
  */
 vq_status vq_vqlinear_bwd_codes(const vq_backend *be, const vq_vqlinear *linear, vq_arena *scratch,
                                 const vq_tensor *x, const vq_tensor *dy);

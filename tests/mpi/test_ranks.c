@@ -302,6 +302,38 @@ static void test_lora(void **state)
     SAME_EVERYWHERE("lora", "--learn-scale", "--slices", "3", STAGES_ALONE);
 }
 
+static void test_blocks(void **state)
+{
+    (void)state;
+    SAME_EVERYWHERE("vqround", "--block-steps", "4", "--learn-scale", "--batch-size", "2",
+                    "--replicas", "1");
+    SAME_EVERYWHERE("lora", "--block-steps", "3", "--rounding", "hard",
+                    "--train.block_round_weight", "0.01", STAGES_ALONE);
+}
+
+/* Killed after the layers were trained one by one, and after some were. */
+static void test_blocks_are_not_trained_again(void **state)
+{
+    (void)state;
+    struct stat made, found;
+    QUANTIZE(2, MODELS "tiny-llama", METHOD("vqround"), "--block-steps", "4", "--out", "whole");
+    assert_int_equal(stat("whole/blocks-0000.h5", &made), 0);
+    assert_true(exists("whole/blocks-0001.h5") && !find_name("whole", "sweep-", ""));
+    remove_all("whole/results.json");
+    for (int i = 1; i <= 5; i++) remove_all(text("whole/ckpt-%010d.h5", i));
+    copy_folder("whole", "part");
+    remove_all("part/blocks-0001.h5");
+    QUANTIZE(0, MODELS "tiny-llama", METHOD("vqround"), "--block-steps", "4", "--out", "whole");
+    QUANTIZE(0, MODELS "tiny-llama", METHOD("vqround"), "--block-steps", "4", "--out", "part");
+    expect_same_run("whole", "part", 5);
+    assert_int_equal(stat("whole/blocks-0000.h5", &found), 0);
+    assert_true(made.st_ino == found.st_ino);
+    finish(start_ranks(0, VQROUND, COMMON(MODELS "tiny-llama"),
+                       LIST(METHOD("vqround"), "--block-steps", "5", "--out", "whole")));
+    expect_code(2);
+    expect_words("train.block_steps (4, now 5)", NULL);
+}
+
 /* Where the numbers are kept changes none of them. */
 static void test_parts_are_the_pool(void **state)
 {
@@ -342,6 +374,14 @@ static void test_replicas_of_parts(void **state)
             fabs(y[i].grad_norm / x[i].grad_norm - 1) > (i ? 1e-2 : 1e-5))
             fail_msg("step %d: loss %.9g, gradient %.9g; one process has %.9g, %.9g", i, y[i].loss,
                      y[i].grad_norm, x[i].loss, x[i].grad_norm);
+    QUANTIZE(0, "model", "--steps", "6", "--batch-size", "4", "--block-steps", "5", "--out",
+             "blocks");
+    QUANTIZE(4, "model", "--steps", "6", "--batch-size", "4", "--block-steps", "5", "--threads",
+             "1", "--stages", "2", "--out", "blocks4");
+    read_metrics("blocks", x, 6);
+    read_metrics("blocks4", y, 6);
+    if (fabs(y[0].loss / x[0].loss - 1) > 1e-4)
+        fail_msg("after blocks the loss is %.9g, of one process %.9g", y[0].loss, x[0].loss);
 }
 
 /* --- other ways to train --------------------------------------------------------------------- */
@@ -454,6 +494,8 @@ int main(void)
         cmocka_unit_test_teardown(test_learned_scales, clear_folder),
         cmocka_unit_test_teardown(test_adaround, clear_folder),
         cmocka_unit_test_teardown(test_lora, clear_folder),
+        cmocka_unit_test_teardown(test_blocks, clear_folder),
+        cmocka_unit_test_teardown(test_blocks_are_not_trained_again, clear_folder),
         cmocka_unit_test_teardown(test_parts_are_the_pool, clear_folder),
         cmocka_unit_test_teardown(test_replicas_of_parts, clear_folder),
         cmocka_unit_test_teardown(test_eval, clear_folder),

@@ -1,0 +1,20 @@
+/* blocks.h - each layer trained by itself, before the training end to end.
+ *
+ * Layer after layer, train.block_steps steps of Adam on its logits (and learned scales) make it
+ * give what the teacher's layer gives, from the student's own input: the loss of a step is
+ *
+ *   sum over tokens of |y - t|^2 / (mean over all tokens of |t|^2), divided by the number of
+ *   sequences in the step
+ *
+ * plus block_round_weight times the regularizer. Then the student's input of the next layer is what
+ * this one gives, rounded as in the training. The windows of a step are those of the training's; a
+ * stage begins when the one before hands it the teacher's and the student's inputs of its first
+ * layer, and replicas add up their gradients: any number of stages gives the same bits.
+ *
+ * Leaves RUN/blocks-RANK.h5: by linear's name codes and, of learned scales, factor. */
+#pragma once
+#include "sweep.h"
+
+/* Trains the layers or reads what an earlier run trained, on all ranks of the pool. Collective.
+ * Fails: VQ_ENOTFINITE (with the layer); VQ_EFILE, VQ_EMEM, VQ_EPEER. */
+vq_status vq_blocks_train(vq_job *job, const vq_data *data, double *seconds);

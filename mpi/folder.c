@@ -17,10 +17,10 @@
 /* Whether a run makes a file of that name. */
 static bool is_ours(const char *name)
 {
-    static const char *const starts[] = {"config.yaml", "tokens.h5",     "init-",     "sweep-",
-                                         "grid-",       "state-",        "teacher-",  "ckpt-",
-                                         "not-finite-", "metrics.jsonl", "eval.json", "eval-",
-                                         "error.txt",   "results.json",  "report."};
+    static const char *const starts[] = {
+        "config.yaml", "tokens.h5",    "init-",       "sweep-",        "grid-",     "state-",
+        "teacher-",    "ckpt-",        "not-finite-", "metrics.jsonl", "eval.json", "eval-",
+        "error.txt",   "results.json", "report.",     "layers.jsonl"};
     for (int i = 0; i < VQ_COUNT(starts); i++)
         if (!strncmp(name, starts[i], strlen(starts[i]))) return true;
     return false;

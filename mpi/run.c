@@ -7,6 +7,7 @@
 #include "blocks.h"
 #include "cpu_backend.h"
 #include "dashboard.h"
+#include "deviation.h"
 #include "error.h"
 #include "evaluate.h"
 #include "exporter.h"
@@ -220,6 +221,7 @@ static vq_status run(vq_job *job, vq_folder *folder, int argc, const char *const
         VQ_TRY(evaluate_after(job, &data, &r));
     }
     const double export_s = vq_seconds();
+    VQ_TRY(vq_deviation_write(job, vq_export_mode(c)));
     VQ_TRY(vq_job_path(job, &model_dir, "model"));
     VQ_TRY(vq_export_model(job, vq_export_mode(c), model_dir, &exported_bytes));
     r.seconds.export = vq_seconds() - export_s;

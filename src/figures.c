@@ -85,8 +85,9 @@ static void drop_if_empty(page *p)
     p->n_figures--;
 }
 
-/* One of the curves of metrics.jsonl, a line a run; nothing where all are 0. */
-static vq_status add_curve(page *p, const char *title, size_t offset, double scale)
+/* One of the curves of metrics.jsonl, a line a run, without what is 0; nothing where no value is
+ * above least. */
+static vq_status add_curve(page *p, const char *title, size_t offset, double scale, double least)
 {
     vq_figure *f = add_figure(p, title, "step");
     vq_series *series;
@@ -102,24 +103,32 @@ static vq_status add_curve(page *p, const char *title, size_t offset, double sca
         if (c->n == 0) continue;
         VQ_TRY(VQ_NEW(p->arena, c->n, &y));
         for (int64_t j = 0; j < c->n; j++) {
-            y[j] = scale * from[j];
-            most = VQ_MAX(most, y[j]);
+            y[j] = from[j] > 0 ? scale * from[j] : NAN;
+            if (y[j] > most) most = y[j];
         }
         series[n++] = (vq_series){
             .label = p->label[i], .colour = vq_figures_colour(i), .n = c->n, .x = c->step, .y = y};
     }
     f->n_series = n;
-    if (most <= 0.01) p->n_figures--;
+    if (most <= least) p->n_figures--;
     return VQ_OK;
 }
 
 /* Errors of linears: of one run a line a kind of linear, of several the mean of each layer. */
-static double error_of(const vq_linear_error *l, bool of_codes)
+typedef enum error_kind { OF_WEIGHTS, MOVED, OF_CODES, OF_GPTQ } error_kind;
+
+static double error_of(const vq_linear_error *l, error_kind kind)
 {
-    return of_codes ? l->codes_rms : l->gptq_output;
+    switch (kind) {
+    case OF_WEIGHTS: return 100 * l->error;
+    case MOVED: return 100 * l->moved;
+    case OF_CODES: return l->codes_rms;
+    case OF_GPTQ: return l->gptq_error;
+    }
+    return NAN;
 }
 
-static vq_status kind_series(page *p, const vq_run_info *r, bool of_codes, vq_figure *f)
+static vq_status kind_series(page *p, const vq_run_info *r, error_kind kind, vq_figure *f)
 {
     vq_series *series;
     int n = 0;
@@ -129,14 +138,14 @@ static vq_status kind_series(page *p, const vq_run_info *r, bool of_codes, vq_fi
         double *x, *y;
         int s = 0;
         while (s < n && strcmp(series[s].label, l->kind) != 0) s++;
-        if (s < n || !isfinite(error_of(l, of_codes))) continue;
+        if (s < n || !isfinite(error_of(l, kind))) continue;
         VQ_TRY(VQ_NEW(p->arena, r->n_linears, &x));
         VQ_TRY(VQ_NEW(p->arena, r->n_linears, &y));
         int64_t m = 0;
         for (int64_t j = i; j < r->n_linears; j++) {
             if (strcmp(r->linears[j].kind, l->kind) != 0) continue;
             x[m] = (double)r->linears[j].layer;
-            y[m++] = error_of(&r->linears[j], of_codes);
+            y[m++] = error_of(&r->linears[j], kind);
         }
         series[n] = (vq_series){.label = l->kind, .n = m, .x = x, .y = y, .marked = m < MARKED};
         series[n].colour = vq_figures_colour(n);
@@ -146,7 +155,7 @@ static vq_status kind_series(page *p, const vq_run_info *r, bool of_codes, vq_fi
     return VQ_OK;
 }
 
-static vq_status mean_series(page *p, int64_t run, bool of_codes, vq_series *s)
+static vq_status mean_series(page *p, int64_t run, error_kind kind, vq_series *s)
 {
     const vq_run_info *r = &p->runs[run];
     double *x, *y;
@@ -155,14 +164,14 @@ static vq_status mean_series(page *p, int64_t run, bool of_codes, vq_series *s)
     VQ_TRY(VQ_NEW(p->arena, r->n_linears, &y));
     for (int64_t i = 0; i < r->n_linears; i++) {
         const vq_linear_error *l = &r->linears[i];
-        if (!isfinite(error_of(l, of_codes))) continue;
+        if (!isfinite(error_of(l, kind))) continue;
         if (n == 0 || x[n - 1] != (double)l->layer) {
             x[n] = (double)l->layer;
             y[n++] = 0;
             in_layer = 0;
         }
         in_layer++;
-        y[n - 1] += (error_of(l, of_codes) - y[n - 1]) / (double)in_layer;
+        y[n - 1] += (error_of(l, kind) - y[n - 1]) / (double)in_layer;
     }
     *s = (vq_series){.label = p->label[run],
                      .colour = vq_figures_colour(run),
@@ -173,19 +182,19 @@ static vq_status mean_series(page *p, int64_t run, bool of_codes, vq_series *s)
     return VQ_OK;
 }
 
-static vq_status add_errors(page *p, const char *title, bool of_codes)
+static vq_status add_errors(page *p, const char *title, error_kind kind)
 {
     vq_figure *f = add_figure(p, title, "layer");
     vq_series *series;
     f->log_y = true;
     f->of_runs = p->n > 1;
     if (p->n == 1) {
-        VQ_TRY(kind_series(p, &p->runs[0], of_codes, f));
+        VQ_TRY(kind_series(p, &p->runs[0], kind, f));
     } else {
         VQ_TRY(make_series(p, f, p->n, &series));
         int n = 0;
         for (int64_t i = 0; i < p->n; i++) {
-            VQ_TRY(mean_series(p, i, of_codes, &series[n]));
+            VQ_TRY(mean_series(p, i, kind, &series[n]));
             n += series[n].n > 0;
         }
         f->n_series = n;
@@ -504,15 +513,18 @@ vq_status vq_figures_make(vq_arena *arena, const vq_run_info *runs, int64_t n,
                             VQ_VALUE_FINAL, VQ_VALUE_RTN, VQ_VALUE_GPTQ));
     VQ_TRY(add_perplexities(p, "Perplexity above full precision, %", VQ_VALUE_FINAL_ABOVE,
                             VQ_VALUE_RTN_ABOVE, VQ_VALUE_GPTQ_ABOVE));
-    VQ_TRY(add_curve(p, "Task loss", offsetof(vq_curves, task), 1));
-    VQ_TRY(add_curve(p, "Rounding regularizer", offsetof(vq_curves, reg), 1));
-    VQ_TRY(add_curve(p, "Beta, the regularizer's exponent", offsetof(vq_curves, beta), 1));
-    VQ_TRY(add_errors(p, "Codebook error before training, RMS of a logit", true));
-    VQ_TRY(add_errors(p, "GPTQ's error in the layer's outputs", false));
+    VQ_TRY(add_curve(p, "Task loss", offsetof(vq_curves, task), 1, 0));
+    VQ_TRY(add_curve(p, "Rounding regularizer", offsetof(vq_curves, reg), 1, 0));
+    VQ_TRY(add_curve(p, "Beta, the regularizer's exponent", offsetof(vq_curves, beta), 1, 0));
+    VQ_TRY(add_errors(p, "Error of the weights, % of their norm", OF_WEIGHTS));
+    VQ_TRY(add_errors(p, "Weights not rounded to nearest, %", MOVED));
+    VQ_TRY(add_errors(p, "Codebook error before training, RMS of a logit", OF_CODES));
+    VQ_TRY(add_errors(p, "GPTQ's error in the layer's outputs", OF_GPTQ));
     VQ_TRY(add_times(p));
     VQ_TRY(add_memory(p));
     VQ_TRY(add_shares(p));
-    VQ_TRY(add_curve(p, "Waiting of rank 0, % of a step", offsetof(vq_curves, waited_ratio), 100));
+    VQ_TRY(
+        add_curve(p, "Waiting of rank 0, % of a step", offsetof(vq_curves, waited_ratio), 100, 1));
     *n_figures = p->n_figures;
     return VQ_OK;
 }

@@ -4,7 +4,7 @@
 #include "plot.h"
 #include "runs.h"
 
-#define VQ_FIGURES 12     /* at most */
+#define VQ_FIGURES 14     /* at most */
 #define VQ_FIGURE_BARS 40 /* in a figure, at most; the first are shown */
 
 /* Makes the figures of n runs, named by labels, for vq_plot_draw; one without data is left out.

@@ -55,7 +55,7 @@ static void put_quoted(FILE *to, const char *text, int n)
 
 static bool is_shown(const vq_figure *f, double x, double y)
 {
-    return isfinite(x) && isfinite(y) && (!f->log_x || x > 0) && (!f->log_y || y > 0);
+    return isfinite(x) && isfinite(y) && (!f->log_x || x > 0);
 }
 
 static void limits(const vq_figure *f, bool of_x, double *low, double *high)
@@ -126,7 +126,7 @@ static void put_lines(FILE *to, const vq_figure *f)
                      : fprintf(to, "set xrange [%g:%g]\n", low - 0.2, high + 0.2);
     }
     limits(f, false, &low, &high);
-    if (f->log_y && high > LOG_SPAN * low) {
+    if (f->log_y && low > 0 && high > LOG_SPAN * low) {
         fputs("set logscale y\n", to);
         fprintf(to, "set yrange [%.7g:%.7g]\n", 0.9 * low, 1.1 * high);
         put_log_marks(to, low, high);

@@ -29,7 +29,7 @@ typedef struct vq_series {
  */
 typedef struct vq_figure {
     const char *title, *x_label; /* with the unit */
-    bool log_x, log_y;           /* y only where its values span much */
+    bool log_x, log_y;           /* y only where its values span much, and none is 0 */
     bool each_x;                 /* a mark at each x that occurs */
     bool of_runs; /* the series are runs: the page has one legend for all such figures */
     const vq_series *series;

@@ -13,6 +13,7 @@
 
 #define CURVE_POINTS 240 /* more than a figure shows */
 #define MAX_DEPTH 16
+#define LINEARS 256 /* room for so many more, when it is full */
 
 const char *vq_run_state_name(vq_run_state state)
 {
@@ -151,6 +152,28 @@ static vq_status read_message(vq_arena *arena, vq_run_info *run)
     return VQ_OK;
 }
 
+/* Gives take every line of a .jsonl in the run's folder, if it is there, that is an object: one
+ * that is being written, or is damaged, is passed over. */
+static vq_status each_line(vq_arena *arena, const vq_run_info *run, const char *name,
+                           vq_status (*take)(void *ctx, const json_t *row), void *ctx)
+{
+    char *path, *line = NULL;
+    size_t room = 0;
+    vq_status status = VQ_OK;
+    VQ_TRY(join(arena, run, name, &path));
+    if (!vq_file_exists(path)) return VQ_OK;
+    FILE *file = fopen(path, "r");
+    if (!file) return vq_file_error(path, "read");
+    while (!status && getline(&line, &room, file) > 0) {
+        json_t *row = json_loads(line, 0, NULL);
+        if (json_is_object(row)) status = take(ctx, row);
+        json_decref(row);
+    }
+    free(line);
+    fclose(file);
+    return status;
+}
+
 /* --- curves ---------------------------------------------------------------------------------- */
 
 #define N_CURVES 5
@@ -159,6 +182,7 @@ static vq_status read_message(vq_arena *arena, vq_run_info *run)
 typedef struct buckets {
     double sum[N_CURVES][2 * CURVE_POINTS];
     int64_t width, n, filled; /* lines in a bucket; buckets; lines in the last */
+    int64_t steps;            /* that are done */
 } buckets;
 
 static void halve(buckets *b)
@@ -171,9 +195,13 @@ static void halve(buckets *b)
     b->filled = b->width;
 }
 
-static void add_line(buckets *b, const json_t *row)
+static vq_status take_step(void *ctx, const json_t *row)
 {
     static const char *const names[N_CURVES] = {"step", "task", "reg", "beta", "waited_ratio"};
+    const json_t *step = json_object_get(row, "step");
+    buckets *b = ctx;
+    if (!json_is_integer(step)) return VQ_OK;
+    b->steps = json_integer_value(step) + 1;
     if (b->n == 2 * CURVE_POINTS && b->filled == b->width) halve(b);
     if (b->n == 0 || b->filled == b->width) {
         for (int c = 0; c < N_CURVES; c++) b->sum[c][b->n] = 0;
@@ -183,6 +211,7 @@ static void add_line(buckets *b, const json_t *row)
     b->filled++;
     for (int c = 0; c < N_CURVES; c++)
         b->sum[c][b->n - 1] += json_number_value(json_object_get(row, names[c]));
+    return VQ_OK;
 }
 
 static vq_status take_curves(vq_arena *arena, const buckets *b, vq_curves *out)
@@ -198,47 +227,48 @@ static vq_status take_curves(vq_arena *arena, const buckets *b, vq_curves *out)
     return VQ_OK;
 }
 
-/* A line that is being written, or is damaged, is passed over. */
 static vq_status read_curves(vq_arena *arena, vq_run_info *run)
 {
-    char *path, *line = NULL;
-    size_t room = 0;
     buckets *b;
-    VQ_TRY(join(arena, run, "metrics.jsonl", &path));
-    if (!vq_file_exists(path)) return VQ_OK;
     VQ_TRY(VQ_NEW(arena, 1, &b));
     b->width = 1;
-    b->n = b->filled = 0;
-    FILE *file = fopen(path, "r");
-    if (!file) return vq_file_error(path, "read");
-    while (getline(&line, &room, file) > 0) {
-        json_t *row = json_loads(line, 0, NULL);
-        if (json_is_integer(json_object_get(row, "step"))) {
-            add_line(b, row);
-            run->steps_done = json_integer_value(json_object_get(row, "step")) + 1;
-        }
-        json_decref(row);
-    }
-    free(line);
-    fclose(file);
+    b->n = b->filled = b->steps = 0;
+    VQ_TRY(each_line(arena, run, "metrics.jsonl", take_step, b));
+    run->steps_done = b->steps;
     return take_curves(arena, b, &run->curves);
 }
 
 /* --- errors by layer ------------------------------------------------------------------------- */
 
-/* "model.layers.3.mlp.up_proj.weight/base": layer 3, "up_proj". */
-static vq_status parse_name(vq_arena *arena, const char *name, vq_linear_error *l)
+/* Of "model.layers.3.mlp.up_proj": layer 3, "up_proj". */
+static void parse_name(vq_linear_error *l)
 {
-    const char *end = name + strcspn(name, "/"), *weight = strstr(name, ".weight/");
-    if (weight) end = weight;
-    const char *kind = end;
-    char *own;
-    while (kind > name && kind[-1] != '.') kind--;
-    l->layer = 0;
-    for (const char *p = name; p < end; p++)
+    const char *dot = strrchr(l->name, '.');
+    l->kind = dot ? dot + 1 : l->name;
+    for (const char *p = l->name; *p; p++)
         if (*p == '.' && p[1] >= '0' && p[1] <= '9') l->layer = strtoll(p + 1, NULL, 10);
-    VQ_TRY(vq_arena_text(arena, kind, (size_t)(end - kind), &own));
-    l->kind = own;
+}
+
+/* The linear of that name, of n letters; a new one if there is none yet. */
+static vq_status linear_of(vq_arena *arena, vq_run_info *run, const char *name, size_t n,
+                           vq_linear_error **out)
+{
+    char *own;
+    for (int64_t i = 0; i < run->n_linears; i++) {
+        *out = &run->linears[i];
+        if (!strncmp((*out)->name, name, n) && !(*out)->name[n]) return VQ_OK;
+    }
+    if (run->n_linears % LINEARS == 0) {
+        vq_linear_error *more;
+        VQ_TRY(VQ_NEW(arena, run->n_linears + LINEARS, &more));
+        if (run->n_linears > 0) memcpy(more, run->linears, (size_t)run->n_linears * sizeof *more);
+        run->linears = more;
+    }
+    VQ_TRY(vq_arena_text(arena, name, n, &own));
+    *out = &run->linears[run->n_linears++];
+    **out = (vq_linear_error){
+        .name = own, .error = NAN, .moved = NAN, .codes_rms = NAN, .gptq_error = NAN};
+    parse_name(*out);
     return VQ_OK;
 }
 
@@ -252,28 +282,66 @@ static double attribute(const vq_h5 *h, const char *object, const char *key)
     return NAN;
 }
 
-static bool ends_so(const char *name, const char *end)
+/* What an init file says: its datasets are NAME/base, NAME/codes. */
+static vq_status read_init(vq_arena *arena, const vq_h5 *h, vq_run_info *run)
 {
-    const size_t n = strlen(name), m = strlen(end);
-    return n >= m && !strcmp(name + n - m, end);
-}
-
-/* The linears of one file, behind those that the run has; there is room. */
-static vq_status read_linears(vq_arena *arena, const vq_h5 *h, char *const *names, int64_t n,
-                              vq_run_info *run)
-{
-    char codes[320];
+    static const char suffix[] = "/base";
+    char **names, codes[320];
+    int64_t n;
+    VQ_TRY(vq_h5_list(h, arena, &names, &n));
     for (int64_t i = 0; i < n; i++) {
-        if (!ends_so(names[i], "/base")) continue;
-        vq_linear_error *l = &run->linears[run->n_linears++];
+        const size_t length = strlen(names[i]), m = strlen(suffix);
+        vq_linear_error *l;
         vq_tensor shape;
-        VQ_TRY(parse_name(arena, names[i], l));
+        if (length < m || strcmp(names[i] + length - m, suffix) != 0) continue;
+        VQ_TRY(linear_of(arena, run, names[i], length - m, &l));
         VQ_TRY(vq_h5_shape(h, names[i], &shape));
-        snprintf(codes, sizeof codes, "%.*s/codes", (int)strcspn(names[i], "/"), names[i]);
+        snprintf(codes, sizeof codes, "%s/codes", l->name);
         l->codes_rms = sqrt(attribute(h, codes, "kmeans_objective") /
                             (double)VQ_MAX(1, vq_tensor_count(&shape)));
-        l->gptq_output = attribute(h, names[i], "gptq_error");
+        l->gptq_error = attribute(h, names[i], "gptq_error");
     }
+    return VQ_OK;
+}
+
+static vq_status read_init_files(vq_arena *arena, vq_run_info *run)
+{
+    char **files, *path;
+    int64_t n;
+    VQ_TRY(vq_folder_list(arena, run->dir, ".h5", &files, &n));
+    for (int64_t i = 0; i < n; i++) {
+        vq_h5 h;
+        if (strncmp(files[i], "init-", 5) != 0) continue;
+        VQ_TRY(join(arena, run, files[i], &path));
+        VQ_TRY(vq_h5_open(arena, path, NULL, 0, &h));
+        vq_status status = read_init(arena, &h, run);
+        vq_h5_close(&h);
+        VQ_TRY(status);
+    }
+    return VQ_OK;
+}
+
+static double real_or_nan(const json_t *row, const char *key)
+{
+    const json_t *value = json_object_get(row, key);
+    return json_is_number(value) ? json_number_value(value) : NAN;
+}
+
+/* What take_layer adds to. */
+typedef struct layers {
+    vq_arena *arena;
+    vq_run_info *run;
+} layers;
+
+static vq_status take_layer(void *ctx, const json_t *row)
+{
+    const layers *to = ctx;
+    const char *name = json_string_value(json_object_get(row, "name"));
+    vq_linear_error *l;
+    if (!name) return VQ_OK;
+    VQ_TRY(linear_of(to->arena, to->run, name, strlen(name), &l));
+    l->error = real_or_nan(row, "error");
+    l->moved = real_or_nan(row, "moved_ratio");
     return VQ_OK;
 }
 
@@ -285,29 +353,11 @@ static int by_layer(const void *a, const void *b)
 
 static vq_status read_errors(vq_arena *arena, vq_run_info *run)
 {
-    char **files, **names, *path;
-    int64_t n_files, n;
-    VQ_TRY(vq_folder_list(arena, run->dir, ".h5", &files, &n_files));
-    for (int64_t i = 0; i < n_files; i++) {
-        vq_h5 h;
-        vq_linear_error *more;
-        if (strncmp(files[i], "init-", 5) != 0) continue;
-        VQ_TRY(join(arena, run, files[i], &path));
-        VQ_TRY(vq_h5_open(arena, path, NULL, 0, &h));
-        vq_status status = vq_h5_list(&h, arena, &names, &n);
-        if (!status) status = VQ_NEW(arena, run->n_linears + n, &more);
-        if (!status && run->n_linears > 0)
-            memcpy(more, run->linears, (size_t)run->n_linears * sizeof *more);
-        if (!status) {
-            run->linears = more;
-            status = read_linears(arena, &h, names, n, run);
-        }
-        vq_h5_close(&h);
-        VQ_TRY(status);
-    }
+    vq_status status = each_line(arena, run, "layers.jsonl", take_layer, &(layers){arena, run});
+    if (!status) status = read_init_files(arena, run);
     if (run->n_linears > 0)
         qsort(run->linears, (size_t)run->n_linears, sizeof *run->linears, by_layer);
-    return VQ_OK;
+    return status;
 }
 
 /* --- folders --------------------------------------------------------------------------------- */

@@ -19,12 +19,15 @@ typedef struct vq_curves {
     double *step, *task, *reg, *beta, *waited_ratio; /* [n] */
 } vq_curves;
 
-/* A quantized linear, from the init files. NAN: not known. */
+/* A quantized linear. NAN: not known. */
 typedef struct vq_linear_error {
+    const char *name; /* "model.layers.0.self_attn.q_proj" */
     int64_t layer;
-    const char *kind;   /* "q_proj" */
-    double codes_rms;   /* of a logit's distance to its code, before training */
-    double gptq_output; /* GPTQ's error in the layer's outputs, summed */
+    const char *kind;  /* "q_proj" */
+    double error;      /* of the final weights, relative to their norm */
+    double moved;      /* share of the weights not rounded to nearest */
+    double codes_rms;  /* of a logit's distance to its code, before training */
+    double gptq_error; /* GPTQ's error in the layer's outputs, summed */
 } vq_linear_error;
 
 typedef struct vq_run_info {

@@ -20,7 +20,7 @@ table() {
 6 src harden export eval report runs plot figures dashboard inspect
 7 mpi guard comm comm_self comm_mpi topo comm_nccl schedule
 8 mpi job share feed stream pipeline checkpoint
-9 mpi plan sweep init blocks cache train evaluate exporter folder
+9 mpi plan sweep init blocks cache train evaluate exporter folder deviation
 10 mpi run
 11 src main
 END

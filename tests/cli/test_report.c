@@ -1,4 +1,5 @@
 /* test_report - runs of every kind as one table and one page, and what a failure leaves behind. */
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -6,7 +7,9 @@
 
 #include <cmocka.h>
 
+#include "error.h"
 #include "run.h"
+#include "weights.h"
 
 #define SMALL                                                                                      \
     "--text", CALIB, "--eval-text", HELD_OUT, "--K", "32", "--D", "4", "--nsamples", "3",          \
@@ -98,6 +101,69 @@ static void runs_are_tables(void **state)
     csv = read_file("new/out/report.csv", NULL);
     EXPECT_IN(csv, "\nsweep/deep/b,done,");
     free(csv);
+}
+
+/* |Wq - W| / |W| of a linear, from the two models. */
+static double error_between(const char *quantized, const char *source, const char *name)
+{
+    vq_arena arena;
+    vq_weights a, b;
+    double error = 0, base = 0;
+    assert_int_equal(vq_arena_init(&arena, "weights", (size_t)64 << 20), VQ_OK);
+    if (vq_weights_open(&arena, quantized, &a) != VQ_OK) fail_msg("%s", vq_error_message());
+    if (vq_weights_open(&arena, source, &b) != VQ_OK) fail_msg("%s", vq_error_message());
+    const vq_tensor *q = vq_weights_find(&a, text("%s.weight", name)),
+                    *w = vq_weights_find(&b, text("%s.weight", name));
+    assert_true(q && w && q->dtype == VQ_F32 && w->dtype == VQ_F32);
+    for (int64_t i = 0; i < vq_tensor_count(w); i++) {
+        const double x = ((const float *)w->data)[i], y = ((const float *)q->data)[i];
+        error += (y - x) * (y - x);
+        base += x * x;
+    }
+    vq_weights_close(&a);
+    vq_weights_close(&b);
+    vq_arena_close(&arena);
+    return sqrt(error / base);
+}
+
+/* layers.jsonl has every linear once, with the errors of the model that was written. */
+static void layers_have_their_errors(void **state)
+{
+    (void)state;
+    make_model("rand-opt-f32", "o");
+    static const char *const methods[] = {"vqround", "rtn", "gptq"};
+    for (int m = 0; m < 3; m++) {
+        char run[32];
+        snprintf(run, sizeof run, "layers-%s", methods[m]);
+        RUN_OK("quantize", "--model", "o", "--method", methods[m], "--init",
+               m == 2 ? "gptq" : "rtn", "--bits", "3", "--steps", "30", "--out", run, SMALL);
+        FILE *file = fopen(text("%s/layers.jsonl", run), "r");
+        assert_non_null(file);
+        json_t *row;
+        int n = 0, n_moved = 0;
+        for (; (row = json_loadf(file, JSON_DISABLE_EOF_CHECK, NULL)); n++) {
+            const char *name = json_string_value(json_object_get(row, "name"));
+            const double error = json_number(row, "error"), rtn = json_number(row, "rtn_error"),
+                         moved = json_number(row, "moved_ratio");
+            const double expected = error_between(text("%s/model", run), "o", name);
+            if (fabs(error / expected - 1) > 1e-5)
+                fail_msg("%s %s: %g, expected %g", methods[m], name, error, expected);
+            assert_true(moved >= 0 && moved < 0.9 && error < 1);
+            if (m != 2) assert_true(error >= rtn * (1 - 1e-6)); /* nearest is nearest */
+            assert_true(m != 1 || (moved == 0 && error == rtn));
+            n_moved += moved > 0;
+            json_decref(row);
+        }
+        fclose(file);
+        assert_int_equal(n, 2 * 6); /* two layers */
+        assert_true(m == 1 || n_moved > 6);
+    }
+    RUN_OK("report", "layers-vqround");
+    char *page = read_file("layers-vqround/report.html", NULL);
+    EXPECT_IN(page, "Error of the weights, % of their norm");
+    EXPECT_IN(page, "Weights not rounded to nearest, %");
+    EXPECT_IN(page, "fc1</li>");
+    free(page);
 }
 
 /* Everything in the page, nothing outside it, and texts as texts. */
@@ -304,13 +370,10 @@ static void failures_leave_their_message(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(runs_are_tables),
-        cmocka_unit_test(runs_are_a_page),
-        cmocka_unit_test(many_runs),
-        cmocka_unit_test(report_without_gnuplot),
-        cmocka_unit_test(damaged_files),
-        cmocka_unit_test(wrong_commands),
-        cmocka_unit_test(failures_leave_their_message),
+        cmocka_unit_test(runs_are_tables),          cmocka_unit_test(runs_are_a_page),
+        cmocka_unit_test(layers_have_their_errors), cmocka_unit_test(many_runs),
+        cmocka_unit_test(report_without_gnuplot),   cmocka_unit_test(damaged_files),
+        cmocka_unit_test(wrong_commands),           cmocka_unit_test(failures_leave_their_message),
     };
     return cmocka_run_group_tests(tests, enter_folder, leave_folder);
 }

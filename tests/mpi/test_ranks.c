@@ -46,6 +46,7 @@ static void stages_and_threads(const char *model)
     QUANTIZE(4, model, "--steps", "3", "--threads", "3", "--out", "four");
     static const char *const others[] = {"threads", "two", "three", "four"};
     for (int i = 0; i < VQ_COUNT(others); i++) expect_same_run("one", others[i], 3);
+    expect_same_files("one/layers.jsonl", "four/layers.jsonl");
     /* Each rank wrote its own part, and says what memory it took. */
     assert_true(exists("four/init-0003.h5") && !exists("four/init-0004.h5"));
     assert_true(exists("four/teacher-0003.h5") && !exists("four/teacher-0000.h5"));

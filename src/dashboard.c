@@ -457,6 +457,7 @@ static void put_perplexities(const page *p, const vq_results *r)
 {
     vq_results_row rows[VQ_RESULTS_ROWS];
     vq_results_rows(r, rows);
+    if (!(vq_results_final(r) > 0)) return;
     fputs("<table>\n<thead><tr>", p->to);
     head_cell(p, "Model", "", false);
     head_cell(p, "Perplexity", "", true);

@@ -29,7 +29,8 @@ if [ -e "$dir/run/slurmctld.pid" ]; then
     done
 fi
 for file in "$dir"/run/slurmd-*.pid; do
-    [ ! -e "$file" ] || stop "$file" slurmd
+    [ ! -e "$file" ] || stop "$file" slurmd &
 done
+wait
 stop "$dir/run/slurmctld.pid" slurmctld
 stop "$dir/run/munged.pid" munged

@@ -5,7 +5,7 @@
  * which is renamed to its place: that is atomic, and fails where one is there. The next one may do
  * so when that number is free, or when its holder is dead: its process is gone from this machine,
  * or nothing was heard of it for dead_s. No number is ever taken away, so two who both find a
- * holder dead cannot both win. slurm/lock.sh does the same for batch jobs. */
+ * holder dead cannot both win. */
 #pragma once
 #include <limits.h>
 #include <pthread.h>

@@ -268,24 +268,19 @@ if ! nvidia-smi --list-gpus >nvidia.out 2>&1; then
     grep -q 'error: the job has GPUs, and nvidia-smi finds none' env.out || fail "no error" env.out
 fi
 
-begin "locks: one of many takes it; a holder that is gone or silent loses it, a live one does not"
-# shellcheck source=slurm/lock.sh
-. "$root/slurm/lock.sh"
-takes() { # JOB
-    vq_job=$1 lock_take lock
+begin "two jobs of one row: one works, the other leaves it alone or finds it done"
+table 3 | head -n 1 >twice.tsv
+table 3 | grep '^slower' | sed 's/slower/twice/; s/\t3\t8/\t40\t8/' >>twice.tsv
+twice() {
+    sbatch --parsable --array=1 --ntasks-per-node=2 --cpus-per-task=1 --time=5 --output="$dir/twice-%A.out" \
+        "$root/slurm/sweep.sbatch" twice.tsv sweep
 }
-for ((i = 0; i < 16; i++)); do
-    (
-        squeue() { return 1; } # Slurm cannot be asked
-        takes "racer$i" && echo "$i" >>winners
-    ) &
-done
-wait
-[ "$(wc -l <winners)" = 1 ] || fail "$(wc -l <winners) holders" winners
-takes 999999 || fail "Slurm knows no such job as the holder, but it kept its lock"
-rm lock/2/job # so that the beat alone counts
-! takes 999998 || fail "a live holder lost its lock"
-touch -d '1 minute ago' lock/2/beat
-takes 999998 || fail "a silent holder kept its lock"
+first=$(twice) second=$(twice)
+within 90 is_over "$first" || fail "not over" twice-*.out
+within 90 is_over "$second" || fail "not over" twice-*.out
+[ "$(cat twice-*.out | grep -cE 'at work in another job|twice, is done already|twice ended with 0')" = 2 ] ||
+    fail "not both ended well" twice-*.out
+[ "$(grep -c 'train .* 40 steps in' sweep/twice/job.log)" = 1 ] || fail "trained twice" sweep/twice/job.log
+[ ! -e sweep/twice/error.txt ] || fail "an error" sweep/twice/error.txt
 
 begin "done"

@@ -1,0 +1,173 @@
+/* cuda_device.cuh - what the .cu files share: launches, loads and stores, sums over a warp or
+ * block.
+ *
+ * The files compile with nvcc, and as C++ for the host with the stand-ins of tests/cuda_on_cpu: no
+ * <<<>>>, no __shared__ outside these macros. */
+#pragma once
+#include "cuda_ops.h"
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include "cuda_geometry.h"
+
+typedef float real;
+#include "element.h"
+
+/* Queues kernel(arguments) on cuda's stream; a kernel with several template arguments stands in
+ * parentheses. shared_bytes: of the memory behind VQ_DYNAMIC_SHARED. Returns from the caller on
+ * failure.
+ *
+ * VQ_SHARED(float, tile, [32][33]); makes an array of the block; not cleared.
+ * VQ_DYNAMIC_SHARED(float, table); makes `table` point to the launch's shared_bytes: one a kernel,
+ * aligned to 16 bytes. */
+#ifdef __CUDACC__
+#define VQ_LAUNCH(cuda, kernel, blocks, threads, shared_bytes, ...)                                \
+    do {                                                                                           \
+        if ((size_t)(shared_bytes) > ((size_t)48 << 10))                                           \
+            VQ_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,      \
+                                         (int)(shared_bytes)));                                    \
+        kernel<<<blocks, threads, shared_bytes, (cuda)->stream>>>(__VA_ARGS__);                    \
+        VQ_CUDA(cudaGetLastError());                                                               \
+    } while (0)
+#define VQ_SHARED(type, name, dims) __shared__ type name dims
+#define VQ_DYNAMIC_SHARED(type, name)                                                              \
+    extern __shared__ __align__(16) unsigned char vq_dynamic_shared[];                             \
+    type *name = reinterpret_cast<type *>(vq_dynamic_shared)
+#endif
+
+/* --- elements -------------------------------------------------------------------------------- */
+
+/* A float type to float and back, round to nearest even. */
+__device__ __forceinline__ float vq_load(float x)
+{
+    return x;
+}
+
+__device__ __forceinline__ float vq_load(__half x)
+{
+    return __half2float(x);
+}
+
+__device__ __forceinline__ float vq_load(__nv_bfloat16 x)
+{
+    return __bfloat162float(x);
+}
+
+__device__ __forceinline__ float vq_load(double x)
+{
+    return static_cast<float>(x);
+}
+
+template <class T> __device__ __forceinline__ T vq_store(float x);
+
+template <> __device__ __forceinline__ float vq_store<float>(float x)
+{
+    return x;
+}
+
+template <> __device__ __forceinline__ __half vq_store<__half>(float x)
+{
+    return __float2half(x);
+}
+
+template <> __device__ __forceinline__ __nv_bfloat16 vq_store<__nv_bfloat16>(float x)
+{
+    return __float2bfloat16(x);
+}
+
+/* Element i of a vector whose type is known at run time only (a norm's weight, a bias). */
+__device__ __forceinline__ float vq_load_any(const void *x, vq_dtype dtype, int64_t i)
+{
+    switch (dtype) {
+    case VQ_F32: return static_cast<const float *>(x)[i];
+    case VQ_F16: return vq_load(static_cast<const __half *>(x)[i]);
+    case VQ_BF16: return vq_load(static_cast<const __nv_bfloat16 *>(x)[i]);
+    default: return vq_load(static_cast<const double *>(x)[i]);
+    }
+}
+
+/* N elements that are moved at once; N of them are at most 16 bytes. */
+template <class T, int N> struct alignas(sizeof(T) * N) vq_pack {
+    T x[N];
+};
+
+/* Runs the statement with T defined as the type of act, or as any float type. */
+#define VQ_ACT_TYPE(dtype, ...)                                                                    \
+    do {                                                                                           \
+        switch (dtype) {                                                                           \
+        case VQ_F32: {                                                                             \
+            typedef float T;                                                                       \
+            __VA_ARGS__;                                                                           \
+            break;                                                                                 \
+        }                                                                                          \
+        case VQ_F16: {                                                                             \
+            typedef __half T;                                                                      \
+            __VA_ARGS__;                                                                           \
+            break;                                                                                 \
+        }                                                                                          \
+        default: {                                                                                 \
+            typedef __nv_bfloat16 T;                                                               \
+            __VA_ARGS__;                                                                           \
+        }                                                                                          \
+        }                                                                                          \
+    } while (0)
+
+#define VQ_FLOAT_TYPE(dtype, ...)                                                                  \
+    do {                                                                                           \
+        if ((dtype) == VQ_F64) {                                                                   \
+            typedef double T;                                                                      \
+            __VA_ARGS__;                                                                           \
+        } else {                                                                                   \
+            VQ_ACT_TYPE(dtype, __VA_ARGS__);                                                       \
+        }                                                                                          \
+    } while (0)
+
+/* --- sums in a fixed order ------------------------------------------------------------------- */
+
+#define VQ_ALL_LANES 0xffffffffu
+
+/* Every lane gets the sum (the greatest) of all 32 lanes; all must take part. */
+template <class T> __device__ __forceinline__ T vq_warp_sum(T x)
+{
+    for (int lane = VQ_WARP / 2; lane > 0; lane /= 2) x += __shfl_xor_sync(VQ_ALL_LANES, x, lane);
+    return x;
+}
+
+template <class T> __device__ __forceinline__ T vq_warp_max(T x)
+{
+    for (int lane = VQ_WARP / 2; lane > 0; lane /= 2) {
+        T other = __shfl_xor_sync(VQ_ALL_LANES, x, lane);
+        x = other > x ? other : x;
+    }
+    return x;
+}
+
+/* Every thread gets the sum (the greatest) over the block, of whole warps along x; all threads
+ * must take part. */
+template <class T> __device__ __forceinline__ T vq_block_sum(T x)
+{
+    VQ_SHARED(T, part, [VQ_WARP]);
+    int warps = static_cast<int>(blockDim.x) / VQ_WARP;
+    x = vq_warp_sum(x);
+    if (warps == 1) return x;
+    if (threadIdx.x % VQ_WARP == 0) part[threadIdx.x / VQ_WARP] = x;
+    __syncthreads();
+    T lane = static_cast<int>(threadIdx.x % VQ_WARP) < warps ? part[threadIdx.x % VQ_WARP] : T(0);
+    __syncthreads(); /* part may be written again */
+    return vq_warp_sum(lane);
+}
+
+template <class T> __device__ __forceinline__ T vq_block_max(T x)
+{
+    VQ_SHARED(T, part, [VQ_WARP]);
+    int warps = static_cast<int>(blockDim.x) / VQ_WARP;
+    x = vq_warp_max(x);
+    if (warps == 1) return x;
+    if (threadIdx.x % VQ_WARP == 0) part[threadIdx.x / VQ_WARP] = x;
+    __syncthreads();
+    T lane = part[static_cast<int>(threadIdx.x % VQ_WARP) < warps ? threadIdx.x % VQ_WARP : 0];
+    __syncthreads(); /* part may be written again */
+    return vq_warp_max(lane);
+}

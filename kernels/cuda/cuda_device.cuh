@@ -37,6 +37,18 @@ typedef float real;
     type *name = reinterpret_cast<type *>(vq_dynamic_shared)
 #endif
 
+/* The number of this thread in the launch, and how many there are; both along x:
+ * for (int64_t i = vq_thread(); i < n; i += vq_threads()). */
+__device__ __forceinline__ int64_t vq_thread()
+{
+    return int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+}
+
+__device__ __forceinline__ int64_t vq_threads()
+{
+    return int64_t(gridDim.x) * blockDim.x;
+}
+
 /* --- elements -------------------------------------------------------------------------------- */
 
 /* A float type to float and back, round to nearest even. */

@@ -37,6 +37,7 @@ typedef struct vq_cuda {
     cusolverDnHandle_t solver;
     vq_cuda_gemm_cache *gemm_cache;
     int multiprocessors; /* for reports: no result may depend on it */
+    size_t shared_bytes; /* of a block at most: sharedMemPerBlockOptin */
 } vq_cuda;
 
 /* What a CUDA, cuBLASLt or cuSOLVER call gave, as a status with a message; op: the calling
@@ -52,6 +53,10 @@ vq_status vq_cuda_check_solver(cusolverStatus_t code, const char *op, const char
 
 /* bytes from the device to the host, when all that is queued before is done. */
 vq_status vq_cuda_fetch(vq_cuda *cuda, void *dst_host, const void *src, size_t bytes);
+
+/* The sum of n partial sums in the device's memory, in a fixed order, when all that is queued before
+ * is done (cuda_adam.cu). */
+vq_status vq_cuda_sum(vq_cuda *cuda, double *out_host, const double *partial, int64_t n);
 
 /* n floats of any type to any other, queued (cuda_layer.cu). */
 vq_status vq_cuda_convert(vq_cuda *cuda, void *dst, vq_dtype dst_dtype, const void *src,

@@ -1,0 +1,74 @@
+/* cuda_plan - the numbers behind cuda_plan.h, and where they come from. */
+#include "cuda_plan.h"
+
+#define SUM_ELEMENTS 4096 /* of a block at least: a thread's four turns */
+
+/* A weight costs about 3 bytes of the device's memory, filling the shared memories of some 130
+ * multiprocessors costs 130 tables from the second-level cache, which is several times faster. */
+#define WEIGHTS_PER_LOGIT 256
+
+/* One block fills a multiprocessor's shared memory; there are 108 to 148 of them. */
+#define ROUND_CHUNKS 128
+
+/* A chunk reads 13 bytes for half a code's 32 bytes of the table that it leaves. */
+#define VECTORS_PER_CODE 0.5
+
+/* Logits of a chunk: 128 MiB of floats. With V = 32,000 that is 512 tokens of teacher and student,
+ * which keep all of a device busy in one product. */
+#define LOSS_LOGITS ((int64_t)32 << 20)
+#define LOSS_TOKENS 64 /* chunks are multiples of this, the tile of a product */
+
+#define SYRK_COLUMNS 2048
+
+int64_t vq_cuda_sum_blocks(int64_t n)
+{
+    return VQ_MAX(VQ_MIN(VQ_CEIL_DIV(n, SUM_ELEMENTS), VQ_CUDA_SUM_BLOCKS), 1);
+}
+
+bool vq_cuda_round_shares_table(int64_t n_weights, int64_t table_bytes, size_t shared_bytes)
+{
+    return table_bytes <= (int64_t)shared_bytes &&
+           n_weights >= WEIGHTS_PER_LOGIT * (table_bytes / (int64_t)sizeof(float));
+}
+
+vq_cuda_round_plan vq_cuda_plan_round_bwd(int64_t n_weights, int64_t K, int64_t D,
+                                          size_t shared_bytes)
+{
+    const int64_t code_bytes = D * (int64_t)sizeof(int32_t);
+    const int64_t least = VQ_MAX((int64_t)(VECTORS_PER_CODE * (double)(K * D)), 1);
+    vq_cuda_round_plan p = {0};
+    p.chunks = VQ_MAX(VQ_MIN(n_weights / least, ROUND_CHUNKS), 1);
+    p.chunk = VQ_CEIL_DIV(VQ_CEIL_DIV(n_weights, p.chunks), VQ_CUDA_ROUND_TURN);
+    p.chunk = VQ_MAX(p.chunk, 1) * VQ_CUDA_ROUND_TURN;
+    p.chunks = VQ_MAX(VQ_CEIL_DIV(n_weights, p.chunk), 1);
+    p.codes = VQ_MIN(K, (int64_t)shared_bytes / code_bytes);
+    if (p.codes == 0) return p;
+    p.ranges = VQ_CEIL_DIV(K, p.codes);
+    p.codes = VQ_CEIL_DIV(K, p.ranges);
+    p.shared_bytes = (size_t)(p.codes * code_bytes);
+    p.partial = p.chunks * K * D;
+    return p;
+}
+
+int64_t vq_cuda_loss_tokens(int64_t n, int64_t logits)
+{
+    const int64_t most = VQ_MAX(LOSS_LOGITS / logits, LOSS_TOKENS);
+    const int64_t chunks = VQ_CEIL_DIV(n, most);
+    return VQ_CEIL_DIV(VQ_CEIL_DIV(n, chunks), LOSS_TOKENS) * LOSS_TOKENS;
+}
+
+int64_t vq_cuda_kmeans_packed(int64_t K, int64_t D)
+{
+    return VQ_CEIL_DIV(K, VQ_CUDA_KMEANS_GROUP) * VQ_CUDA_KMEANS_GROUP * (D + 1);
+}
+
+int vq_cuda_fixed_bits(int bits, int64_t count)
+{
+    while (count > 1) count = VQ_CEIL_DIV(count, 2), bits--;
+    return bits;
+}
+
+int64_t vq_cuda_syrk_columns(int64_t n)
+{
+    return VQ_MIN(n, SYRK_COLUMNS);
+}

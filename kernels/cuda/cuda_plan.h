@@ -1,0 +1,47 @@
+/* cuda_plan.h - how the kernels of rounding, losses, k-means and GPTQ cut their work, and what that
+ * takes of scratch memory: pure functions of shapes, tested without a GPU. */
+#pragma once
+#ifdef __cplusplus
+extern "C" {
+#endif
+#include "base.h"
+
+/* Blocks that make partial sums over n elements; their order is that of the elements. */
+#define VQ_CUDA_SUM_BLOCKS 1024
+int64_t vq_cuda_sum_blocks(int64_t n);
+
+/* round_fwd: whether each block holds the table of rounding values in its shared memory. A small
+ * weight reads it through the caches: filling the shared memories would cost more. */
+bool vq_cuda_round_shares_table(int64_t n_weights, int64_t table_bytes, size_t shared_bytes);
+
+/* round_bwd: blocks [chunks, ranges]. Each goes over one chunk of the weight and adds to the
+ * gradients of one range of codes, in its shared memory. */
+#define VQ_CUDA_ROUND_TURN 16384 /* weights that a block takes at a time */
+typedef struct vq_cuda_round_plan {
+    int64_t chunks, chunk; /* number, and weights of each: a multiple of VQ_CUDA_ROUND_TURN */
+    int64_t ranges, codes; /* number, and codes of each */
+    size_t shared_bytes;   /* of a block */
+    int64_t partial;       /* floats of scratch: the chunks' tables */
+} vq_cuda_round_plan;
+vq_cuda_round_plan vq_cuda_plan_round_bwd(int64_t n_weights, int64_t K, int64_t D,
+                                          size_t shared_bytes);
+
+/* Losses: tokens of a chunk, all chunks but the last being equal, when a token has `logits`
+ * logits. */
+int64_t vq_cuda_loss_tokens(int64_t n, int64_t logits);
+
+/* k-means: codes stand in groups, each of norms and then coordinates, and are brought to shared
+ * memory in tiles of groups. */
+#define VQ_CUDA_KMEANS_GROUP 8
+#define VQ_CUDA_KMEANS_TILE 64
+int64_t vq_cuda_kmeans_packed(int64_t K, int64_t D); /* floats of scratch */
+
+/* Bits that a fixed-point number may have if `count` of them must add up within `bits` bits. */
+int vq_cuda_fixed_bits(int bits, int64_t count);
+
+/* syrk: columns of h that are multiplied at a time; scratch is n times this, floats. */
+int64_t vq_cuda_syrk_columns(int64_t n);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,27 @@
+/* shim.h - the CUDA kernels on the CPU: what tests choose and ask.
+ *
+ * The kernels and the host code of kernels/cuda are compiled for the host against include/, whose
+ * headers stand in for CUDA's; the products are the BLAS's, the factorizations LAPACK's. It is no
+ * backend for users: one thread runs everything. */
+#pragma once
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* In which order the threads of a block run between two points where they wait for each other, and
+ * the blocks of a launch. A kernel that leaves out a barrier gives other results in other orders.
+ */
+typedef enum shim_order { SHIM_UP, SHIM_DOWN, SHIM_MIXED } shim_order;
+void shim_set_order(shim_order order);
+
+/* Kernels launched so far. */
+long shim_launches(void);
+
+/* Device memory may be read and written by the caller, or not, as by host code; nested. */
+void shim_enter_device(void);
+void shim_leave_device(void);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,382 @@
+/* shim_runtime - the CUDA runtime's host functions: memory, streams, events, at once.
+ *
+ * Device memory is locked (PROT_NONE) except while a kernel or a copy runs. Fresh memory holds
+ * NaNs; each allocation ends at a guard: whole pages, and under ASan the exact end. */
+#include <cuda.h>
+#include <cuda_runtime_api.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+
+#include "shim.h"
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(p, n) ((void)(p), (void)(n))
+#define ASAN_UNPOISON_MEMORY_REGION(p, n) ((void)(p), (void)(n))
+#endif
+
+#define PAGE ((size_t)4096)
+#define MAX_RANGES 256
+#define TOTAL_BYTES ((size_t)8 << 30)
+
+struct shim_stream {
+    int unused;
+};
+
+struct shim_event {
+    double at_s;
+};
+
+/* Device memory that is mapped: an allocation, or a piece of reserved addresses. */
+typedef struct range {
+    char *base;
+    size_t bytes;
+} range;
+
+static range ranges[MAX_RANGES];
+static int n_ranges, depth;
+static size_t used_bytes;
+
+static void lock_all(int protection)
+{
+    for (int i = 0; i < n_ranges; i++)
+        if (mprotect(ranges[i].base, ranges[i].bytes, protection) != 0) {
+            perror("mprotect of device memory");
+            abort();
+        }
+}
+
+void shim_enter_device(void)
+{
+    if (depth++ == 0) lock_all(PROT_READ | PROT_WRITE);
+}
+
+void shim_leave_device(void)
+{
+    if (--depth == 0) lock_all(PROT_NONE);
+}
+
+static bool on_device(const void *ptr, size_t bytes)
+{
+    const char *p = ptr;
+    for (int i = 0; i < n_ranges; i++)
+        if (p >= ranges[i].base && p < ranges[i].base + ranges[i].bytes)
+            return bytes <= (size_t)(ranges[i].base + ranges[i].bytes - p);
+    return false;
+}
+
+/* Adds a range, or makes the one that ends at base longer. */
+static cudaError_t add_range(char *base, size_t bytes)
+{
+    if (used_bytes + bytes > TOTAL_BYTES) return cudaErrorMemoryAllocation;
+    int i = 0;
+    while (i < n_ranges && ranges[i].base + ranges[i].bytes != base) i++;
+    if (i == MAX_RANGES) return cudaErrorMemoryAllocation;
+    if (i == n_ranges) ranges[n_ranges++] = (range){.base = base};
+    ranges[i].bytes += bytes;
+    used_bytes += bytes;
+    return cudaSuccess;
+}
+
+static void drop_range(char *base, size_t bytes)
+{
+    for (int i = 0; i < n_ranges; i++)
+        if (ranges[i].base == base) {
+            ranges[i].base += bytes;
+            ranges[i].bytes -= bytes;
+            used_bytes -= bytes;
+            if (ranges[i].bytes == 0) ranges[i] = ranges[--n_ranges];
+            return;
+        }
+    fprintf(stderr, "device memory at %p was given back, and was not allocated\n", (void *)base);
+    abort();
+}
+
+/* --- memory ---------------------------------------------------------------------------------- */
+
+cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes)
+{
+    *free_bytes = TOTAL_BYTES - used_bytes;
+    *total_bytes = TOTAL_BYTES;
+    return cudaSuccess;
+}
+
+/* One page before the memory holds its size; the page after it is never mapped. */
+cudaError_t cudaMalloc(void **out, size_t bytes)
+{
+    size_t pages = (bytes + PAGE - 1) / PAGE * PAGE + (bytes == 0 ? PAGE : 0);
+    char *base = mmap(NULL, pages + 2 * PAGE, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (base == MAP_FAILED) return cudaErrorMemoryAllocation;
+    memcpy(base, &pages, sizeof pages);
+    memset(base + PAGE, 0xff, pages);
+    cudaError_t code = add_range(base + PAGE, pages);
+    if (code != cudaSuccess || mprotect(base + PAGE + pages, PAGE, PROT_NONE) != 0) {
+        munmap(base, pages + 2 * PAGE);
+        return cudaErrorMemoryAllocation;
+    }
+    ASAN_POISON_MEMORY_REGION(base + PAGE + bytes, pages - bytes);
+    if (depth == 0 && mprotect(base + PAGE, pages, PROT_NONE) != 0) abort();
+    *out = base + PAGE;
+    return cudaSuccess;
+}
+
+cudaError_t cudaFree(void *ptr)
+{
+    if (!ptr) return cudaSuccess;
+    size_t pages;
+    char *base = (char *)ptr - PAGE;
+    memcpy(&pages, base, sizeof pages);
+    drop_range(ptr, pages);
+    ASAN_UNPOISON_MEMORY_REGION(base, pages + 2 * PAGE);
+    munmap(base, pages + 2 * PAGE);
+    return cudaSuccess;
+}
+
+cudaError_t cudaHostAlloc(void **out, size_t bytes, unsigned flags)
+{
+    (void)flags;
+    *out = malloc(bytes);
+    return *out ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+
+cudaError_t cudaFreeHost(void *ptr)
+{
+    free(ptr);
+    return cudaSuccess;
+}
+
+static bool kind_fits(const void *dst, const void *src, size_t bytes, cudaMemcpyKind kind)
+{
+    bool to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
+    bool from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
+    return kind == cudaMemcpyDefault ||
+           (on_device(dst, bytes) == to_device && on_device(src, bytes) == from_device);
+}
+
+cudaError_t cudaMemcpy2DAsync(void *dst, size_t dst_pitch, const void *src, size_t src_pitch,
+                              size_t width, size_t height, cudaMemcpyKind kind, cudaStream_t stream)
+{
+    (void)stream;
+    if (width == 0 || height == 0) return cudaSuccess;
+    if (dst_pitch < width || src_pitch < width ||
+        !kind_fits(dst, src, (height - 1) * src_pitch + width, kind))
+        return cudaErrorInvalidValue;
+    shim_enter_device();
+    for (size_t i = 0; i < height; i++)
+        memmove((char *)dst + i * dst_pitch, (const char *)src + i * src_pitch, width);
+    shim_leave_device();
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind,
+                            cudaStream_t stream)
+{
+    return cudaMemcpy2DAsync(dst, bytes, src, bytes, bytes, 1, kind, stream);
+}
+
+cudaError_t cudaMemsetAsync(void *dst, int value, size_t bytes, cudaStream_t stream)
+{
+    (void)stream;
+    if (bytes == 0) return cudaSuccess;
+    if (!on_device(dst, bytes)) return cudaErrorInvalidValue;
+    shim_enter_device();
+    memset(dst, value, bytes);
+    shim_leave_device();
+    return cudaSuccess;
+}
+
+/* --- the driver's mapping of reserved addresses ---------------------------------------------- */
+
+static CUresult mem_reserve(CUdeviceptr *out, size_t bytes, size_t alignment, CUdeviceptr wanted,
+                            unsigned long long flags)
+{
+    (void)alignment, (void)wanted, (void)flags;
+    void *base = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (base == MAP_FAILED) return CUDA_ERROR_OUT_OF_MEMORY;
+    *out = (CUdeviceptr)(uintptr_t)base;
+    return CUDA_SUCCESS;
+}
+
+static CUresult mem_address_free(CUdeviceptr at, size_t bytes)
+{
+    ASAN_UNPOISON_MEMORY_REGION((void *)(uintptr_t)at, bytes);
+    munmap((void *)(uintptr_t)at, bytes);
+    return CUDA_SUCCESS;
+}
+
+static CUresult mem_create(CUmemGenericAllocationHandle *handle, size_t bytes,
+                           const CUmemAllocationProp *prop, unsigned long long flags)
+{
+    (void)prop, (void)flags;
+    *handle = 1;
+    return used_bytes + bytes > TOTAL_BYTES ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_SUCCESS;
+}
+
+static CUresult mem_release(CUmemGenericAllocationHandle handle)
+{
+    (void)handle;
+    return CUDA_SUCCESS;
+}
+
+static CUresult mem_map(CUdeviceptr at, size_t bytes, size_t offset,
+                        CUmemGenericAllocationHandle handle, unsigned long long flags)
+{
+    (void)offset, (void)handle, (void)flags;
+    return add_range((char *)(uintptr_t)at, bytes) == cudaSuccess ? CUDA_SUCCESS
+                                                                  : CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+static CUresult mem_unmap(CUdeviceptr at, size_t bytes)
+{
+    drop_range((char *)(uintptr_t)at, bytes);
+    return CUDA_SUCCESS;
+}
+
+static CUresult mem_set_access(CUdeviceptr at, size_t bytes, const CUmemAccessDesc *access,
+                               size_t count)
+{
+    (void)access, (void)count;
+    if (mprotect((void *)(uintptr_t)at, bytes, PROT_READ | PROT_WRITE) != 0)
+        return CUDA_ERROR_OUT_OF_MEMORY;
+    ASAN_UNPOISON_MEMORY_REGION((void *)(uintptr_t)at, bytes);
+    memset((void *)(uintptr_t)at, 0xff, bytes);
+    ASAN_POISON_MEMORY_REGION((void *)(uintptr_t)at, bytes);
+    if (depth == 0 && mprotect((void *)(uintptr_t)at, bytes, PROT_NONE) != 0) abort();
+    return CUDA_SUCCESS;
+}
+
+cudaError_t cudaGetDriverEntryPointByVersion(const char *symbol, void **function, unsigned version,
+                                             unsigned long long flags,
+                                             cudaDriverEntryPointQueryResult *result)
+{
+    (void)version, (void)flags;
+    static const struct {
+        const char *name;
+        void (*function)(void);
+    } known[] = {{"cuMemAddressReserve", (void (*)(void))mem_reserve},
+                 {"cuMemAddressFree", (void (*)(void))mem_address_free},
+                 {"cuMemCreate", (void (*)(void))mem_create},
+                 {"cuMemRelease", (void (*)(void))mem_release},
+                 {"cuMemMap", (void (*)(void))mem_map},
+                 {"cuMemUnmap", (void (*)(void))mem_unmap},
+                 {"cuMemSetAccess", (void (*)(void))mem_set_access}};
+    for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)
+        if (strcmp(symbol, known[i].name) == 0) {
+            memcpy(function, &known[i].function, sizeof *function);
+            *result = cudaDriverEntryPointSuccess;
+            return cudaSuccess;
+        }
+    *result = cudaDriverEntryPointSymbolNotFound;
+    return cudaSuccess;
+}
+
+/* --- device, streams, events ----------------------------------------------------------------- */
+
+const char *cudaGetErrorString(cudaError_t code)
+{
+    switch (code) {
+    case cudaSuccess: return "no error";
+    case cudaErrorInvalidValue: return "invalid argument";
+    case cudaErrorMemoryAllocation: return "out of memory";
+    case cudaErrorInvalidConfiguration: return "invalid configuration argument";
+    case cudaErrorInvalidDevice: return "invalid device ordinal";
+    case cudaErrorNotReady: return "device not ready";
+    }
+    return "unknown error";
+}
+
+cudaError_t cudaGetLastError(void)
+{
+    return cudaSuccess;
+}
+
+cudaError_t cudaGetDeviceCount(int *count)
+{
+    *count = 1;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *prop, int device)
+{
+    if (device != 0) return cudaErrorInvalidDevice;
+    *prop = (struct cudaDeviceProp){.name = "a CPU in place of a GPU",
+                                    .totalGlobalMem = TOTAL_BYTES,
+                                    .major = 8,
+                                    .multiProcessorCount = 2};
+    return cudaSuccess;
+}
+
+cudaError_t cudaSetDevice(int device)
+{
+    return device == 0 ? cudaSuccess : cudaErrorInvalidDevice;
+}
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags)
+{
+    (void)flags;
+    *stream = calloc(1, sizeof **stream);
+    return *stream ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+
+cudaError_t cudaStreamDestroy(cudaStream_t stream)
+{
+    free(stream);
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamSynchronize(cudaStream_t stream)
+{
+    (void)stream;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags)
+{
+    (void)stream, (void)event, (void)flags;
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags)
+{
+    (void)flags;
+    *event = calloc(1, sizeof **event);
+    return *event ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+
+cudaError_t cudaEventDestroy(cudaEvent_t event)
+{
+    free(event);
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream)
+{
+    (void)stream;
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    event->at_s = (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventQuery(cudaEvent_t event)
+{
+    (void)event;
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventSynchronize(cudaEvent_t event)
+{
+    (void)event;
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t begin, cudaEvent_t end)
+{
+    *ms = (float)(1e3 * (end->at_s - begin->at_s));
+    return cudaSuccess;
+}

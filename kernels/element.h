@@ -4,6 +4,7 @@
  * plain arithmetic without branches or calls, so loops over it vectorize. */
 #pragma once
 #include <math.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -91,4 +92,33 @@ VQ_HD real vq_silu_grad(real x)
 {
     real s = vq_sigmoid(x);
     return s * (1 + x * (1 - s));
+}
+
+/* The range that a group's grid spans (contract: vq_grid_minmax), from its least and greatest
+ * weight. */
+VQ_HD void vq_grid_range(real *low, real *high, bool symmetric, bool include_zero)
+{
+    real least = *low, greatest = *high;
+    if (include_zero || symmetric) {
+        least = least < 0 ? least : 0;
+        greatest = greatest > 0 ? greatest : 0;
+    }
+    if (symmetric) {
+        greatest = -least > greatest ? -least : greatest;
+        least = least < 0 ? -greatest : 0;
+    }
+    if (least == greatest && (include_zero || symmetric)) least = -1, greatest = 1;
+    *low = least, *high = greatest;
+}
+
+/* The zero of a grid that begins at low. A scale far off its exact value (a subnormal f16) must not
+ * push it off the grid. */
+VQ_HD real vq_grid_zero(real low, real scale, real qmax, bool symmetric, bool include_zero)
+{
+    real zero = symmetric ? (qmax + 1) / 2 : (real)rint((double)(-low / scale));
+    if (include_zero || symmetric) {
+        zero = zero < qmax ? zero : qmax;
+        zero = 0 > zero ? 0 : zero;
+    }
+    return zero;
 }

@@ -8,6 +8,7 @@
 
 #include "cpu_lanes.h"
 #include "cpu_ops.h"
+#include "element.h"
 #include "error.h"
 
 /* Half to even, in the width of real: double would not vectorize as well. */
@@ -51,17 +52,9 @@ static void widen(real *low, real *high, const uint8_t *w, vq_dtype dtype, int64
 void vq_cpu_grid_of_range(real low, real high, real qmax, bool symmetric, bool include_zero,
                           vq_dtype scale_dtype, real *scale, real *zero)
 {
-    const bool with_zero = include_zero || symmetric;
-    if (with_zero) low = VQ_MIN(low, 0), high = VQ_MAX(high, 0);
-    if (symmetric) {
-        high = VQ_MAX(-low, high);
-        low = low < 0 ? -high : 0;
-    }
-    if (low == high && with_zero) low = -1, high = 1;
+    vq_grid_range(&low, &high, symmetric, include_zero);
     *scale = low == high ? 1 : vq_cpu_round_scale((high - low) / qmax, scale_dtype);
-    *zero = symmetric ? (qmax + 1) / 2 : (real)rint(-low / *scale);
-    /* A scale far off its exact value (a subnormal f16) must not push z off the grid. */
-    if (with_zero) *zero = VQ_MAX(0, VQ_MIN(*zero, qmax));
+    *zero = vq_grid_zero(low, *scale, qmax, symmetric, include_zero);
 }
 
 vq_status vq_cpu_grid_minmax(void *ctx, vq_tensor *scale, vq_tensor *zero, const vq_tensor *w,

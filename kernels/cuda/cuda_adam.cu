@@ -6,9 +6,9 @@
 
 /* What cpu_adam.c does, operation by operation: nvcc would fuse products and sums that are rounded
  * apart there, __fmul_rn keeps it from that. */
-static __global__ void adam(float *param, float *m, float *v, const float *grad, int64_t n,
-                            float weight1, float weight2, float decay2, float step_size,
-                            float root2, float epsilon)
+static __global__ void __launch_bounds__(THREADS)
+    adam(float *param, float *m, float *v, const float *grad, int64_t n, float weight1,
+         float weight2, float decay2, float step_size, float root2, float epsilon)
 {
     for (int64_t i = vq_thread(); i < n; i += vq_threads()) {
         const float g = grad[i];
@@ -37,7 +37,8 @@ vq_status vq_cuda_adam_step(void *ctx, vq_tensor *param, vq_tensor *m, vq_tensor
     return VQ_OK;
 }
 
-template <class T> static __global__ void norm2(double *partial, const T *x, int64_t n)
+template <class T>
+static __global__ void __launch_bounds__(THREADS) norm2(double *partial, const T *x, int64_t n)
 {
     double sum = 0;
     for (int64_t i = vq_thread(); i < n; i += vq_threads()) {
@@ -62,7 +63,8 @@ vq_status vq_cuda_norm2(void *ctx, double *out, const vq_tensor *x)
     return status;
 }
 
-static __global__ void sum_all(double *out, const double *partial, int64_t n)
+static __global__ void __launch_bounds__(VQ_BLOCK_MAX)
+    sum_all(double *out, const double *partial, int64_t n)
 {
     double sum = 0;
     for (int64_t i = threadIdx.x; i < n; i += blockDim.x) sum += partial[i];

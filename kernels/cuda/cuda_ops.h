@@ -51,12 +51,23 @@ vq_status vq_cuda_check_solver(cusolverStatus_t code, const char *op, const char
 #define VQ_CUBLAS(call) VQ_TRY(vq_cuda_check_blas((call), __func__, #call))
 #define VQ_CUSOLVER(call) VQ_TRY(vq_cuda_check_solver((call), __func__, #call))
 
+/* The cache of chosen products (cuda_gemm.c). */
+vq_status vq_cuda_gemm_open(vq_cuda *cuda);
+void vq_cuda_gemm_close(vq_cuda *cuda);
+
 /* bytes from the device to the host, when all that is queued before is done. */
 vq_status vq_cuda_fetch(vq_cuda *cuda, void *dst_host, const void *src, size_t bytes);
 
-/* The sum of n partial sums in the device's memory, in a fixed order, when all that is queued before
- * is done (cuda_adam.cu). */
+/* The sum of n partial sums in the device's memory, in a fixed order, when all that is queued
+ * before is done (cuda_adam.cu). */
 vq_status vq_cuda_sum(vq_cuda *cuda, double *out_host, const double *partial, int64_t n);
+
+/* vq_grid_minmax with q's bits and groups, into q's scale and zero; only of the groups
+ * [first_group, first_group + n_groups), and without the columns that dead (device, may be NULL)
+ * marks (cuda_grid.cu). */
+vq_status vq_cuda_find_grids(vq_cuda *cuda, vq_quant *q, const vq_tensor *w, bool symmetric,
+                             bool include_zero, vq_dtype scale_dtype, const uint8_t *dead,
+                             int64_t first_group, int64_t n_groups);
 
 /* n floats of any type to any other, queued (cuda_layer.cu). */
 vq_status vq_cuda_convert(vq_cuda *cuda, void *dst, vq_dtype dst_dtype, const void *src,
@@ -66,7 +77,7 @@ vq_status vq_cuda_convert(vq_cuda *cuda, void *dst, vq_dtype dst_dtype, const vo
  * makes batch->count such products of equal shape; a, b and c describe the first. */
 typedef struct vq_cuda_batch {
     int64_t count;
-    int64_t a, b, c; /* elements from one product's operand to the next one's; 0: the same */
+    int64_t a, b, c; /* elements from one product's operand to the next one's */
 } vq_cuda_batch;
 vq_status vq_cuda_gemm_batched(vq_cuda *cuda, vq_tensor *c, const vq_tensor *a, bool trans_a,
                                const vq_tensor *b, bool trans_b, double alpha, double beta,

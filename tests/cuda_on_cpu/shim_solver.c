@@ -31,6 +31,22 @@ cusolverStatus_t cusolverDnSetStream(cusolverDnHandle_t handle, cudaStream_t str
     return CUSOLVER_STATUS_SUCCESS;
 }
 
+struct shim_params {
+    int unused;
+};
+
+cusolverStatus_t cusolverDnCreateParams(cusolverDnParams_t *params)
+{
+    *params = calloc(1, sizeof **params);
+    return *params ? CUSOLVER_STATUS_SUCCESS : CUSOLVER_STATUS_ALLOC_FAILED;
+}
+
+cusolverStatus_t cusolverDnDestroyParams(cusolverDnParams_t params)
+{
+    free(params);
+    return CUSOLVER_STATUS_SUCCESS;
+}
+
 cusolverStatus_t cusolverDnXpotrf_bufferSize(cusolverDnHandle_t handle, cusolverDnParams_t params,
                                              cublasFillMode_t fill, int64_t n, cudaDataType type_a,
                                              const void *a, int64_t lda, cudaDataType compute,
@@ -48,8 +64,9 @@ cusolverStatus_t cusolverDnXpotrf(cusolverDnHandle_t handle, cusolverDnParams_t 
                                   size_t device_bytes, void *host_work, size_t host_bytes,
                                   int *info)
 {
-    (void)handle, (void)params, (void)device_work, (void)host_work;
-    if (type_a != CUDA_R_64F || compute != CUDA_R_64F || device_bytes < 64 || host_bytes < 64)
+    (void)handle, (void)device_work, (void)host_work;
+    if (!params || type_a != CUDA_R_64F || compute != CUDA_R_64F || device_bytes < 64 ||
+        host_bytes < 64)
         return CUSOLVER_STATUS_INVALID_VALUE;
     int order = (int)n, ld = (int)lda;
     shim_enter_device();

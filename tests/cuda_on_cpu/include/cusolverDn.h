@@ -25,6 +25,8 @@ typedef struct shim_params *cusolverDnParams_t;
 cusolverStatus_t cusolverDnCreate(cusolverDnHandle_t *handle);
 cusolverStatus_t cusolverDnDestroy(cusolverDnHandle_t handle);
 cusolverStatus_t cusolverDnSetStream(cusolverDnHandle_t handle, cudaStream_t stream);
+cusolverStatus_t cusolverDnCreateParams(cusolverDnParams_t *params);
+cusolverStatus_t cusolverDnDestroyParams(cusolverDnParams_t params);
 
 /* a [n, n] = L L^T or U^T U in place, f64. info on the device: 0, or the order of the first leading
  * minor that is not positive definite. */

@@ -1,0 +1,526 @@
+/* cuda_round - a quantized linear's weight from its integers and its code table, the table's
+ * gradient, and the regularizer.
+ *
+ * A thread takes PACK weights that lie together: 8 where vectors, rows, groups and addresses allow
+ * it, otherwise 1. Rounding values are computed once a code, into a table that is then looked up.
+ *
+ * The gradient's sum over vectors must repeat to the bit, though shared memory's atomic additions
+ * come in any order. So they add integers, whose sums have no order: each block keeps the gradients
+ * of its codes as 32-bit fixed-point numbers. Their exponent is the greatest that cannot overflow,
+ * from how often the block's most frequent code occurs (counted first) and the greatest |g| so far;
+ * where a later turn has a greater one, the table is shifted down. With codes that occur some
+ * hundred times a chunk, a number has 22 bits or more below the greatest one. Beside adding floats
+ * by atomics, which nvcc makes a loop of compare-and-swap in shared memory, this costs a second
+ * reading of the indices (0.25 bytes a weight on top of 3.25) and two barriers a turn. Another way,
+ * to sort the vectors by code, would read dw and base in scattered pieces: 2 to 3 times the bytes.
+ *
+ * One value that is not finite makes its chunk's sums NaN, so that the caller's check sees it. */
+#include "cuda_device.cuh"
+#include "cuda_plan.h"
+
+#define THREADS 256
+
+/* round_bwd: threads of a block, and weights that each takes a turn. */
+#define BWD_THREADS VQ_BLOCK_MAX
+#define BWD_EACH (VQ_CUDA_ROUND_TURN / BWD_THREADS)
+
+#define PACK 8
+
+/* One quantized linear, for kernels. */
+struct layer {
+    int64_t out, in, groups, group_size, D;
+    const void *base, *idx;
+    const float *scale, *zero;
+    bool wide_base, wide_idx; /* i16, u32 */
+    float qmax;
+    int turn_shift, turn_mask; /* slot_of */
+};
+
+static layer layer_of(const vq_quant *q, int64_t D)
+{
+    layer l = {};
+    l.out = q->base.dim[0], l.in = q->base.dim[1];
+    l.groups = q->scale.dim[1], l.group_size = q->group_size;
+    l.D = D;
+    l.base = q->base.data, l.idx = q->idx.data;
+    l.scale = static_cast<const float *>(q->scale.data);
+    l.zero = static_cast<const float *>(q->zero.data);
+    l.wide_base = q->base.dtype == VQ_I16, l.wide_idx = q->idx.dtype == VQ_U32;
+    l.qmax = float((1 << q->bits) - 1);
+    for (int d = 2, shift = 4; d <= VQ_WARP; d *= 2, shift--) /* powers of two */
+        if (d == D) l.turn_shift = shift, l.turn_mask = d - 1;
+    return l;
+}
+
+/* Whether packs of PACK weights lie within one vector, one group and aligned memory. With own codes
+ * only their address counts. */
+static bool packs_fit(const layer *l, const vq_tensor *weight, const vq_tensor *codes)
+{
+    return l->in % PACK == 0 && (!l->idx || l->D % PACK == 0) &&
+           (l->groups == 1 || l->group_size % PACK == 0) &&
+           (uintptr_t(weight->data) | uintptr_t(l->base) | uintptr_t(codes->data)) % 16 == 0;
+}
+
+/* N elements from or to memory, in pieces of at most 16 bytes. */
+template <class T, int N> struct elements {
+    static constexpr int EACH = N * int(sizeof(T)) <= 16 ? N : 16 / int(sizeof(T));
+    vq_pack<T, EACH> piece[N / EACH];
+
+    __device__ __forceinline__ T &operator[](int i)
+    {
+        return piece[i / EACH].x[i % EACH];
+    }
+    __device__ __forceinline__ void load(const T *from)
+    {
+        for (int i = 0; i < N / EACH; i++)
+            piece[i] = reinterpret_cast<const vq_pack<T, EACH> *>(from)[i];
+    }
+    __device__ __forceinline__ void store(T *to) const
+    {
+        for (int i = 0; i < N / EACH; i++) reinterpret_cast<vq_pack<T, EACH> *>(to)[i] = piece[i];
+    }
+};
+
+/* The integers of the weights [p, p + N). */
+template <int N>
+static __device__ __forceinline__ void load_base(elements<int16_t, N> *base, const layer &l,
+                                                 int64_t p)
+{
+    if (l.wide_base) {
+        base->load(static_cast<const int16_t *>(l.base) + p);
+    } else {
+        elements<int8_t, N> narrow;
+        narrow.load(static_cast<const int8_t *>(l.base) + p);
+        for (int i = 0; i < N; i++) (*base)[i] = narrow[i];
+    }
+}
+
+static __device__ __forceinline__ int64_t code_of(const layer &l, int64_t vector)
+{
+    return l.wide_idx ? int64_t(static_cast<const uint32_t *>(l.idx)[vector])
+                      : int64_t(static_cast<const uint16_t *>(l.idx)[vector]);
+}
+
+/* The group that weight (row, column) lies in. Fewer than 2^32 columns: a 32-bit division. */
+static __device__ __forceinline__ int64_t group_of(const layer &l, int64_t row, int64_t column)
+{
+    return l.groups == 1 ? row : row * l.groups + uint32_t(column) / uint32_t(l.group_size);
+}
+
+static __device__ __forceinline__ float rounding(float code, bool hard)
+{
+    return hard ? (code >= 0 ? 1.0f : 0.0f) : vq_soft_round(code);
+}
+
+static __global__ void __launch_bounds__(THREADS)
+    fill_table(float *table, const float *codes, int64_t n, bool hard)
+{
+    for (int64_t i = vq_thread(); i < n; i += vq_threads()) table[i] = rounding(codes[i], hard);
+}
+
+/* The rounding values of the pack at weight p. In shared memory a vector's 32 bytes lie in one of 4
+ * places across the banks; half the lanes begin with the second 16 bytes, so that all 8 are used.
+ */
+template <int N, bool SHARED>
+static __device__ __forceinline__ void look_up(float *r, const float *table, const layer &l,
+                                               int64_t p)
+{
+    const float *from = table + code_of(l, p / l.D) * l.D + p % l.D;
+    if (N == PACK && SHARED) {
+        const int second = threadIdx.x & 1;
+        const vq_pack<float, 4> *half = reinterpret_cast<const vq_pack<float, 4> *>(from);
+        const vq_pack<float, 4> a = half[second], b = half[1 - second];
+        for (int i = 0; i < 4; i++) {
+            r[i] = second ? b.x[i] : a.x[i];
+            r[i + 4 < N ? i + 4 : 0] = second ? a.x[i] : b.x[i];
+        }
+    } else {
+        elements<float, N> values;
+        values.load(from);
+        for (int i = 0; i < N; i++) r[i] = values[i];
+    }
+}
+
+/* w = s (clamp(base + r, 0, qmax) - z). Codes are the table of rounding values; own codes (no idx)
+ * are rounded here. */
+template <class T, int N, bool SHARED>
+static __global__ void __launch_bounds__(SHARED ? VQ_BLOCK_MAX : THREADS)
+    fwd(T *w, layer l, const float *codes, int64_t n_codes, bool hard)
+{
+    VQ_DYNAMIC_SHARED(float, shared);
+    const float *table = SHARED ? shared : codes;
+    if (SHARED) {
+        for (int64_t i = threadIdx.x; i < n_codes; i += blockDim.x) shared[i] = codes[i];
+        __syncthreads();
+    }
+    /* Packs are taken in strides: row and column go along without a division. */
+    const int64_t packs = l.in / N, stride = vq_threads();
+    const int64_t row_stride = stride / packs, column_stride = stride % packs;
+    int64_t row = vq_thread() / packs, column = vq_thread() % packs;
+    while (row < l.out) {
+        const int64_t p = (row * packs + column) * N, group = group_of(l, row, column * N);
+        const float s = l.scale[group], z = l.zero[group];
+        elements<int16_t, N> base;
+        float r[N];
+        load_base(&base, l, p);
+        if (l.idx) {
+            look_up<N, SHARED>(r, table, l, p);
+        } else {
+            elements<float, N> own;
+            own.load(codes + p);
+            for (int i = 0; i < N; i++) r[i] = rounding(own[i], hard);
+        }
+        elements<T, N> result;
+        for (int i = 0; i < N; i++) {
+            float q = float(base[i]) + r[i];
+            q = q < 0 ? 0 : q;
+            q = q > l.qmax ? l.qmax : q;
+            result[i] = vq_store<T>(s * (q - z));
+        }
+        result.store(w + p);
+        row += row_stride;
+        column += column_stride;
+        if (column >= packs) column -= packs, row++;
+    }
+}
+
+template <class T, int N>
+static vq_status run_fwd(vq_cuda *cuda, T *w, const layer *l, const float *codes, int64_t n_codes,
+                         bool hard)
+{
+    const int64_t n = l->out * l->in, table_bytes = n_codes * int64_t(sizeof(float));
+    if (l->idx && vq_cuda_round_shares_table(n, table_bytes, cuda->shared_bytes))
+        VQ_LAUNCH(cuda, (fwd<T, N, true>), unsigned(cuda->multiprocessors), VQ_BLOCK_MAX,
+                  size_t(table_bytes), w, *l, codes, n_codes, hard);
+    else
+        VQ_LAUNCH(cuda, (fwd<T, N, false>), vq_cuda_blocks(n, THREADS * N), THREADS, 0, w, *l,
+                  codes, n_codes, hard);
+    return VQ_OK;
+}
+
+vq_status vq_cuda_round_fwd(void *ctx, vq_tensor *w, const vq_quant *q, const vq_tensor *codes,
+                            vq_round_mode mode)
+{
+    vq_cuda *cuda = static_cast<vq_cuda *>(ctx);
+    const int64_t n = vq_tensor_count(codes);
+    const float *table = static_cast<const float *>(codes->data);
+    const layer l = layer_of(q, codes->dim[1]);
+    if (l.out * l.in == 0) return VQ_OK;
+    const size_t mark = vq_arena_mark(&cuda->scratch);
+    if (l.idx) {
+        float *values = NULL;
+        VQ_TRY(VQ_NEW(&cuda->scratch, n, &values));
+        VQ_LAUNCH(cuda, fill_table, vq_cuda_blocks(n, THREADS), THREADS, 0, values, table, n,
+                  mode == VQ_HARD);
+        table = values;
+    }
+    if (packs_fit(&l, w, codes))
+        VQ_ACT_TYPE(w->dtype, VQ_TRY((run_fwd<T, PACK>(cuda, static_cast<T *>(w->data), &l, table,
+                                                       n, mode == VQ_HARD))));
+    else
+        VQ_ACT_TYPE(w->dtype, VQ_TRY((run_fwd<T, 1>(cuda, static_cast<T *>(w->data), &l, table, n,
+                                                    mode == VQ_HARD))));
+    vq_arena_reset(&cuda->scratch, mark);
+    return VQ_OK;
+}
+
+/* --- the gradient ---------------------------------------------------------------------------- */
+
+/* Whether the gradient passes: 0 <= base + r <= qmax. Only base = -1 and base = qmax depend on r.
+ * A code's flags say it for these two. */
+#define PASSES_LOW 1
+#define PASSES_HIGH 2
+
+static __device__ __forceinline__ uint8_t flags_of(float r, float qmax)
+{
+    return uint8_t((-1 + r >= 0 ? PASSES_LOW : 0) | (qmax + r <= qmax ? PASSES_HIGH : 0));
+}
+
+static __device__ __forceinline__ bool passes(float base, float qmax, unsigned flags)
+{
+    return base < 0 ? (flags & PASSES_LOW) != 0 : base < qmax || (flags & PASSES_HIGH) != 0;
+}
+
+static __global__ void __launch_bounds__(THREADS)
+    fill_flags(uint8_t *flags, const float *codes, int64_t n, float qmax)
+{
+    for (int64_t i = vq_thread(); i < n; i += vq_threads())
+        flags[i] = flags_of(vq_soft_round(codes[i]), qmax);
+}
+
+/* Every vector has its own code: dcodes += h' s [...] dw, weight by weight. */
+template <class T, int N>
+static __global__ void __launch_bounds__(THREADS)
+    bwd_own(float *dcodes, const T *dw, layer l, const float *codes)
+{
+    const int64_t packs = l.in / N, stride = vq_threads();
+    const int64_t row_stride = stride / packs, column_stride = stride % packs;
+    int64_t row = vq_thread() / packs, column = vq_thread() % packs;
+    while (row < l.out) {
+        const int64_t p = (row * packs + column) * N;
+        const float s = l.scale[group_of(l, row, column * N)];
+        elements<int16_t, N> base;
+        elements<T, N> g;
+        elements<float, N> code, sum;
+        load_base(&base, l, p);
+        g.load(dw + p);
+        code.load(codes + p);
+        sum.load(dcodes + p);
+        for (int i = 0; i < N; i++)
+            if (passes(float(base[i]), l.qmax, flags_of(vq_soft_round(code[i]), l.qmax)))
+                sum[i] = sum[i] + vq_soft_round_grad(code[i]) * (s * vq_load(g[i]));
+        sum.store(dcodes + p);
+        row += row_stride;
+        column += column_stride;
+        if (column >= packs) column -= packs, row++;
+    }
+}
+
+/* What a turn reads of one pack, before anything is done with it. */
+template <class T, int N> struct pack_in {
+    elements<T, N> dw;
+    elements<int16_t, N> base;
+    int code; /* -1: nothing here for this block */
+};
+
+/* This thread's packs of the turn that begins with weight `from`, up to weight `end`. */
+template <class T, int N>
+static __device__ __forceinline__ void read_turn(pack_in<T, N> *in, const T *dw, const layer &l,
+                                                 int64_t from, int64_t end, int64_t first_code,
+                                                 int64_t n_codes)
+{
+    for (int j = 0; j < BWD_EACH / N; j++) {
+        const int64_t p = from + (int64_t(j) * BWD_THREADS + threadIdx.x) * N;
+        in[j].code = -1;
+        if (p >= end) continue;
+        const int64_t code = code_of(l, l.D == N ? p / N : p / l.D) - first_code;
+        if (code < 0 || code >= n_codes) continue;
+        in[j].code = int(code);
+        in[j].dw.load(dw + p);
+        load_base(&in[j].base, l, p);
+    }
+}
+
+/* Where (code, d) stands in the block's table. With 8 numbers a code, all lanes that add the same d
+ * would meet in 4 of the 32 banks; so d is turned by higher bits of the code. */
+static __device__ __forceinline__ int slot_of(const layer &l, int code, int d)
+{
+    return code * int(l.D) + (d ^ (code >> l.turn_shift & l.turn_mask));
+}
+
+/* |x| < 2^exponent; x finite, by its bits without the sign. */
+static __device__ __forceinline__ int exponent_of(uint32_t bits)
+{
+    return int(bits >> 23) - 126;
+}
+
+/* 2^e for e in [-126, 127]. */
+static __device__ __forceinline__ float power_of_two(int e)
+{
+    return vq_bits_f32(uint32_t(e + 127) << 23);
+}
+
+/* How often the most frequent of the block's codes occurs among the vectors that begin before
+ * `end` and end after `from`. Uses and leaves count [n_codes]. */
+static __device__ uint32_t most_frequent(uint32_t *count, const layer &l, int64_t from, int64_t end,
+                                         int64_t first_code, int64_t n_codes)
+{
+    for (int64_t i = threadIdx.x; i < n_codes; i += blockDim.x) count[i] = 0;
+    __syncthreads();
+    for (int64_t v = from / l.D + threadIdx.x; v * l.D < end; v += blockDim.x) {
+        const int64_t code = code_of(l, v) - first_code;
+        if (code >= 0 && code < n_codes) atomicAdd(&count[code], 1u);
+    }
+    __syncthreads();
+    uint32_t most = 0;
+    for (int64_t i = threadIdx.x; i < n_codes; i += blockDim.x)
+        most = count[i] > most ? count[i] : most;
+    return vq_block_max(most);
+}
+
+/* partial[chunk][first_code ..][D] = sum over the chunk's vectors of s [...] dw. */
+template <class T, int N>
+static __global__ void __launch_bounds__(BWD_THREADS)
+    bwd(float *partial, const T *dw, layer l, const uint8_t *flags, int64_t K, int64_t chunk,
+        int64_t range)
+{
+    VQ_DYNAMIC_SHARED(int32_t, table);
+    const int64_t from = blockIdx.x * chunk, first_code = blockIdx.y * range;
+    const int64_t end = VQ_MIN(from + chunk, l.out * l.in);
+    const int64_t n_codes = VQ_MIN(range, K - first_code);
+    const int D = int(l.D), n_slots = int(n_codes) * D;
+
+    const uint32_t most =
+        most_frequent(reinterpret_cast<uint32_t *>(table), l, from, end, first_code, n_codes);
+    int bits = 30; /* of one number, so that `most` of them stay below 2^30 */
+    for (uint32_t n = 1; n < most; n *= 2) bits--;
+    for (int i = threadIdx.x; i < n_slots; i += BWD_THREADS) table[i] = 0;
+
+    const int UNSET = 1 << 20;
+    int exponent = UNSET; /* numbers in the table are times 2^exponent */
+    bool finite = true;
+    pack_in<T, N> in[BWD_EACH / N];
+    read_turn<T, N>(in, dw, l, from, end, first_code, n_codes);
+    for (int64_t turn = from; turn < end; turn += VQ_CUDA_ROUND_TURN) {
+        float g[BWD_EACH];
+        int code[BWD_EACH / N], d[BWD_EACH / N];
+        uint32_t greatest = 0;
+        for (int j = 0; j < BWD_EACH / N; j++) {
+            code[j] = in[j].code, d[j] = 0;
+            if (code[j] < 0) continue;
+            const int64_t p = turn + (int64_t(j) * BWD_THREADS + threadIdx.x) * N;
+            const int64_t row = p / l.in;
+            d[j] = D == N ? 0 : int(p % D);
+            const float s = l.scale[group_of(l, row, p - row * l.in)];
+            elements<uint8_t, N> flag;
+            flag.load(flags + (first_code + code[j]) * D + d[j]);
+            for (int i = 0; i < N; i++) {
+                const float x = s * vq_load(in[j].dw[i]);
+                g[j * N + i] = passes(float(in[j].base[i]), l.qmax, flag[i]) ? x : 0;
+                const uint32_t size = __float_as_uint(fabsf(g[j * N + i]));
+                greatest = size > greatest ? size : greatest;
+            }
+        }
+        /* The next turn's reading goes on while this one's numbers are added. */
+        read_turn<T, N>(in, dw, l, turn + VQ_CUDA_ROUND_TURN, end, first_code, n_codes);
+        greatest = vq_block_max(greatest); /* all additions of the last turn are done, too */
+        if (greatest == 0) continue;
+        if (greatest >= 0x7f800000u) {
+            finite = false;
+            break;
+        }
+        const int fits = VQ_MIN(bits - exponent_of(greatest), 120);
+        if (fits < exponent) {
+            const int down = VQ_MIN(exponent - fits, 31);
+            if (exponent != UNSET)
+                for (int i = threadIdx.x; i < n_slots; i += BWD_THREADS)
+                    table[i] = int32_t((int64_t(table[i]) + (int64_t(1) << (down - 1))) >> down);
+            exponent = fits;
+            __syncthreads();
+        }
+        const float factor = power_of_two(exponent);
+        for (int j = 0; j < BWD_EACH / N; j++)
+            if (code[j] >= 0)
+                for (int i = 0; i < N; i++)
+                    atomicAdd(&table[slot_of(l, code[j], d[j] + i)],
+                              int(rintf(g[j * N + i] * factor)));
+    }
+    __syncthreads();
+    const float factor = exponent == UNSET ? 0 : power_of_two(-exponent);
+    partial += (blockIdx.x * K + first_code) * l.D;
+    for (int i = threadIdx.x; i < n_slots; i += BWD_THREADS)
+        partial[i] = finite ? float(table[slot_of(l, i / D, i % D)]) * factor : NAN;
+}
+
+/* dcodes += h' times the sum of the chunks' tables, in their order. */
+static __global__ void __launch_bounds__(THREADS)
+    add_chunks(float *dcodes, const float *partial, int64_t chunks, const float *codes, int64_t n)
+{
+    for (int64_t i = vq_thread(); i < n; i += vq_threads()) {
+        float sum = 0;
+        for (int64_t c = 0; c < chunks; c++) sum += partial[c * n + i];
+        dcodes[i] += vq_soft_round_grad(codes[i]) * sum;
+    }
+}
+
+template <class T>
+static vq_status run_bwd_own(vq_cuda *cuda, float *dcodes, const T *dw, const layer *l,
+                             const float *codes, bool packs)
+{
+    const int64_t n = l->out * l->in;
+    if (packs)
+        VQ_LAUNCH(cuda, (bwd_own<T, PACK>), vq_cuda_blocks(n, THREADS * PACK), THREADS, 0, dcodes,
+                  dw, *l, codes);
+    else
+        VQ_LAUNCH(cuda, (bwd_own<T, 1>), vq_cuda_blocks(n, THREADS), THREADS, 0, dcodes, dw, *l,
+                  codes);
+    return VQ_OK;
+}
+
+template <class T>
+static vq_status run_bwd(vq_cuda *cuda, float *partial, const T *dw, const layer *l,
+                         const uint8_t *flags, int64_t K, const vq_cuda_round_plan *plan,
+                         bool packs)
+{
+    const dim3 blocks(unsigned(plan->chunks), unsigned(plan->ranges));
+    if (packs)
+        VQ_LAUNCH(cuda, (bwd<T, PACK>), blocks, BWD_THREADS, plan->shared_bytes, partial, dw, *l,
+                  flags, K, plan->chunk, plan->codes);
+    else
+        VQ_LAUNCH(cuda, (bwd<T, 1>), blocks, BWD_THREADS, plan->shared_bytes, partial, dw, *l,
+                  flags, K, plan->chunk, plan->codes);
+    return VQ_OK;
+}
+
+vq_status vq_cuda_round_bwd(void *ctx, vq_tensor *dcodes, const vq_tensor *dw, const vq_quant *q,
+                            const vq_tensor *codes)
+{
+    vq_cuda *cuda = static_cast<vq_cuda *>(ctx);
+    const int64_t K = codes->dim[0], D = codes->dim[1], n = K * D;
+    const layer l = layer_of(q, D);
+    const float *code = static_cast<const float *>(codes->data);
+    float *sum = static_cast<float *>(dcodes->data);
+    bool packs = packs_fit(&l, dw, codes);
+    if (l.out * l.in == 0) return VQ_OK;
+    if (!l.idx) {
+        packs = packs && uintptr_t(sum) % 16 == 0;
+        VQ_ACT_TYPE(dw->dtype, VQ_TRY(run_bwd_own(cuda, sum, static_cast<const T *>(dw->data), &l,
+                                                  code, packs)));
+        return VQ_OK;
+    }
+    const vq_cuda_round_plan plan = vq_cuda_plan_round_bwd(l.out * l.in, K, D, cuda->shared_bytes);
+    VQ_CHECK(plan.codes > 0, VQ_EUNSUPPORTED,
+             "round_bwd: codes of %lld numbers, expected at most %zu on this GPU, what its shared "
+             "memory holds. Use a smaller D",
+             (long long)D, cuda->shared_bytes / sizeof(int32_t));
+    const size_t mark = vq_arena_mark(&cuda->scratch);
+    float *partial = NULL;
+    uint8_t *flags = NULL;
+    VQ_TRY(VQ_NEW(&cuda->scratch, plan.partial, &partial));
+    VQ_TRY(VQ_NEW(&cuda->scratch, n, &flags));
+    VQ_LAUNCH(cuda, fill_flags, vq_cuda_blocks(n, THREADS), THREADS, 0, flags, code, n, l.qmax);
+    VQ_ACT_TYPE(dw->dtype, VQ_TRY(run_bwd(cuda, partial, static_cast<const T *>(dw->data), &l,
+                                          flags, K, &plan, packs)));
+    VQ_LAUNCH(cuda, add_chunks, vq_cuda_blocks(n, THREADS), THREADS, 0, sum, partial, plan.chunks,
+              code, n);
+    vq_arena_reset(&cuda->scratch, mark);
+    return VQ_OK;
+}
+
+/* --- the regularizer ------------------------------------------------------------------------- */
+
+static __global__ void __launch_bounds__(THREADS)
+    reg(double *partial, float *dcodes, const float *codes, const uint32_t *counts, int64_t n,
+        double weight, double beta)
+{
+    double sum = 0;
+    for (int64_t i = vq_thread(); i < n; i += vq_threads()) {
+        const double t = 2 * double(vq_soft_round(codes[i])) - 1, times = double(counts[i]);
+        const double power = pow(fabs(t), beta - 1);
+        sum += times * (1 - power * fabs(t));
+        /* d|t|^beta / da = beta |t|^(beta - 1) sign(t) 2 h'; 0 at t = 0, as beta > 1. */
+        if (dcodes)
+            dcodes[i] -= float(weight * times * beta * copysign(power, t) * 2 *
+                               double(vq_soft_round_grad(codes[i])));
+    }
+    sum = vq_block_sum(sum);
+    if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+}
+
+vq_status vq_cuda_round_reg(void *ctx, double *loss, vq_tensor *dcodes, const vq_tensor *codes,
+                            const vq_tensor *counts, double weight, double beta)
+{
+    vq_cuda *cuda = static_cast<vq_cuda *>(ctx);
+    const int64_t n = vq_tensor_count(codes), blocks = vq_cuda_sum_blocks(n);
+    const size_t mark = vq_arena_mark(&cuda->scratch);
+    double *partial = NULL, total = 0;
+    VQ_TRY(VQ_NEW(&cuda->scratch, blocks, &partial));
+    VQ_LAUNCH(cuda, reg, unsigned(blocks), THREADS, 0, partial,
+              static_cast<float *>(dcodes ? dcodes->data : NULL),
+              static_cast<const float *>(codes->data), static_cast<const uint32_t *>(counts->data),
+              n, weight, beta);
+    VQ_TRY(vq_cuda_sum(cuda, &total, partial, blocks));
+    *loss += weight * total;
+    vq_arena_reset(&cuda->scratch, mark);
+    return VQ_OK;
+}

@@ -71,7 +71,8 @@ vq_status vq_tensor_new(vq_arena *arena, vq_place place, vq_dtype dtype, int ndi
     for (int i = 0; i < ndim; i++) count *= dim[i];
     *out = make(NULL, dtype, ndim, dim);
     out->place = place;
-    return vq_arena_array(arena, count, vq_dtype_bytes(dtype), &out->data);
+    return place == VQ_HOST ? vq_arena_array(arena, count, vq_dtype_bytes(dtype), &out->data)
+                            : vq_arena_array_twin(arena, count, vq_dtype_bytes(dtype), &out->data);
 }
 
 int64_t vq_tensor_count(const vq_tensor *t)

@@ -49,7 +49,7 @@ vq_tensor vq_tensor_4d(void *data, vq_dtype dtype, int64_t n0, int64_t n1, int64
         __VA_ARGS__                                                                                \
     }
 
-/* A contiguous tensor in memory of an arena that lies at place; not cleared.
+/* A contiguous tensor in memory of an arena, or of its twin on the device; not cleared.
  * VQ_TRY(vq_tensor_new(arena, be->place, be->act, VQ_DIMS(n, E), &t)). Fails: VQ_EMEM. */
 vq_status vq_tensor_new(vq_arena *arena, vq_place place, vq_dtype dtype, int ndim,
                         const int64_t *dim, vq_tensor *out);

@@ -18,5 +18,11 @@ int vq_cuda_device_count(void);
 /* "NVIDIA H100 80GB HBM3, 79.2 GiB, compute capability 9.0" into text. */
 vq_status vq_cuda_describe(int device, char *text, size_t size);
 
+/* An arena of device memory: the twin of a host arena. Lives no longer than the backend. */
+vq_status vq_cuda_arena(const vq_backend *be, const char *name, vq_arena *arena);
+
+/* Gives scratch memory that is not in use back to the device. */
+void vq_cuda_trim(const vq_backend *be);
+
 /* Bytes of scratch memory on the device at the peak so far. */
 size_t vq_cuda_scratch_peak(const vq_backend *be);

@@ -108,6 +108,7 @@ cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes)
 /* One page before the memory holds its size; the page after it is never mapped. */
 cudaError_t cudaMalloc(void **out, size_t bytes)
 {
+    if (bytes > TOTAL_BYTES) return cudaErrorMemoryAllocation;
     size_t pages = (bytes + PAGE - 1) / PAGE * PAGE + (bytes == 0 ? PAGE : 0);
     char *base = mmap(NULL, pages + 2 * PAGE, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -306,6 +307,7 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *prop, int device)
     if (device != 0) return cudaErrorInvalidDevice;
     *prop = (struct cudaDeviceProp){.name = "a CPU in place of a GPU",
                                     .totalGlobalMem = TOTAL_BYTES,
+                                    .sharedMemPerBlockOptin = (size_t)163 << 10,
                                     .major = 8,
                                     .multiProcessorCount = 2};
     return cudaSuccess;

@@ -38,7 +38,7 @@ typedef struct shim_event *cudaEvent_t;
 
 struct cudaDeviceProp {
     char name[256];
-    size_t totalGlobalMem;
+    size_t totalGlobalMem, sharedMemPerBlockOptin;
     int major, minor, multiProcessorCount;
 };
 #ifndef __cplusplus

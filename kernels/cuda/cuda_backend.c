@@ -1,0 +1,375 @@
+/* cuda_backend - memory, stream and libraries of one GPU.
+ *
+ * Device arenas reserve addresses and map memory into them as they grow, as arenas do on the host:
+ * the driver's functions for that are looked up at run time, so that nothing links the driver. */
+#include "cuda_backend.h"
+
+#include <cuda.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "cuda_ops.h"
+
+/* What is mapped at once. Each piece can be given back alone. */
+#define STEP_BYTES ((size_t)16 << 20)
+
+/* The oldest driver interface that has all functions below. */
+#define DRIVER_VERSION 11020
+
+/* --- errors ---------------------------------------------------------------------------------- */
+
+/* "rmsnorm_fwd" of "vq_cuda_rmsnorm_fwd" */
+static const char *op_name(const char *function)
+{
+    return strncmp(function, "vq_cuda_", 8) ? function : function + 8;
+}
+
+vq_status vq_cuda_check(cudaError_t code, const char *op, const char *call)
+{
+    VQ_CHECK(
+        code != cudaErrorMemoryAllocation, VQ_EMEM,
+        "%s on the GPU: out of memory in %.60s. Lower seqlen or the batch, use more stages, or "
+        "end what else runs on this GPU",
+        op_name(op), call);
+    VQ_CHECK(code == cudaSuccess, VQ_EPEER,
+             "%s on the GPU: %s in %.60s: expected a working GPU. Look at nvidia-smi and the "
+             "system's log, or run with --device cpu",
+             op_name(op), cudaGetErrorString(code), call);
+    return VQ_OK;
+}
+
+vq_status vq_cuda_check_blas(cublasStatus_t code, const char *op, const char *call)
+{
+    VQ_CHECK(code == CUBLAS_STATUS_SUCCESS, VQ_EPEER,
+             "%s on the GPU: cuBLASLt says %s in %.60s: expected a product. Look whether the CUDA "
+             "libraries fit the driver, or run with --device cpu",
+             op_name(op), cublasGetStatusString(code), call);
+    return VQ_OK;
+}
+
+vq_status vq_cuda_check_solver(cusolverStatus_t code, const char *op, const char *call)
+{
+    VQ_CHECK(code == CUSOLVER_STATUS_SUCCESS, VQ_EPEER,
+             "%s on the GPU: cuSOLVER says %d in %.60s: expected a factorization. Look whether the "
+             "CUDA libraries fit the driver, or run with --device cpu",
+             op_name(op), (int)code, call);
+    return VQ_OK;
+}
+
+/* --- device arenas --------------------------------------------------------------------------- */
+
+typedef struct driver {
+    CUresult (*reserve)(CUdeviceptr *, size_t, size_t, CUdeviceptr, unsigned long long);
+    CUresult (*address_free)(CUdeviceptr, size_t);
+    CUresult (*create)(CUmemGenericAllocationHandle *, size_t, const CUmemAllocationProp *,
+                       unsigned long long);
+    CUresult (*release)(CUmemGenericAllocationHandle);
+    CUresult (*map)(CUdeviceptr, size_t, size_t, CUmemGenericAllocationHandle, unsigned long long);
+    CUresult (*unmap)(CUdeviceptr, size_t);
+    CUresult (*set_access)(CUdeviceptr, size_t, const CUmemAccessDesc *, size_t);
+} driver;
+
+/* The backend with what lies behind its arenas. */
+typedef struct state {
+    vq_cuda cuda;
+    vq_pages pages;
+    driver driver;
+} state;
+
+static vq_status find_driver(driver *d)
+{
+    const struct {
+        const char *name;
+        void *function;
+    } wanted[] = {{"cuMemAddressReserve", &d->reserve},
+                  {"cuMemAddressFree", &d->address_free},
+                  {"cuMemCreate", &d->create},
+                  {"cuMemRelease", &d->release},
+                  {"cuMemMap", &d->map},
+                  {"cuMemUnmap", &d->unmap},
+                  {"cuMemSetAccess", &d->set_access}};
+    for (int i = 0; i < VQ_COUNT(wanted); i++) {
+        enum cudaDriverEntryPointQueryResult found;
+        VQ_CUDA(cudaGetDriverEntryPointByVersion(wanted[i].name, (void **)wanted[i].function,
+                                                 DRIVER_VERSION, cudaEnableDefault, &found));
+        VQ_CHECK(found == cudaDriverEntryPointSuccess, VQ_EUNSUPPORTED,
+                 "--device cuda: the driver has no %s: expected one of CUDA 11.2 or newer. Update "
+                 "the driver, or run with --device cpu",
+                 wanted[i].name);
+    }
+    return VQ_OK;
+}
+
+static vq_status device_reserve(void *ctx, size_t bytes, void **base)
+{
+    const state *s = ctx;
+    CUdeviceptr at;
+    VQ_CHECK(s->driver.reserve(&at, bytes, 0, 0, 0) == CUDA_SUCCESS, VQ_EMEM,
+             "%zu bytes of GPU addresses could not be reserved: expected a driver that maps "
+             "memory. Run with --device cpu",
+             bytes);
+    *base = (void *)(uintptr_t)at; // NOLINT: what the driver calls a pointer
+    return VQ_OK;
+}
+
+static void device_give_back(void *ctx, void *from, size_t bytes)
+{
+    const state *s = ctx;
+    (void)cudaStreamSynchronize(s->cuda.stream); /* what is queued may use it */
+    for (size_t done = 0; done < bytes; done += STEP_BYTES)
+        (void)s->driver.unmap((CUdeviceptr)(uintptr_t)from + done, STEP_BYTES);
+}
+
+static vq_status device_commit(void *ctx, void *from, size_t bytes)
+{
+    const state *s = ctx;
+    const CUmemLocation here = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = s->cuda.device};
+    const CUmemAllocationProp prop = {.type = CU_MEM_ALLOCATION_TYPE_PINNED, .location = here};
+    const CUmemAccessDesc access = {.location = here, .flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
+    for (size_t done = 0; done < bytes; done += STEP_BYTES) {
+        const CUdeviceptr at = (CUdeviceptr)(uintptr_t)from + done;
+        CUmemGenericAllocationHandle piece;
+        CUresult code = s->driver.create(&piece, STEP_BYTES, &prop, 0);
+        if (code == CUDA_SUCCESS) {
+            code = s->driver.map(at, STEP_BYTES, 0, piece, 0);
+            (void)s->driver.release(piece); /* the mapping keeps it */
+            if (code == CUDA_SUCCESS) code = s->driver.set_access(at, STEP_BYTES, &access, 1);
+        }
+        if (code == CUDA_SUCCESS) continue;
+        if (done) device_give_back(ctx, from, done);
+        VQ_FAIL(VQ_EMEM,
+                "GPU %d refused %zu more bytes (CUDA driver error %d). Lower seqlen or the batch, "
+                "use more stages, or end what else runs on this GPU",
+                s->cuda.device, bytes, (int)code);
+    }
+    return VQ_OK;
+}
+
+static void device_release(void *ctx, void *base, size_t bytes)
+{
+    const state *s = ctx;
+    (void)s->driver.address_free((CUdeviceptr)(uintptr_t)base, bytes);
+}
+
+vq_status vq_cuda_arena(const vq_backend *be, const char *name, vq_arena *arena)
+{
+    const state *s = be->ctx;
+    size_t free_bytes, total_bytes;
+    VQ_CUDA(cudaMemGetInfo(&free_bytes, &total_bytes));
+    return vq_arena_init_on(arena, &s->pages, name, total_bytes);
+}
+
+/* --- slots: memory --------------------------------------------------------------------------- */
+
+static vq_status cuda_mem_info(void *ctx, size_t *free_bytes, size_t *total_bytes)
+{
+    (void)ctx;
+    VQ_CUDA(cudaMemGetInfo(free_bytes, total_bytes));
+    return VQ_OK;
+}
+
+static vq_status cuda_alloc(void *ctx, size_t bytes, void **out)
+{
+    (void)ctx;
+    VQ_CUDA(cudaMalloc(out, bytes));
+    return VQ_OK;
+}
+
+static void cuda_free(void *ctx, void *ptr)
+{
+    (void)ctx;
+    (void)cudaFree(ptr);
+}
+
+static vq_status cuda_upload(void *ctx, void *dst, const void *src_host, size_t bytes)
+{
+    vq_cuda *cuda = ctx;
+    VQ_CUDA(cudaMemcpyAsync(dst, src_host, bytes, cudaMemcpyHostToDevice, cuda->stream));
+    /* From pinned memory the copy runs on while the host would change the source. */
+    VQ_CUDA(cudaStreamSynchronize(cuda->stream));
+    return VQ_OK;
+}
+
+static vq_status cuda_download(void *ctx, void *dst_host, const void *src, size_t bytes)
+{
+    vq_cuda *cuda = ctx;
+    VQ_CUDA(cudaMemcpyAsync(dst_host, src, bytes, cudaMemcpyDeviceToHost, cuda->stream));
+    VQ_CUDA(cudaStreamSynchronize(cuda->stream));
+    return VQ_OK;
+}
+
+static vq_status cuda_copy(void *ctx, void *dst, const void *src, size_t bytes)
+{
+    vq_cuda *cuda = ctx;
+    if (dst == src) return VQ_OK;
+    VQ_CUDA(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, cuda->stream));
+    return VQ_OK;
+}
+
+static vq_status cuda_zero(void *ctx, void *dst, size_t bytes)
+{
+    vq_cuda *cuda = ctx;
+    VQ_CUDA(cudaMemsetAsync(dst, 0, bytes, cuda->stream));
+    return VQ_OK;
+}
+
+static vq_status cuda_sync(void *ctx)
+{
+    vq_cuda *cuda = ctx;
+    VQ_CUDA(cudaStreamSynchronize(cuda->stream));
+    return VQ_OK;
+}
+
+vq_status vq_cuda_fetch(vq_cuda *cuda, void *dst_host, const void *src, size_t bytes)
+{
+    VQ_ASSERT(bytes <= VQ_CUDA_STAGING);
+    VQ_CUDA(cudaMemcpyAsync(cuda->staging, src, bytes, cudaMemcpyDeviceToHost, cuda->stream));
+    VQ_CUDA(cudaStreamSynchronize(cuda->stream));
+    memcpy(dst_host, cuda->staging, bytes);
+    return VQ_OK;
+}
+
+static const vq_ops cuda_ops = {
+    .name = "cuda",
+    .mem_info = cuda_mem_info,
+    .alloc = cuda_alloc,
+    .free = cuda_free,
+    .upload = cuda_upload,
+    .download = cuda_download,
+    .copy = cuda_copy,
+    .zero = cuda_zero,
+    .sync = cuda_sync,
+    .gemm = vq_cuda_gemm,
+    .syrk = vq_cuda_syrk,
+    .inverse_factor = vq_cuda_inverse_factor,
+    .embed = vq_cuda_embed,
+    .bias_add = vq_cuda_bias_add,
+    .add = vq_cuda_add,
+    .rmsnorm_fwd = vq_cuda_rmsnorm_fwd,
+    .rmsnorm_bwd = vq_cuda_rmsnorm_bwd,
+    .layernorm_fwd = vq_cuda_layernorm_fwd,
+    .layernorm_bwd = vq_cuda_layernorm_bwd,
+    .rope = vq_cuda_rope,
+    .attention_fwd = vq_cuda_attention_fwd,
+    .attention_bwd = vq_cuda_attention_bwd,
+    .silu_gate_fwd = vq_cuda_silu_gate_fwd,
+    .silu_gate_bwd = vq_cuda_silu_gate_bwd,
+    .relu_fwd = vq_cuda_relu_fwd,
+    .relu_bwd = vq_cuda_relu_bwd,
+    .round_fwd = vq_cuda_round_fwd,
+    .round_bwd = vq_cuda_round_bwd,
+    .round_reg = vq_cuda_round_reg,
+    .grid_minmax = vq_cuda_grid_minmax,
+    .grid_split = vq_cuda_grid_split,
+    .grid_round = vq_cuda_grid_round,
+    .grid_value = vq_cuda_grid_value,
+    .gptq_sweep = vq_cuda_gptq_sweep,
+    .kmeans_assign = vq_cuda_kmeans_assign,
+    .kmeans_update = vq_cuda_kmeans_update,
+    .head_kd = vq_cuda_head_kd,
+    .head_nll = vq_cuda_head_nll,
+    .adam_step = vq_cuda_adam_step,
+    .norm2 = vq_cuda_norm2,
+};
+
+/* --- opening --------------------------------------------------------------------------------- */
+
+int vq_cuda_device_count(void)
+{
+    int n = 0;
+    /* Without a driver this is an error of any kind, and the number is not set. */
+    return cudaGetDeviceCount(&n) == cudaSuccess ? n : 0;
+}
+
+vq_status vq_cuda_describe(int device, char *text, size_t size)
+{
+    struct cudaDeviceProp prop;
+    VQ_CUDA(cudaGetDeviceProperties(&prop, device));
+    snprintf(text, size, "%s, %.1f GiB, compute capability %d.%d", prop.name,
+             (double)prop.totalGlobalMem / (1 << 30), prop.major, prop.minor);
+    return VQ_OK;
+}
+
+static vq_status open_device(state *s)
+{
+    vq_cuda *cuda = &s->cuda;
+    struct cudaDeviceProp prop;
+    VQ_CUDA(cudaSetDevice(cuda->device));
+    VQ_CUDA(cudaGetDeviceProperties(&prop, cuda->device));
+    VQ_CHECK(prop.major >= 8, VQ_EUNSUPPORTED,
+             "--device cuda: GPU %d is a %s of compute capability %d.%d, expected 8.0 or newer "
+             "(A100, H100...). Use another GPU, or --device cpu",
+             cuda->device, prop.name, prop.major, prop.minor);
+    cuda->multiprocessors = prop.multiProcessorCount;
+    cuda->shared_bytes = prop.sharedMemPerBlockOptin;
+    VQ_TRY(find_driver(&s->driver));
+    s->pages = (vq_pages){.ctx = s,
+                          .step_bytes = STEP_BYTES,
+                          .reserve = device_reserve,
+                          .commit = device_commit,
+                          .give_back = device_give_back,
+                          .release = device_release};
+    VQ_CUDA(cudaStreamCreateWithFlags(&cuda->stream, cudaStreamNonBlocking));
+    VQ_TRY(vq_arena_init_on(&cuda->scratch, &s->pages, "GPU scratch", prop.totalGlobalMem));
+    VQ_CUDA(cudaMalloc(&cuda->workspace, VQ_CUDA_WORKSPACE));
+    VQ_CUDA(cudaHostAlloc(&cuda->staging, VQ_CUDA_STAGING, cudaHostAllocDefault));
+    VQ_CUBLAS(cublasLtCreate(&cuda->blas));
+    VQ_CUSOLVER(cusolverDnCreate(&cuda->solver));
+    VQ_CUSOLVER(cusolverDnSetStream(cuda->solver, cuda->stream));
+    return vq_cuda_gemm_open(cuda);
+}
+
+vq_status vq_cuda_open(vq_backend *be, int device, vq_dtype act)
+{
+    *be = (vq_backend){0};
+    VQ_ASSERT(act == VQ_BF16 || act == VQ_F16 || act == VQ_F32);
+    int n = vq_cuda_device_count();
+    VQ_CHECK(n > 0, VQ_EUNSUPPORTED,
+             "--device cuda: this process sees no GPU (%s): expected an NVIDIA GPU and its driver. "
+             "Look at nvidia-smi and CUDA_VISIBLE_DEVICES, or run with --device cpu",
+             cudaGetErrorString(cudaGetDeviceCount(&n)));
+    VQ_CHECK(device >= 0 && device < n, VQ_EUNSUPPORTED,
+             "--device cuda: GPU %d is wanted, this process sees %d: expected one for each rank of "
+             "the node. Start fewer ranks a node",
+             device, n);
+    vq_arena memory;
+    state *s = NULL;
+    VQ_TRY(vq_arena_init(&memory, "GPU backend", (size_t)16 << 20));
+    vq_status status = VQ_NEW(&memory, 1, &s);
+    if (status != VQ_OK) {
+        vq_arena_close(&memory);
+        return status;
+    }
+    *s = (state){.cuda = {.device = device, .act = act, .memory = memory}};
+    *be = (vq_backend){.ops = &cuda_ops, .ctx = s, .place = VQ_DEVICE, .act = act, .real = VQ_F32};
+    status = open_device(s);
+    if (status != VQ_OK) vq_cuda_close(be);
+    return status;
+}
+
+void vq_cuda_close(vq_backend *be)
+{
+    if (!be->ctx) return;
+    vq_cuda *cuda = &((state *)be->ctx)->cuda;
+    if (cuda->stream) (void)cudaStreamSynchronize(cuda->stream);
+    vq_cuda_gemm_close(cuda);
+    if (cuda->solver) (void)cusolverDnDestroy(cuda->solver);
+    if (cuda->blas) (void)cublasLtDestroy(cuda->blas);
+    if (cuda->staging) (void)cudaFreeHost(cuda->staging);
+    (void)cudaFree(cuda->workspace);
+    vq_arena_close(&cuda->scratch);
+    if (cuda->stream) (void)cudaStreamDestroy(cuda->stream);
+    vq_arena memory = cuda->memory;
+    vq_arena_close(&memory);
+    *be = (vq_backend){0};
+}
+
+void vq_cuda_trim(const vq_backend *be)
+{
+    vq_arena_trim(&((state *)be->ctx)->cuda.scratch);
+}
+
+size_t vq_cuda_scratch_peak(const vq_backend *be)
+{
+    return ((const state *)be->ctx)->cuda.scratch.peak_bytes;
+}

@@ -259,6 +259,8 @@ static const vq_ops cuda_ops = {
     .round_fwd = vq_cuda_round_fwd,
     .round_bwd = vq_cuda_round_bwd,
     .round_reg = vq_cuda_round_reg,
+    .round_scale_fwd = vq_cuda_round_scale_fwd,
+    .round_scale_bwd = vq_cuda_round_scale_bwd,
     .grid_minmax = vq_cuda_grid_minmax,
     .grid_split = vq_cuda_grid_split,
     .grid_round = vq_cuda_grid_round,
@@ -268,6 +270,7 @@ static const vq_ops cuda_ops = {
     .kmeans_update = vq_cuda_kmeans_update,
     .head_kd = vq_cuda_head_kd,
     .head_nll = vq_cuda_head_nll,
+    .mse = vq_cuda_mse,
     .adam_step = vq_cuda_adam_step,
     .norm2 = vq_cuda_norm2,
 };

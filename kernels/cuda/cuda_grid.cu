@@ -14,16 +14,6 @@ struct grid_rule {
     vq_dtype scale_dtype;
 };
 
-/* The number nearest to s that scale_dtype holds; never 0, since weights are divided by it. */
-static __device__ float round_scale(float s, vq_dtype scale_dtype)
-{
-    switch (scale_dtype) {
-    case VQ_F16: s = vq_load(vq_store<__half>(s)); return s > 0x1p-24f ? s : 0x1p-24f;
-    case VQ_BF16: s = vq_load(vq_store<__nv_bfloat16>(s)); return s > 0x1p-133f ? s : 0x1p-133f;
-    default: return s > 0x1p-149f ? s : 0x1p-149f;
-    }
-}
-
 template <class T>
 static __global__ void __launch_bounds__(VQ_BLOCK_MAX)
     find_grids(float *scale, float *zero, const T *w, const uint8_t *dead, grid_rule rule)
@@ -43,7 +33,8 @@ static __global__ void __launch_bounds__(VQ_BLOCK_MAX)
         high = vq_block_max(high);
         if (threadIdx.x > 0) continue;
         vq_grid_range(&low, &high, rule.symmetric, rule.include_zero);
-        const float s = low == high ? 1 : round_scale((high - low) / rule.qmax, rule.scale_dtype);
+        const float s =
+            low == high ? 1 : vq_round_scale((high - low) / rule.qmax, rule.scale_dtype);
         scale[row * rule.groups + group] = s;
         zero[row * rule.groups + group] =
             vq_grid_zero(low, s, rule.qmax, rule.symmetric, rule.include_zero);

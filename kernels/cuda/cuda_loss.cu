@@ -4,7 +4,9 @@
  * Logits are f32 whatever act is; their gradient is of act's type, the input of a product. A block
  * takes one token. It goes over the logits once for greatest values and sums (each thread keeps
  * sums for the greatest value it has seen so far, and scales them when it sees a greater one), and
- * once more for the gradient. */
+ * once more for the gradient.
+ *
+ * The squared error of a layer's output is one pass over its elements. */
 #include "cuda_device.cuh"
 #include "cuda_plan.h"
 
@@ -232,6 +234,63 @@ vq_status vq_cuda_head_nll(void *ctx, double *loss, vq_tensor *dx, const vq_tens
                 "this model: use its own tokenizer",
                 bad, int(found), (long long)V - 1);
     }
+    *loss += scale * total;
+    vq_arena_reset(&cuda->scratch, mark);
+    return VQ_OK;
+}
+
+/* --- the squared error ----------------------------------------------------------------------- */
+
+#define MSE_THREADS 256
+
+template <class T, int N>
+static __global__ void __launch_bounds__(MSE_THREADS)
+    squared_error(double *partial, T *dy, const T *y, const T *target, int64_t n, float slope)
+{
+    typedef vq_pack<T, N> pack;
+    double sum = 0;
+    for (int64_t i = vq_thread(); i < n / N; i += vq_threads()) {
+        const pack a = reinterpret_cast<const pack *>(y)[i];
+        const pack b = reinterpret_cast<const pack *>(target)[i];
+        pack d;
+        for (int j = 0; j < N; j++) {
+            const float error = vq_load(a.x[j]) - vq_load(b.x[j]);
+            sum += double(__fmul_rn(error, error));
+            d.x[j] = vq_store<T>(slope * error);
+        }
+        if (dy) reinterpret_cast<pack *>(dy)[i] = d;
+    }
+    sum = vq_block_sum(sum);
+    if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+}
+
+template <class T>
+static vq_status run_squared_error(vq_cuda *cuda, double *partial, int64_t blocks, T *dy,
+                                   const T *y, const T *target, int64_t n, float slope)
+{
+    constexpr int PACK = 16 / int(sizeof(T));
+    if (vq_cuda_pack(n, sizeof(T), uintptr_t(dy) | uintptr_t(y) | uintptr_t(target)) == PACK)
+        VQ_LAUNCH(cuda, (squared_error<T, PACK>), unsigned(blocks), MSE_THREADS, 0, partial, dy, y,
+                  target, n, slope);
+    else
+        VQ_LAUNCH(cuda, (squared_error<T, 1>), unsigned(blocks), MSE_THREADS, 0, partial, dy, y,
+                  target, n, slope);
+    return VQ_OK;
+}
+
+vq_status vq_cuda_mse(void *ctx, double *loss, vq_tensor *dy, const vq_tensor *y,
+                      const vq_tensor *target, double scale)
+{
+    vq_cuda *cuda = static_cast<vq_cuda *>(ctx);
+    const int64_t n = vq_tensor_count(y), blocks = vq_cuda_sum_blocks(n);
+    const size_t mark = vq_arena_mark(&cuda->scratch);
+    double *partial = NULL, total = 0;
+    VQ_TRY(VQ_NEW(&cuda->scratch, blocks, &partial));
+    VQ_ACT_TYPE(y->dtype, VQ_TRY(run_squared_error(
+                              cuda, partial, blocks, static_cast<T *>(dy ? dy->data : NULL),
+                              static_cast<const T *>(y->data), static_cast<const T *>(target->data),
+                              n, float(2 * scale))));
+    VQ_TRY(vq_cuda_sum(cuda, &total, partial, blocks));
     *loss += scale * total;
     vq_arena_reset(&cuda->scratch, mark);
     return VQ_OK;

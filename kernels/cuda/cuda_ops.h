@@ -129,6 +129,10 @@ vq_status vq_cuda_round_bwd(void *ctx, vq_tensor *dcodes, const vq_tensor *dw, c
                             const vq_tensor *codes);
 vq_status vq_cuda_round_reg(void *ctx, double *loss, vq_tensor *dcodes, const vq_tensor *codes,
                             const vq_tensor *counts, double weight, double beta);
+vq_status vq_cuda_round_scale_fwd(void *ctx, vq_tensor *scale, const vq_tensor *grid,
+                                  const vq_tensor *factor, vq_dtype scale_dtype);
+vq_status vq_cuda_round_scale_bwd(void *ctx, vq_tensor *dfactor, const vq_tensor *dw,
+                                  const vq_quant *q, const vq_tensor *codes, const vq_tensor *grid);
 
 /* init: cuda_grid.cu, cuda_gptq.cu, cuda_kmeans.cu */
 vq_status vq_cuda_grid_minmax(void *ctx, vq_tensor *scale, vq_tensor *zero, const vq_tensor *w,
@@ -154,6 +158,8 @@ vq_status vq_cuda_head_kd(void *ctx, double *loss, vq_tensor *dx, const vq_tenso
                           const vq_tensor *head_teacher, double tau, double scale);
 vq_status vq_cuda_head_nll(void *ctx, double *loss, vq_tensor *dx, const vq_tensor *x,
                            const vq_tensor *head, const vq_tensor *targets, double scale);
+vq_status vq_cuda_mse(void *ctx, double *loss, vq_tensor *dy, const vq_tensor *y,
+                      const vq_tensor *target, double scale);
 
 /* update: cuda_adam.cu */
 vq_status vq_cuda_adam_step(void *ctx, vq_tensor *param, vq_tensor *m, vq_tensor *v,

@@ -24,6 +24,8 @@
 #define BWD_THREADS VQ_BLOCK_MAX
 #define BWD_EACH (VQ_CUDA_ROUND_TURN / BWD_THREADS)
 
+#define STATIC_BYTES ((size_t)1024) /* of shared memory that reductions take at most */
+
 #define PACK 8
 
 /* One quantized linear, for kernels. */
@@ -141,8 +143,29 @@ static __device__ __forceinline__ void look_up(float *r, const float *table, con
     }
 }
 
-/* w = s (clamp(base + r, 0, qmax) - z). Codes are the table of rounding values; own codes (no idx)
- * are rounded here. */
+/* q = clamp(base + r, 0, qmax) of the pack at weight p. table: the rounding values of all codes;
+ * own codes (no idx) are rounded here. */
+template <int N, bool SHARED>
+static __device__ __forceinline__ void levels(float *q, const layer &l, const float *table,
+                                              int64_t p, bool hard)
+{
+    elements<int16_t, N> base;
+    load_base(&base, l, p);
+    if (l.idx) {
+        look_up<N, SHARED>(q, table, l, p);
+    } else {
+        elements<float, N> own;
+        own.load(table + p);
+        for (int i = 0; i < N; i++) q[i] = rounding(own[i], hard);
+    }
+    for (int i = 0; i < N; i++) {
+        q[i] += float(base[i]);
+        q[i] = q[i] < 0 ? 0 : q[i];
+        q[i] = q[i] > l.qmax ? l.qmax : q[i];
+    }
+}
+
+/* w = s (clamp(base + r, 0, qmax) - z). */
 template <class T, int N, bool SHARED>
 static __global__ void __launch_bounds__(SHARED ? VQ_BLOCK_MAX : THREADS)
     fwd(T *w, layer l, const float *codes, int64_t n_codes, bool hard)
@@ -160,23 +183,10 @@ static __global__ void __launch_bounds__(SHARED ? VQ_BLOCK_MAX : THREADS)
     while (row < l.out) {
         const int64_t p = (row * packs + column) * N, group = group_of(l, row, column * N);
         const float s = l.scale[group], z = l.zero[group];
-        elements<int16_t, N> base;
-        float r[N];
-        load_base(&base, l, p);
-        if (l.idx) {
-            look_up<N, SHARED>(r, table, l, p);
-        } else {
-            elements<float, N> own;
-            own.load(codes + p);
-            for (int i = 0; i < N; i++) r[i] = rounding(own[i], hard);
-        }
+        float q[N];
+        levels<N, SHARED>(q, l, table, p, hard);
         elements<T, N> result;
-        for (int i = 0; i < N; i++) {
-            float q = float(base[i]) + r[i];
-            q = q < 0 ? 0 : q;
-            q = q > l.qmax ? l.qmax : q;
-            result[i] = vq_store<T>(s * (q - z));
-        }
+        for (int i = 0; i < N; i++) result[i] = vq_store<T>(s * (q[i] - z));
         result.store(w + p);
         row += row_stride;
         column += column_stride;
@@ -198,28 +208,37 @@ static vq_status run_fwd(vq_cuda *cuda, T *w, const layer *l, const float *codes
     return VQ_OK;
 }
 
+/* The rounding values of all codes, in scratch; own codes as they are. */
+static vq_status make_table(vq_cuda *cuda, const layer *l, const vq_tensor *codes, bool hard,
+                            const float **out)
+{
+    const int64_t n = vq_tensor_count(codes);
+    float *table = NULL;
+    *out = static_cast<const float *>(codes->data);
+    if (!l->idx) return VQ_OK;
+    VQ_TRY(VQ_NEW(&cuda->scratch, n, &table));
+    VQ_LAUNCH(cuda, fill_table, vq_cuda_blocks(n, THREADS), THREADS, 0, table, *out, n, hard);
+    *out = table;
+    return VQ_OK;
+}
+
 vq_status vq_cuda_round_fwd(void *ctx, vq_tensor *w, const vq_quant *q, const vq_tensor *codes,
                             vq_round_mode mode)
 {
     vq_cuda *cuda = static_cast<vq_cuda *>(ctx);
     const int64_t n = vq_tensor_count(codes);
-    const float *table = static_cast<const float *>(codes->data);
+    const bool hard = mode == VQ_HARD;
     const layer l = layer_of(q, codes->dim[1]);
     if (l.out * l.in == 0) return VQ_OK;
     const size_t mark = vq_arena_mark(&cuda->scratch);
-    if (l.idx) {
-        float *values = NULL;
-        VQ_TRY(VQ_NEW(&cuda->scratch, n, &values));
-        VQ_LAUNCH(cuda, fill_table, vq_cuda_blocks(n, THREADS), THREADS, 0, values, table, n,
-                  mode == VQ_HARD);
-        table = values;
-    }
+    const float *table = NULL;
+    VQ_TRY(make_table(cuda, &l, codes, hard, &table));
     if (packs_fit(&l, w, codes))
         VQ_ACT_TYPE(w->dtype, VQ_TRY((run_fwd<T, PACK>(cuda, static_cast<T *>(w->data), &l, table,
-                                                       n, mode == VQ_HARD))));
+                                                       n, hard))));
     else
-        VQ_ACT_TYPE(w->dtype, VQ_TRY((run_fwd<T, 1>(cuda, static_cast<T *>(w->data), &l, table, n,
-                                                    mode == VQ_HARD))));
+        VQ_ACT_TYPE(w->dtype,
+                    VQ_TRY((run_fwd<T, 1>(cuda, static_cast<T *>(w->data), &l, table, n, hard))));
     vq_arena_reset(&cuda->scratch, mark);
     return VQ_OK;
 }
@@ -495,7 +514,8 @@ static __global__ void __launch_bounds__(THREADS)
 {
     double sum = 0;
     for (int64_t i = vq_thread(); i < n; i += vq_threads()) {
-        const double t = 2 * double(vq_soft_round(codes[i])) - 1, times = double(counts[i]);
+        const double t = 2 * double(vq_soft_round(codes[i])) - 1;
+        const double times = counts ? double(counts[i]) : 1;
         const double power = pow(fabs(t), beta - 1);
         sum += times * (1 - power * fabs(t));
         /* d|t|^beta / da = beta |t|^(beta - 1) sign(t) 2 h'; 0 at t = 0, as beta > 1. */
@@ -521,6 +541,73 @@ vq_status vq_cuda_round_reg(void *ctx, double *loss, vq_tensor *dcodes, const vq
               n, weight, beta);
     VQ_TRY(vq_cuda_sum(cuda, &total, partial, blocks));
     *loss += weight * total;
+    vq_arena_reset(&cuda->scratch, mark);
+    return VQ_OK;
+}
+
+/* --- a learned scale ------------------------------------------------------------------------- */
+
+static __global__ void __launch_bounds__(THREADS)
+    scale_fwd(float *scale, const float *grid, const float *factor, int64_t n, vq_dtype scale_dtype)
+{
+    for (int64_t i = vq_thread(); i < n; i += vq_threads())
+        scale[i] = vq_round_scale(grid[i] * factor[i], scale_dtype);
+}
+
+vq_status vq_cuda_round_scale_fwd(void *ctx, vq_tensor *scale, const vq_tensor *grid,
+                                  const vq_tensor *factor, vq_dtype scale_dtype)
+{
+    vq_cuda *cuda = static_cast<vq_cuda *>(ctx);
+    const int64_t n = vq_tensor_count(grid);
+    VQ_LAUNCH(cuda, scale_fwd, vq_cuda_blocks(n, THREADS), THREADS, 0,
+              static_cast<float *>(scale->data), static_cast<const float *>(grid->data),
+              static_cast<const float *>(factor->data), n, scale_dtype);
+    return VQ_OK;
+}
+
+/* dfactor += grid sum dw (q - z); a block takes one group. */
+template <class T, int N>
+static __global__ void __launch_bounds__(VQ_BLOCK_MAX)
+    scale_bwd(float *dfactor, const T *dw, layer l, const float *table, const float *grid)
+{
+    const int64_t size = l.groups == 1 ? l.in : l.group_size;
+    for (int64_t group = blockIdx.x; group < l.out * l.groups; group += gridDim.x) {
+        const int64_t row = group / l.groups, first = group % l.groups * size;
+        const int64_t end = VQ_MIN(first + size, l.in);
+        const float z = l.zero[group];
+        double sum = 0;
+        for (int64_t i = first + threadIdx.x * N; i < end; i += int64_t(blockDim.x) * N) {
+            float q[N], part = 0;
+            elements<T, N> g;
+            levels<N, false>(q, l, table, row * l.in + i, false);
+            g.load(dw + row * l.in + i);
+            for (int j = 0; j < N; j++) part = fmaf(q[j] - z, vq_load(g[j]), part);
+            sum += double(part);
+        }
+        sum = vq_block_sum(sum);
+        if (threadIdx.x == 0) dfactor[group] += grid[group] * float(sum);
+    }
+}
+
+#define SCALE_BWD(pack)                                                                            \
+    VQ_LAUNCH(cuda, (scale_bwd<T, pack>), vq_cuda_blocks(l.out *l.groups, 1),                      \
+              vq_cuda_row_threads(VQ_MIN(l.group_size, l.in), pack), 0,                            \
+              static_cast<float *>(dfactor->data), static_cast<const T *>(dw->data), l, table,     \
+              static_cast<const float *>(grid->data))
+
+vq_status vq_cuda_round_scale_bwd(void *ctx, vq_tensor *dfactor, const vq_tensor *dw,
+                                  const vq_quant *q, const vq_tensor *codes, const vq_tensor *grid)
+{
+    vq_cuda *cuda = static_cast<vq_cuda *>(ctx);
+    const layer l = layer_of(q, codes->dim[1]);
+    if (l.out * l.in == 0) return VQ_OK;
+    const size_t mark = vq_arena_mark(&cuda->scratch);
+    const float *table = NULL;
+    VQ_TRY(make_table(cuda, &l, codes, false, &table));
+    if (packs_fit(&l, dw, codes))
+        VQ_ACT_TYPE(dw->dtype, SCALE_BWD(PACK));
+    else
+        VQ_ACT_TYPE(dw->dtype, SCALE_BWD(1));
     vq_arena_reset(&cuda->scratch, mark);
     return VQ_OK;
 }

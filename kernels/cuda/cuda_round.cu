@@ -487,11 +487,12 @@ vq_status vq_cuda_round_bwd(void *ctx, vq_tensor *dcodes, const vq_tensor *dw, c
                                                   code, packs)));
         return VQ_OK;
     }
-    const vq_cuda_round_plan plan = vq_cuda_plan_round_bwd(l.out * l.in, K, D, cuda->shared_bytes);
+    const vq_cuda_round_plan plan =
+        vq_cuda_plan_round_bwd(l.out * l.in, K, D, cuda->shared_bytes - STATIC_BYTES);
     VQ_CHECK(plan.codes > 0, VQ_EUNSUPPORTED,
              "round_bwd: codes of %lld numbers, expected at most %zu on this GPU, what its shared "
              "memory holds. Use a smaller D",
-             (long long)D, cuda->shared_bytes / sizeof(int32_t));
+             (long long)D, (cuda->shared_bytes - STATIC_BYTES) / sizeof(int32_t));
     const size_t mark = vq_arena_mark(&cuda->scratch);
     float *partial = NULL;
     uint8_t *flags = NULL;
@@ -537,8 +538,8 @@ vq_status vq_cuda_round_reg(void *ctx, double *loss, vq_tensor *dcodes, const vq
     VQ_TRY(VQ_NEW(&cuda->scratch, blocks, &partial));
     VQ_LAUNCH(cuda, reg, unsigned(blocks), THREADS, 0, partial,
               static_cast<float *>(dcodes ? dcodes->data : NULL),
-              static_cast<const float *>(codes->data), static_cast<const uint32_t *>(counts->data),
-              n, weight, beta);
+              static_cast<const float *>(codes->data),
+              static_cast<const uint32_t *>(counts ? counts->data : NULL), n, weight, beta);
     VQ_TRY(vq_cuda_sum(cuda, &total, partial, blocks));
     *loss += weight * total;
     vq_arena_reset(&cuda->scratch, mark);

@@ -15,7 +15,7 @@
 #include "rng.h"
 
 typedef struct op_args {
-    vq_tensor in[8], out[4];
+    vq_tensor in[8], out[5];
     int n_in, n_out;
     vq_quant quant;
     double loss;
@@ -55,6 +55,7 @@ static inline double op_get(const vq_tensor *t, int64_t i)
     case VQ_I8: return ((const int8_t *)t->data)[at];
     case VQ_I16: return ((const int16_t *)t->data)[at];
     case VQ_I32: return ((const int32_t *)t->data)[at];
+    case VQ_U8: return ((const uint8_t *)t->data)[at];
     case VQ_U16: return ((const uint16_t *)t->data)[at];
     default: return ((const uint32_t *)t->data)[at];
     }
@@ -71,6 +72,7 @@ static inline void op_set(vq_tensor *t, int64_t i, double x)
     case VQ_I8: ((int8_t *)t->data)[at] = (int8_t)x; break;
     case VQ_I16: ((int16_t *)t->data)[at] = (int16_t)x; break;
     case VQ_I32: ((int32_t *)t->data)[at] = (int32_t)x; break;
+    case VQ_U8: ((uint8_t *)t->data)[at] = (uint8_t)x; break;
     case VQ_U16: ((uint16_t *)t->data)[at] = (uint16_t)x; break;
     default: ((uint32_t *)t->data)[at] = (uint32_t)x;
     }
@@ -103,6 +105,43 @@ static inline vq_status op_tensor(vq_arena *arena, op_args *a, bool output, vq_d
                      : vq_tensor_4d(data, dtype, dim[0], dim[1], dim[2], dim[3]);
     t->stride[0] = row + gap;
     op_fill(t, (uint64_t)(output ? 100 + a->n_out : a->n_in), low, high);
+    return VQ_OK;
+}
+
+typedef vq_status (*op_run_fn)(const vq_backend *be, const int64_t *size, op_args *a);
+
+/* Copies the elements and gaps of t, on the host, to a tensor on be's device, or back. */
+static inline vq_status op_move(const vq_backend *be, vq_tensor *there, const vq_tensor *t,
+                                bool back)
+{
+    vq_tensor all = vq_tensor_2d(there->data, t->dtype, t->dim[0], t->stride[0]);
+    all.place = be->place;
+    return back ? vq_download(be, t->data, &all) : vq_upload(be, &all, t->data);
+}
+
+/* Runs an op whose arguments lie on the host: on be's device with copies of them, and back. */
+static inline vq_status op_run(const vq_backend *be, vq_arena *arena, op_run_fn run,
+                               const int64_t *size, op_args *a)
+{
+    if (be->place == VQ_HOST) return run(be, size, a);
+    op_args there = *a;
+    vq_tensor *const part[] = {&there.quant.base, &there.quant.scale, &there.quant.zero,
+                               &there.quant.idx};
+    size_t mark = vq_arena_mark(arena);
+    for (int i = 0; i < a->n_in + a->n_out; i++) {
+        const vq_tensor *t = i < a->n_in ? &a->in[i] : &a->out[i - a->n_in];
+        vq_tensor *to = i < a->n_in ? &there.in[i] : &there.out[i - a->n_in], all;
+        VQ_TRY(vq_tensor_new(arena, be->place, t->dtype, VQ_DIMS(t->dim[0], t->stride[0]), &all));
+        to->data = all.data;
+        to->place = be->place;
+        VQ_TRY(op_move(be, to, t, false));
+        for (int j = 0; j < VQ_COUNT(part); j++)
+            if (part[j]->data == t->data) *part[j] = *to;
+    }
+    VQ_TRY(run(be, size, &there));
+    a->loss = there.loss;
+    for (int i = 0; i < a->n_out; i++) VQ_TRY(op_move(be, &there.out[i], &a->out[i], true));
+    vq_arena_reset(arena, mark);
     return VQ_OK;
 }
 
@@ -251,7 +290,7 @@ static vq_status rmsnorm_bwd_make(const vq_backend *be, vq_arena *arena, const i
                                   op_args *a)
 {
     VQ_TRY(rmsnorm_fwd_make(be, arena, s, a)); /* in: x, weight; out: y (then dx), rstd */
-    VQ_TRY(rmsnorm_fwd_run(be, s, a));
+    VQ_TRY(op_run(be, arena, rmsnorm_fwd_run, s, a));
     OP_IN(be->act, -1, 1, s[0], s[1]); /* dy */
     op_fill(&a->out[0], 200, -1, 1);
     return VQ_OK;
@@ -299,7 +338,7 @@ static vq_status layernorm_bwd_make(const vq_backend *be, vq_arena *arena, const
                                     op_args *a)
 {
     VQ_TRY(layernorm_fwd_make(be, arena, s, a));
-    VQ_TRY(layernorm_fwd_run(be, s, a));
+    VQ_TRY(op_run(be, arena, layernorm_fwd_run, s, a));
     OP_IN(be->act, -1, 1, s[0], s[1]); /* dy */
     op_fill(&a->out[0], 200, -1, 1);
     return VQ_OK;
@@ -411,7 +450,7 @@ static vq_status attention_bwd_make(const vq_backend *be, vq_arena *arena, const
 {
     op_args fwd = {0};
     VQ_TRY(attention_fwd_make(be, arena, s, &fwd));
-    VQ_TRY(attention_fwd_run(be, s, &fwd));
+    VQ_TRY(op_run(be, arena, attention_fwd_run, s, &fwd));
     memcpy(a->in, fwd.in, sizeof a->in);
     a->in[3] = fwd.out[0];
     a->in[4] = fwd.out[1];
@@ -601,11 +640,101 @@ static vq_status round_reg_run(const vq_backend *be, const int64_t *s, op_args *
     return vq_round_reg(be, &a->loss, &a->out[0], &a->in[0], s[2] ? NULL : &a->in[1], 0.01, 7.3);
 }
 
-/* --- grid: size = out, in, bits, group, symmetric, type of w, type of scale --------------------
+/* --- init: size = out, in, bits, group, type of w ----------------------------------------------
  */
 
-/* Rows of many sizes and kinds: small and large, of one sign, of zeros, with an outlier. */
+/* in: w, scale, zero, ints; out: base, rest, the weight's value */
 static vq_status grid_make(const vq_backend *be, vq_arena *arena, const int64_t *s, op_args *a)
+{
+    const int64_t groups = VQ_CEIL_DIV(s[1], s[3]);
+    const vq_dtype ints = s[2] <= 7 ? VQ_I8 : VQ_I16;
+    const double qmax = (double)((1 << s[2]) - 1);
+    OP_IN(op_dtype(be, s[4]), -1, 1, s[0], s[1]);
+    OP_IN(be->real, 0.05, 0.1, s[0], groups);
+    OP_IN(be->real, 0, qmax, s[0], groups);
+    OP_IN(ints, 0, qmax + 1, s[0], s[1]);
+    OP_OUT(ints, s[0], s[1]);
+    OP_OUT(be->real, s[0], s[1]);
+    OP_OUT(be->act, s[0], s[1]);
+    const int64_t n_zeros = s[0] * groups;
+    for (int64_t i = 0; i < n_zeros; i++) op_set(&a->in[2], i, floor(op_get(&a->in[2], i)));
+    a->quant =
+        (vq_quant){.scale = a->in[1], .zero = a->in[2], .bits = (int)s[2], .group_size = s[3]};
+    return VQ_OK;
+}
+
+static vq_status grid_split_run(const vq_backend *be, const int64_t *s, op_args *a)
+{
+    return vq_grid_split(be, &a->out[0], &a->out[1], &a->in[0], &a->quant.scale, &a->quant.zero,
+                         (int)s[2], s[3]);
+}
+
+static vq_status grid_round_run(const vq_backend *be, const int64_t *s, op_args *a)
+{
+    (void)s;
+    return vq_grid_round(be, &a->out[2], &a->in[0], &a->quant);
+}
+
+static vq_status grid_value_run(const vq_backend *be, const int64_t *s, op_args *a)
+{
+    (void)s;
+    return vq_grid_value(be, &a->out[2], &a->in[3], &a->quant);
+}
+
+/* Which of the three ops' outputs are wanted. */
+static void grid_reference(const int64_t *s, op_args *a, bool split, bool ints)
+{
+    const double qmax = (double)((1 << s[2]) - 1);
+    for (int64_t p = 0; p < s[0] * s[1]; p++) {
+        const int64_t group = p / s[1] * VQ_CEIL_DIV(s[1], s[3]) + p % s[1] / s[3];
+        const double scale = op_get(&a->in[1], group), zero = op_get(&a->in[2], group);
+        const double u = op_get(&a->in[0], p) / scale;
+        const double n = ints ? op_get(&a->in[3], p) : fmax(0, fmin(rint(u) + zero, qmax));
+        if (split) {
+            op_set(&a->out[0], p, fmax(-1, fmin(floor(u) + zero, qmax)));
+            op_set(&a->out[1], p, u - floor(u));
+        } else {
+            op_set(&a->out[2], p, scale * (n - zero));
+        }
+    }
+}
+
+static void grid_split_reference(const int64_t *s, op_args *a)
+{
+    grid_reference(s, a, true, false);
+}
+
+static void grid_round_reference(const int64_t *s, op_args *a)
+{
+    grid_reference(s, a, false, false);
+}
+
+static void grid_value_reference(const int64_t *s, op_args *a)
+{
+    grid_reference(s, a, false, true);
+}
+
+/* size goes on: symmetric, include_zero, type of scale */
+static vq_status grid_minmax_make(const vq_backend *be, vq_arena *arena, const int64_t *s,
+                                  op_args *a)
+{
+    const int64_t groups = VQ_CEIL_DIV(s[1], s[3]);
+    OP_IN(op_dtype(be, s[4]), -0.3, 1, s[0], s[1]);
+    OP_OUT(be->real, s[0], groups);
+    OP_OUT(be->real, s[0], groups);
+    return VQ_OK;
+}
+
+static vq_status grid_minmax_run(const vq_backend *be, const int64_t *s, op_args *a)
+{
+    return vq_grid_minmax(be, &a->out[0], &a->out[1], &a->in[0], (int)s[2], s[3], s[5], s[6],
+                          (vq_dtype)s[7]);
+}
+
+/* size = out, in, bits, group, symmetric, type of w, type of scale. Rows of many sizes and kinds:
+ * small and large, of one sign, of zeros, with an outlier. */
+static vq_status grid_search_make(const vq_backend *be, vq_arena *arena, const int64_t *s,
+                                  op_args *a)
 {
     const int64_t groups = VQ_CEIL_DIV(s[1], s[3]);
     OP_IN(op_dtype(be, s[5]), -1, 1, s[0], s[1]);
@@ -666,6 +795,168 @@ static void grid_search_reference(const int64_t *s, op_args *a)
 static double grid_search_flops(const int64_t *s)
 {
     return 80 * 36 * (double)s[0] * (double)s[1];
+}
+
+/* size = n, K, D; in: x, codes, idx; out: idx, codes, counts */
+static vq_status kmeans_make(const vq_backend *be, vq_arena *arena, const int64_t *s, op_args *a)
+{
+    OP_IN(be->real, -1, 1, s[0], s[2]);
+    OP_IN(be->real, -1, 1, s[1], s[2]);
+    OP_IN(VQ_U32, 0, (double)s[1], s[0]);
+    OP_OUT(VQ_U32, s[0]);
+    OP_OUT(be->real, s[1], s[2]);
+    OP_OUT(VQ_U32, s[1]);
+    op_fill(&a->out[0], 200, 0, 2);
+    op_fill(&a->out[2], 201, 0, 2);
+    return VQ_OK;
+}
+
+static vq_status kmeans_assign_run(const vq_backend *be, const int64_t *s, op_args *a)
+{
+    (void)s;
+    return vq_kmeans_assign(be, &a->out[0], &a->loss, &a->in[0], &a->in[1]);
+}
+
+static void kmeans_assign_reference(const int64_t *s, op_args *a)
+{
+    a->loss = 0;
+    for (int64_t i = 0; i < s[0]; i++) {
+        double least = INFINITY;
+        for (int64_t k = 0; k < s[1]; k++) {
+            double sum = 0;
+            for (int64_t d = 0; d < s[2]; d++)
+                sum += pow(op_get(&a->in[0], i * s[2] + d) - op_get(&a->in[1], k * s[2] + d), 2);
+            if (sum < least) least = sum, op_set(&a->out[0], i, (double)k);
+        }
+        a->loss += least;
+    }
+}
+
+static double kmeans_assign_flops(const int64_t *s)
+{
+    return 2.0 * (double)s[0] * (double)s[1] * (double)s[2];
+}
+
+static vq_status kmeans_update_run(const vq_backend *be, const int64_t *s, op_args *a)
+{
+    (void)s;
+    return vq_kmeans_update(be, &a->out[1], &a->out[2], &a->in[0], &a->in[2]);
+}
+
+static void kmeans_update_reference(const int64_t *s, op_args *a)
+{
+    for (int64_t k = 0; k < s[1]; k++)
+        for (int64_t d = 0; d < s[2]; d++) {
+            double sum = 0, count = 0;
+            for (int64_t i = 0; i < s[0]; i++)
+                if ((int64_t)op_get(&a->in[2], i) == k)
+                    sum += op_get(&a->in[0], i * s[2] + d), count++;
+            if (count > 0) op_set(&a->out[1], k * s[2] + d, sum / count);
+            op_set(&a->out[2], k, count);
+        }
+}
+
+/* size = rows, n, gap */
+static vq_status syrk_make(const vq_backend *be, vq_arena *arena, const int64_t *s, op_args *a)
+{
+    OP_IN_GAP(be->act, s[2], s[0], s[1]);
+    OP_OUT(VQ_F64, s[1], s[1]);
+    return VQ_OK;
+}
+
+static vq_status syrk_run(const vq_backend *be, const int64_t *s, op_args *a)
+{
+    (void)s;
+    return vq_syrk(be, &a->out[0], &a->in[0], 0.3);
+}
+
+static void syrk_reference(const int64_t *s, op_args *a)
+{
+    for (int64_t i = 0; i < s[1]; i++)
+        for (int64_t j = 0; j <= i; j++) {
+            double sum = 0;
+            for (int64_t r = 0; r < s[0]; r++)
+                sum += op_get(&a->in[0], r * s[1] + i) * op_get(&a->in[0], r * s[1] + j);
+            op_set(&a->out[0], i * s[1] + j, op_get(&a->out[0], i * s[1] + j) + 0.3 * sum);
+        }
+}
+
+static double syrk_flops(const int64_t *s)
+{
+    return (double)s[0] * (double)s[1] * (double)s[1];
+}
+
+/* size = n, by how much the order is rotated; the value is whether h is positive definite */
+static vq_status inverse_factor_make(const vq_backend *be, vq_arena *arena, const int64_t *s,
+                                     op_args *a)
+{
+    OP_IN(VQ_F64, -1, 1, s[0], s[0]);
+    OP_IN(VQ_I32, 0, 1, s[0]);
+    OP_OUT(be->real, s[0], s[0]);
+    for (int64_t i = 0; i < s[0]; i++) {
+        op_set(&a->in[0], i * s[0] + i, (double)s[0]); /* above the sum of the row's others */
+        op_set(&a->in[1], i, (double)((i + s[1]) % s[0]));
+    }
+    return VQ_OK;
+}
+
+static vq_status inverse_factor_run(const vq_backend *be, const int64_t *s, op_args *a)
+{
+    (void)s;
+    bool positive = false;
+    VQ_TRY(vq_inverse_factor(be, &a->out[0], &positive, &a->in[0], &a->in[1], 0.05));
+    a->loss = positive;
+    return VQ_OK;
+}
+
+static double inverse_factor_flops(const int64_t *s)
+{
+    return 2.0 / 3 * pow((double)s[0], 3);
+}
+
+/* size = out, in, bits, group, type of w, block, how (1 symmetric + 2 static groups + 4 hessian),
+ * by how much the order is rotated; in: w, u, order, dead; out: base, ints, rest, scale, zero */
+static vq_status gptq_sweep_make(const vq_backend *be, vq_arena *arena, const int64_t *s,
+                                 op_args *a)
+{
+    const int64_t groups = VQ_CEIL_DIV(s[1], s[3]);
+    const vq_dtype ints = s[2] <= 7 ? VQ_I8 : VQ_I16;
+    OP_IN(op_dtype(be, s[4]), -1, 1, s[0], s[1]);
+    OP_IN(be->real, -0.1, 0.1, s[1], s[1]);
+    OP_IN(VQ_I32, 0, 1, s[1]);
+    OP_IN(VQ_U8, 0, 1.03, s[1]);
+    OP_OUT(ints, s[0], s[1]);
+    OP_OUT(ints, s[0], s[1]);
+    OP_OUT(be->real, s[0], s[1]);
+    OP_OUT(be->real, s[0], groups);
+    OP_OUT(be->real, s[0], groups);
+    for (int64_t i = 0; i < s[1]; i++) {
+        op_set(&a->in[2], i, (double)((i + s[7]) % s[1]));
+        op_set(&a->in[1], i * s[1] + i, 0.5 + (double)(i % 7) / 8);
+        for (int64_t j = 0; j < i; j++) op_set(&a->in[1], i * s[1] + j, 0);
+    }
+    a->quant = (vq_quant){.base = a->out[0],
+                          .scale = a->out[3],
+                          .zero = a->out[4],
+                          .bits = (int)s[2],
+                          .group_size = s[3]};
+    return VQ_OK;
+}
+
+static vq_status gptq_sweep_run(const vq_backend *be, const int64_t *s, op_args *a)
+{
+    const vq_sweep_rule rule = {.block_size = s[5],
+                                .symmetric = s[6] & 1,
+                                .scale_dtype = VQ_F32,
+                                .static_groups = s[6] & 2,
+                                .hessian_residual = s[6] & 4};
+    return vq_gptq_sweep(be, &a->quant, &a->out[1], &a->out[2], &a->loss, &a->in[0], &a->in[1],
+                         &a->in[2], &a->in[3], &rule);
+}
+
+static double gptq_sweep_flops(const int64_t *s)
+{
+    return (double)s[0] * (double)s[1] * (double)s[1];
 }
 
 /* --- loss: size = n, E, V, type of head, E of the teacher (0: its head is the student's) -------
@@ -880,12 +1171,38 @@ static const op_kind OP_ROUND_SCALE_FWD = {
 static const op_kind OP_ROUND_SCALE_BWD = {"round_scale_bwd",         "out in K D bits group idx",
                                            round_scale_make,          round_scale_bwd_run,
                                            round_scale_bwd_reference, NULL};
-static const op_kind OP_GRID_SEARCH = {"grid_search",
-                                       "out in bits group sym type scale_type",
-                                       grid_make,
-                                       grid_search_run,
-                                       grid_search_reference,
-                                       grid_search_flops};
+static const op_kind OP_GRID_MINMAX = {"grid_minmax",
+                                       "out in bits group type symmetric zero scale",
+                                       grid_minmax_make,
+                                       grid_minmax_run,
+                                       NULL,
+                                       NULL};
+static const op_kind OP_GRID_SEARCH = {
+    "grid_search",         "out in bits group sym type scale_type",
+    grid_search_make,      grid_search_run,
+    grid_search_reference, grid_search_flops};
+static const op_kind OP_GRID_SPLIT = {"grid_split",   "out in bits group type", grid_make,
+                                      grid_split_run, grid_split_reference,     NULL};
+static const op_kind OP_GRID_ROUND = {"grid_round",   "out in bits group type", grid_make,
+                                      grid_round_run, grid_round_reference,     NULL};
+static const op_kind OP_GRID_VALUE = {"grid_value",   "out in bits group",  grid_make,
+                                      grid_value_run, grid_value_reference, NULL};
+static const op_kind OP_KMEANS_ASSIGN = {
+    "kmeans_assign",    "n K D", kmeans_make, kmeans_assign_run, kmeans_assign_reference,
+    kmeans_assign_flops};
+static const op_kind OP_KMEANS_UPDATE = {
+    "kmeans_update", "n K D", kmeans_make, kmeans_update_run, kmeans_update_reference, NULL};
+static const op_kind OP_SYRK = {"syrk",   "rows n gap",   syrk_make,
+                                syrk_run, syrk_reference, syrk_flops};
+static const op_kind OP_INVERSE_FACTOR = {"inverse_factor",   "n rotated", inverse_factor_make,
+                                          inverse_factor_run, NULL,        inverse_factor_flops};
+/* Not in the list: a last bit decides which way a tie is rounded, and with it all that follows. */
+static const op_kind OP_GPTQ_SWEEP = {"gptq_sweep",
+                                      "out in bits group type block how rotated",
+                                      gptq_sweep_make,
+                                      gptq_sweep_run,
+                                      NULL,
+                                      gptq_sweep_flops};
 static const op_kind OP_HEAD_KD = {"head_kd",   "n E V type E_teacher", head_make,
                                    head_kd_run, head_kd_reference,      head_kd_flops};
 static const op_kind OP_HEAD_NLL = {"head_nll",   "n E V type",       head_make,
@@ -893,3 +1210,117 @@ static const op_kind OP_HEAD_NLL = {"head_nll",   "n E V type",       head_make,
 static const op_kind OP_MSE = {"mse", "n E", mse_make, mse_run, mse_reference, NULL};
 static const op_kind OP_ADAM = {"adam_step", "n", adam_make, adam_run, adam_reference, NULL};
 static const op_kind OP_NORM2 = {"norm2", "n", adam_make, norm2_run, norm2_reference, NULL};
+
+/* --- the list ----------------------------------------------------------------------------------
+ */
+
+static const op_case OP_CASES[] = {
+    /* the three usual products, all kinds of tiles; odd sizes; strides; types of weights */
+    {&OP_GEMM, {1, 1, 1, 0, 0, VQ_F32, 0, 0}},
+    {&OP_GEMM, {7, 1, 3, 0, 1, VQ_F32, 2, 1}},
+    {&OP_GEMM, {1, 13, 5, 1, 0, VQ_F32, 0, 1}},
+    {&OP_GEMM, {31, 37, 29, 0, 1, VQ_F16, 3, 1}},
+    {&OP_GEMM, {31, 37, 29, 0, 0, VQ_BF16, 3, 0}},
+    {&OP_GEMM, {31, 37, 29, 1, 1, VQ_F64, 0, 1}},
+    {&OP_GEMM, {131, 257, 67, 0, 1, VQ_F32, 0, 0}},
+    {&OP_GEMM, {65, 771, 31, 1, 0, VQ_F32, 5, 1}},
+    {&OP_GEMM, {300, 70, 1100, 0, 0, VQ_F16, 0, 0}},
+    {&OP_GEMM, {9, 41, 8211, 0, 0, VQ_BF16, 1, 1}}, /* cut along k */
+    {&OP_GEMM, {40, 33, 8192, 1, 1, VQ_F32, 0, 0}},
+    {&OP_EMBED, {5, 11, 7, VQ_F32, 0}},
+    {&OP_EMBED, {130, 17, 301, VQ_F16, 1}},
+    {&OP_EMBED, {130, 17, 301, VQ_BF16, 0}},
+    {&OP_BIAS_ADD, {1, 1, VQ_F32}},
+    {&OP_BIAS_ADD, {77, 331, VQ_F16}},
+    {&OP_ADD, {61, 307}},
+    {&OP_RMSNORM_FWD, {1, 1, VQ_F32}},
+    {&OP_RMSNORM_FWD, {37, 577, VQ_BF16}},
+    {&OP_RMSNORM_BWD, {1, 5, VQ_F32, 0, 0}},
+    {&OP_RMSNORM_BWD, {37, 577, VQ_F16, 0, 1}},
+    {&OP_LAYERNORM_FWD, {3, 2, VQ_F32, 1}},
+    {&OP_LAYERNORM_FWD, {37, 577, VQ_F16, 1}},
+    {&OP_LAYERNORM_FWD, {37, 577, VQ_F32, 0}},
+    {&OP_LAYERNORM_BWD, {3, 5, VQ_F32, 1, 1}},
+    {&OP_LAYERNORM_BWD, {37, 577, VQ_F16, 1, 0}},
+    {&OP_LAYERNORM_BWD, {37, 577, VQ_F32, 0, 1}},
+    {&OP_ROPE, {1, 1, 1, 2, 0, 0}},
+    {&OP_ROPE, {2, 67, 5, 34, 3, 0}},
+    {&OP_ROPE, {2, 67, 5, 34, 3, 1}},
+    {&OP_ATTENTION_FWD, {1, 1, 1, 1, 1, 1, 0}},
+    {&OP_ATTENTION_FWD, {2, 70, 70, 3, 3, 17, 0}},
+    {&OP_ATTENTION_FWD, {2, 37, 150, 6, 2, 16, 40}},
+    {&OP_ATTENTION_FWD, {1, 200, 200, 2, 1, 64, 0}},
+    {&OP_ATTENTION_BWD, {1, 1, 1, 1, 1, 1, 0}},
+    {&OP_ATTENTION_BWD, {2, 70, 70, 3, 3, 17, 0}},
+    {&OP_ATTENTION_BWD, {2, 37, 150, 6, 2, 16, 40}},
+    {&OP_ATTENTION_BWD, {1, 300, 301, 2, 1, 64, 0}},
+    {&OP_SILU_GATE_FWD, {53, 313}},
+    {&OP_SILU_GATE_BWD, {53, 313}},
+    {&OP_RELU_FWD, {53, 313}},
+    {&OP_RELU_BWD, {53, 313}},
+    /* whole and straddling vectors, a short last one, groups, wide integers, own codes */
+    {&OP_ROUND_FWD, {96, 128, 64, 8, 3, 128, VQ_U16, 0}},
+    {&OP_ROUND_FWD, {96, 128, 64, 8, 3, 32, VQ_U32, 1}},
+    {&OP_ROUND_FWD, {131, 2089, 64, 8, 2, 2089, VQ_U32, 0}},
+    {&OP_ROUND_FWD, {37, 83, 50, 7, 4, 20, VQ_U16, 0}},
+    {&OP_ROUND_FWD, {37, 83, 1, 1, 1, 83, VQ_U16, 1}},
+    {&OP_ROUND_FWD, {201, 83, 50, 12, 8, 30, VQ_U32, 0}},
+    {&OP_ROUND_FWD, {201, 83, 0, 8, 8, 83, VQ_U32, 0}},
+    {&OP_ROUND_FWD, {201, 83, 0, 1, 3, 11, VQ_U32, 1}},
+    {&OP_ROUND_BWD, {96, 128, 64, 8, 3, 128, VQ_U16}},
+    {&OP_ROUND_BWD, {131, 2089, 64, 8, 2, 2089, VQ_U32}},
+    {&OP_ROUND_BWD, {37, 83, 50, 7, 4, 20, VQ_U16}},
+    {&OP_ROUND_BWD, {37, 83, 1, 1, 1, 83, VQ_U16}},
+    {&OP_ROUND_BWD, {201, 83, 50, 12, 8, 30, VQ_U32}},
+    {&OP_ROUND_BWD, {201, 83, 0, 8, 8, 83, VQ_U32}},
+    {&OP_ROUND_REG, {1, 1}},
+    {&OP_ROUND_REG, {1201, 7}},
+    {&OP_ROUND_REG, {1201, 7, 1}},
+    {&OP_ROUND_SCALE_FWD, {37, 83, 50, 7, 4, 20, VQ_U16, VQ_F32}},
+    {&OP_ROUND_SCALE_FWD, {201, 83, 50, 7, 4, 83, VQ_U16, VQ_BF16}},
+    {&OP_ROUND_SCALE_FWD, {201, 83, 50, 7, 4, 1, VQ_U16, VQ_F16}},
+    {&OP_ROUND_SCALE_BWD, {96, 128, 64, 8, 3, 128, VQ_U16}},
+    {&OP_ROUND_SCALE_BWD, {3, 2089, 64, 8, 2, 2089, VQ_U32}},
+    {&OP_ROUND_SCALE_BWD, {37, 83, 50, 7, 4, 20, VQ_U16}},
+    {&OP_ROUND_SCALE_BWD, {201, 83, 50, 12, 8, 30, VQ_U32}},
+    {&OP_ROUND_SCALE_BWD, {201, 83, 0, 83, 8, 83, VQ_U32}},
+    {&OP_GRID_MINMAX, {1, 1, 4, 1, VQ_F32, 0, 0, VQ_F32}},
+    {&OP_GRID_MINMAX, {37, 83, 3, 20, VQ_F16, 0, 1, VQ_F16}},
+    {&OP_GRID_MINMAX, {37, 2089, 2, 2089, VQ_BF16, 0, 0, VQ_F32}},
+    {&OP_GRID_MINMAX, {37, 83, 4, 83, VQ_F32, 1, 1, VQ_BF16}},
+    {&OP_GRID_SEARCH, {1, 1, 4, 1, 0, VQ_F32, VQ_F32}},
+    {&OP_GRID_SEARCH, {30, 1100, 2, 1100, 0, VQ_F32, VQ_F32}},
+    {&OP_GRID_SEARCH, {30, 83, 3, 20, 1, VQ_BF16, VQ_BF16}},
+    {&OP_GRID_SEARCH, {30, 83, 8, 32, 0, VQ_F16, VQ_F16}},
+    {&OP_GRID_SEARCH, {30, 640, 4, 640, 1, VQ_F16, VQ_F32}},
+    {&OP_GRID_SPLIT, {1, 1, 4, 1, VQ_F32}},
+    {&OP_GRID_SPLIT, {37, 83, 3, 20, VQ_F16}},
+    {&OP_GRID_SPLIT, {3, 2089, 8, 2089, VQ_BF16}},
+    {&OP_GRID_ROUND, {37, 83, 3, 20, VQ_F16}},
+    {&OP_GRID_ROUND, {3, 2089, 8, 2089, VQ_F32}},
+    {&OP_GRID_VALUE, {37, 83, 3, 20}},
+    {&OP_GRID_VALUE, {3, 2089, 8, 2089}},
+    {&OP_KMEANS_ASSIGN, {1, 1, 1}},
+    {&OP_KMEANS_ASSIGN, {1031, 700, 8}},
+    {&OP_KMEANS_ASSIGN, {301, 37, 4}},
+    {&OP_KMEANS_ASSIGN, {301, 37, 16}},
+    {&OP_KMEANS_ASSIGN, {301, 37, 7}},
+    {&OP_KMEANS_UPDATE, {1, 3, 1}},
+    {&OP_KMEANS_UPDATE, {3001, 70, 8}},
+    {&OP_KMEANS_UPDATE, {301, 137, 7}},
+    {&OP_SYRK, {1, 1, 0}},
+    {&OP_SYRK, {1500, 37, 3}},
+    {&OP_SYRK, {70, 200, 1}},
+    {&OP_INVERSE_FACTOR, {1, 0}},
+    {&OP_INVERSE_FACTOR, {131, 17}},
+    {&OP_HEAD_KD, {1, 3, 1, VQ_F32, 0}},
+    {&OP_HEAD_KD, {19, 7, 521, VQ_F32, 0}},
+    {&OP_HEAD_KD, {37, 5, 1031, VQ_F16, 11}},
+    {&OP_HEAD_NLL, {1, 3, 2, VQ_F32}},
+    {&OP_HEAD_NLL, {37, 5, 1031, VQ_BF16}},
+    {&OP_MSE, {1, 1}},
+    {&OP_MSE, {67, 1039}},
+    {&OP_ADAM, {20011}},
+    {&OP_NORM2, {1}},
+    {&OP_NORM2, {200003}},
+};

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
+#include <new>
 #include <vector>
 
 #include "shim.h"
@@ -22,6 +23,7 @@
 #endif
 
 #define STACK_BYTES ((size_t)128 << 10)
+#define GUARD_BYTES ((size_t)4096)
 #define SHARED_MAX ((size_t)163 << 10) /* of a block, compute capability 8.0 */
 #define STATIC_MAX ((size_t)48 << 10)
 #define SHARED_GAP 64 /* between two arrays: an overrun is seen */
@@ -194,13 +196,14 @@ fiber *take_fiber()
         idle.pop_back();
         return f;
     }
-    fiber *f = new fiber();
-    f->stack = static_cast<char *>(mmap(nullptr, STACK_BYTES, PROT_READ | PROT_WRITE,
-                                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-    if (f->stack == MAP_FAILED || mprotect(f->stack, 4096, PROT_NONE) != 0) {
+    char *stack = static_cast<char *>(mmap(nullptr, STACK_BYTES, PROT_READ | PROT_WRITE,
+                                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    if (stack == MAP_FAILED || mprotect(stack, GUARD_BYTES, PROT_NONE) != 0) {
         perror("a fiber's stack");
         abort();
     }
+    fiber *f = new (stack + GUARD_BYTES) fiber();
+    f->stack = stack;
     f->state.bottom = f->stack;
     f->state.bytes = STACK_BYTES;
 #if defined(__x86_64__)
@@ -295,8 +298,8 @@ void run_block()
     }
     for (std::vector<exchange> &w : warps) w.clear();
     arrays.clear();
+    poison_shared(true, shared_memory, shared_used);
     shared_used = 0;
-    poison_shared(true, shared_memory, 2 * SHARED_MAX);
     now.dynamic = now.dynamic_bytes ? take_shared(now.dynamic_bytes) : nullptr;
     n_waiting = 0;
 
@@ -403,6 +406,7 @@ cudaError_t shim_run(const char *kernel, dim3 blocks, dim3 block_threads, size_t
         shared_memory = static_cast<char *>(mmap(nullptr, 2 * SHARED_MAX, PROT_READ | PROT_WRITE,
                                                  MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
         if (shared_memory == MAP_FAILED) abort();
+        poison_shared(true, shared_memory, 2 * SHARED_MAX);
     }
     now = {kernel, body, closure, shared_bytes, nullptr};
     blockDim = block_threads;
@@ -418,7 +422,6 @@ cudaError_t shim_run(const char *kernel, dim3 blocks, dim3 block_threads, size_t
                     (unsigned)(b / blocks.x / blocks.y)};
         run_block();
     }
-    poison_shared(false, shared_memory, 2 * SHARED_MAX);
     shim_leave_device();
     return cudaSuccess;
 }

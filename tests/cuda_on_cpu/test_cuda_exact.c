@@ -1,0 +1,267 @@
+/* test_cuda_exact - what the list of op cases does not ask of the GPU's kernels: the CPU's bits
+ * where each operation is rounded alike, GPTQ's sweep beside the CPU's, gradients of very different
+ * sizes, and what is not finite, not positive definite or not a token. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+
+#include <cmocka.h>
+
+#include "cpu_backend.h"
+#include "cuda_backend.h"
+#include "expect.h"
+#include "op_compare.h"
+#include "shim.h"
+
+static vq_arena arena, twin;
+static vq_backend cpu, gpu;
+
+static int setup(void **state)
+{
+    (void)state;
+    EXPECT_OK(vq_cpu_open(&cpu, 1));
+    EXPECT_OK(vq_cuda_open(&gpu, 0, VQ_F32));
+    EXPECT_OK(vq_arena_init(&arena, "test", (size_t)1 << 30));
+    EXPECT_OK(vq_cuda_arena(&gpu, "test on the device", &twin));
+    arena.twin = &twin;
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    vq_arena_close(&twin);
+    vq_arena_close(&arena);
+    vq_cuda_close(&gpu);
+    vq_cpu_close(&cpu);
+    return 0;
+}
+
+static op_args run_on(const vq_backend *be, const op_case *c)
+{
+    op_args a = {0};
+    EXPECT_OK(c->kind->make(be, &arena, c->size, &a));
+    EXPECT_OK(op_run(be, &arena, c->kind->run, c->size, &a));
+    return a;
+}
+
+static void test_same_bits(void **state)
+{
+    (void)state;
+    const op_case cases[] = {
+        {&OP_GRID_MINMAX, {37, 83, 3, 20, VQ_F32, 0, 1, VQ_F16}},
+        {&OP_GRID_MINMAX, {37, 2089, 2, 2089, VQ_F32, 0, 0, VQ_F32}},
+        {&OP_GRID_MINMAX, {37, 83, 4, 1, VQ_F16, 1, 1, VQ_BF16}},
+        {&OP_GRID_SPLIT, {37, 83, 3, 20, VQ_F32}},
+        {&OP_GRID_SPLIT, {37, 2089, 8, 2089, VQ_BF16}},
+        {&OP_GRID_ROUND, {37, 83, 3, 20, VQ_F32}},
+        {&OP_GRID_VALUE, {37, 83, 8, 20, VQ_F32}},
+        {&OP_ROUND_SCALE_FWD, {37, 83, 50, 7, 4, 20, VQ_U16, VQ_BF16}},
+        {&OP_ADAM, {20011}},
+#ifdef __FMA__ /* the CPU's products are fused then, too */
+        {&OP_ROUND_FWD, {96, 128, 64, 8, 3, 32, VQ_U32, 0}},
+        {&OP_KMEANS_ASSIGN, {3001, 700, 8}},
+        {&OP_KMEANS_ASSIGN, {301, 37, 7}},
+#endif
+    };
+    for (int i = 0; i < VQ_COUNT(cases); i++) {
+        char text[160];
+        const size_t mark = vq_arena_mark(&arena);
+        const op_args a = run_on(&cpu, &cases[i]), b = run_on(&gpu, &cases[i]);
+        for (int j = 0; j < a.n_out; j++)
+            if (memcmp(a.out[j].data, b.out[j].data, vq_tensor_bytes(&a.out[j])) != 0)
+                fail_msg("%s: output %d has other bits than the CPU's", case_text(&cases[i], text),
+                         j);
+        vq_arena_reset(&arena, mark);
+    }
+}
+
+/* A last bit may decide which way a weight is rounded, and then its row goes on differently. A row
+ * of the same integers has the same w / s, base + rest, but for rounding. */
+static void compare_sweeps(const op_case *c, const op_args *a, const op_args *b)
+{
+    char text[160];
+    const int64_t in = c->size[1];
+    const bool hessian = c->size[6] & 4;
+    int64_t others = 0;
+    for (int64_t o = 0; o < c->size[0]; o++) {
+        bool same = true;
+        for (int64_t i = o * in; i < (o + 1) * in; i++)
+            same = same && op_get(&a->out[1], i) == op_get(&b->out[1], i);
+        others += !same;
+        for (int64_t i = o * in; i < (o + 1) * in && same; i++) {
+            const double x = op_get(&a->out[0], i) + op_get(&a->out[2], i);
+            const double y = op_get(&b->out[0], i) + op_get(&b->out[2], i);
+            /* A rest that is near 0 or 1 may be either, with the Hessian's residual too. */
+            if (!(fabs(x - y) <= 1e-3) && !(hessian && fabs(fabs(x - y) - 1) <= 1e-3))
+                fail_msg("%s: [%lld, %lld]: base + rest = %.9g, expected %.9g", case_text(c, text),
+                         (long long)o, (long long)(i - o * in), y, x);
+        }
+    }
+    if (others > c->size[0] / 20)
+        fail_msg("%s: %lld rows have other integers than the CPU's, expected some",
+                 case_text(c, text), (long long)others);
+    if (!(fabs(a->loss - b->loss) <= 1e-3 * a->loss))
+        fail_msg("%s: the error is %.9g, expected %.9g", case_text(c, text), b->loss, a->loss);
+    if (others) return;
+    for (int j = 3; j < 5; j++)
+        if (!(nmse(&b->out[j], &a->out[j]) <= 1e-9))
+            fail_msg("%s: output %d has NMSE %g", case_text(c, text), j,
+                     nmse(&b->out[j], &a->out[j]));
+}
+
+static void test_sweep(void **state)
+{
+    (void)state;
+    /* whole rows, running and static groups, blocks shorter and longer than what a warp holds */
+    const op_case cases[] = {
+        {&OP_GPTQ_SWEEP, {1, 1, 4, 1, VQ_F32, 128, 0, 0}},
+        {&OP_GPTQ_SWEEP, {5, 37, 3, 37, VQ_F32, 16, 0, 0}},
+        {&OP_GPTQ_SWEEP, {201, 83, 2, 83, VQ_F16, 128, 1 + 4, 11}},
+        {&OP_GPTQ_SWEEP, {201, 83, 3, 20, VQ_BF16, 32, 0, 0}},
+        {&OP_GPTQ_SWEEP, {40, 83, 4, 16, VQ_F32, 7, 1 + 4, 5}},
+        {&OP_GPTQ_SWEEP, {40, 200, 8, 64, VQ_F32, 128, 2, 70}},
+        {&OP_GPTQ_SWEEP, {40, 500, 4, 100, VQ_F32, 300, 0, 70}},
+        {&OP_GPTQ_SWEEP, {40, 300, 4, 300, VQ_F32, 1 << 20, 0, 0}},
+        {&OP_GPTQ_SWEEP, {30, 131, 8, 1, VQ_F32, 1, 2, 0}},
+    };
+    for (int i = 0; i < VQ_COUNT(cases); i++) {
+        const size_t mark = vq_arena_mark(&arena);
+        const op_args expected = run_on(&cpu, &cases[i]);
+        op_args first = {0};
+        for (int order = SHIM_UP; order <= SHIM_MIXED; order++) {
+            shim_set_order((shim_order)order);
+            const op_args a = run_on(&gpu, &cases[i]);
+            if (order == SHIM_UP) {
+                compare_sweeps(&cases[i], &expected, &a);
+                first = a;
+            }
+            for (int j = 0; j < a.n_out; j++)
+                assert_memory_equal(a.out[j].data, first.out[j].data, vq_tensor_bytes(&a.out[j]));
+            assert_memory_equal(&a.loss, &first.loss, sizeof a.loss);
+        }
+        shim_set_order(SHIM_UP);
+        vq_arena_reset(&arena, mark);
+    }
+}
+
+/* Gradients that grow along the weight by 2^40: the fixed-point numbers are shifted again and
+ * again, and what is small beside the greatest may be lost, nothing else. */
+static void test_gradients_of_all_sizes(void **state)
+{
+    (void)state;
+    const op_case c = {&OP_ROUND_BWD, {64, 2048, 40, 8, 3, 2048, VQ_U16}};
+    op_args of[2];
+    memset(of, 0, sizeof of);
+    const vq_backend *be[] = {&cpu, &gpu};
+    for (int b = 0; b < 2; b++) {
+        op_args *a = &of[b];
+        EXPECT_OK(c.kind->make(be[b], &arena, c.size, a));
+        float *dw = a->out[0].data;
+        const int64_t n = vq_tensor_count(&a->out[0]);
+        for (int64_t i = 0; i < n; i++) dw[i] = ldexpf(dw[i], (int)(i * 40 / n) - 60);
+        EXPECT_OK(op_run(be[b], &arena, c.kind->run, c.size, a));
+    }
+    assert_true(nmse(&of[1].out[1], &of[0].out[1]) <= 1e-11);
+    vq_arena_reset(&arena, 0);
+}
+
+/* NaN and infinity reach the result, so that the caller's check sees them. */
+static void test_not_finite(void **state)
+{
+    (void)state;
+    const op_case cases[] = {{&OP_HEAD_KD, {5, 7, 1000, VQ_F32, 0}},
+                             {&OP_HEAD_NLL, {5, 7, 1001, VQ_F32}},
+                             {&OP_MSE, {4, 250}},
+                             {&OP_NORM2, {1000}},
+                             {&OP_ROUND_BWD, {96, 128, 64, 8, 3, 128, VQ_U16}},
+                             {&OP_ROUND_BWD, {96, 128, 0, 8, 3, 128, VQ_U16}},
+                             {&OP_KMEANS_UPDATE, {301, 7, 8}}};
+    for (int i = 0; i < VQ_COUNT(cases); i++)
+        for (int j = 0; j < 2; j++) {
+            op_args a = {0};
+            const bool bwd = cases[i].kind == &OP_ROUND_BWD;
+            EXPECT_OK(cases[i].kind->make(&gpu, &arena, cases[i].size, &a));
+            if (cases[i].kind == &OP_HEAD_NLL) op_set(&a.in[4], 0, 1);
+            if (bwd) op_set(&a.in[0], 3, 0), op_set(&a.in[1], 3, 1);
+            op_set(bwd ? &a.out[0] : &a.in[0], 3, j ? NAN : INFINITY);
+            EXPECT_OK(op_run(&gpu, &arena, cases[i].kind->run, cases[i].size, &a));
+            double sum = a.loss;
+            for (int64_t k = 0; a.n_out > 1 && k < vq_tensor_count(&a.out[1]); k++)
+                sum += op_get(&a.out[1], k);
+            if (sum - sum == 0) {
+                char text[160];
+                fail_msg("%s: %g is lost", case_text(&cases[i], text), j ? (double)NAN : INFINITY);
+            }
+            vq_arena_reset(&arena, 0);
+        }
+}
+
+static void test_not_positive(void **state)
+{
+    (void)state;
+    const int64_t n = 60;
+    op_args a = {0};
+    EXPECT_OK(inverse_factor_make(&gpu, &arena, (int64_t[]){n, 7}, &a));
+    for (int64_t i = 0; i < n * n; i++) op_set(&a.in[0], i, 1); /* rank 1: only damping helps */
+    EXPECT_OK(op_run(&gpu, &arena, inverse_factor_run, (int64_t[]){n, 7}, &a));
+    assert_true(a.loss == 1);
+    for (int64_t i = 0; i < n; i++) op_set(&a.in[0], i * n + i, 1 - 0.05); /* less the damping */
+    EXPECT_OK(op_run(&gpu, &arena, inverse_factor_run, (int64_t[]){n, 7}, &a));
+    assert_true(a.loss == 0);
+    for (int64_t i = 0; i < n; i++) op_set(&a.in[0], i * n + i, 1);
+    op_set(&a.in[0], n, 2); /* h10^2 > h00 h11 */
+    EXPECT_OK(op_run(&gpu, &arena, inverse_factor_run, (int64_t[]){n, 7}, &a));
+    assert_true(a.loss == 0);
+    vq_arena_reset(&arena, 0);
+}
+
+static void test_bad_targets(void **state)
+{
+    (void)state;
+    const op_case c = {&OP_HEAD_NLL, {70, 7, 100, VQ_F32}};
+    op_args a = {0};
+    EXPECT_OK(c.kind->make(&gpu, &arena, c.size, &a));
+    op_set(&a.in[4], 69, -2);
+    op_set(&a.in[4], 66, 100);
+    EXPECT_ERROR(op_run(&gpu, &arena, c.kind->run, c.size, &a), VQ_EINTERNAL, "targets[66] is 100",
+                 "-1 to 99", "tokenizer");
+    vq_arena_reset(&arena, 0);
+}
+
+/* Large logits do not overflow; the same logits have no loss; dx may be left out. */
+static void test_large_logits(void **state)
+{
+    (void)state;
+    vq_tensor x, head, target;
+    const float values[2] = {1000, -1000}, weights[4] = {1, 0, 0, 1};
+    const int32_t targets[1] = {1};
+    EXPECT_OK(vq_tensor_new(&arena, VQ_DEVICE, VQ_F32, VQ_DIMS(1, 2), &x));
+    EXPECT_OK(vq_tensor_new(&arena, VQ_DEVICE, VQ_F32, VQ_DIMS(2, 2), &head));
+    EXPECT_OK(vq_tensor_new(&arena, VQ_DEVICE, VQ_I32, VQ_DIMS(1), &target));
+    EXPECT_OK(vq_upload(&gpu, &x, values));
+    EXPECT_OK(vq_upload(&gpu, &head, weights));
+    EXPECT_OK(vq_upload(&gpu, &target, targets));
+    double loss = 0;
+    EXPECT_OK(vq_head_nll(&gpu, &loss, NULL, &x, &head, &target, 1));
+    assert_float_equal(loss, 2000, 0);
+    loss = 0;
+    EXPECT_OK(vq_head_kd(&gpu, &loss, NULL, &x, &x, &head, &head, 2, 1));
+    assert_float_equal(loss, 0, 0);
+    vq_arena_reset(&arena, 0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_same_bits),
+                                       cmocka_unit_test(test_sweep),
+                                       cmocka_unit_test(test_gradients_of_all_sizes),
+                                       cmocka_unit_test(test_not_finite),
+                                       cmocka_unit_test(test_not_positive),
+                                       cmocka_unit_test(test_bad_targets),
+                                       cmocka_unit_test(test_large_logits)};
+    return cmocka_run_group_tests(tests, setup, teardown);
+}

@@ -71,6 +71,7 @@ typedef enum vq_export_format {
     VQ_EXPORT_GPTQ,
     VQ_EXPORT_COMPRESSED_TENSORS
 } vq_export_format;
+typedef enum vq_transport { VQ_TRANSPORT_AUTO, VQ_TRANSPORT_MPI, VQ_TRANSPORT_NCCL } vq_transport;
 typedef enum vq_device { VQ_DEVICE_AUTO, VQ_DEVICE_CPU, VQ_DEVICE_CUDA } vq_device;
 
 typedef struct vq_config {
@@ -151,6 +152,7 @@ typedef struct vq_config {
     int64_t stages, replicas, slices;
     struct {
         double limit_s;
+        vq_transport transport;
     } comm;
     vq_device device;
     int64_t threads;

@@ -4,6 +4,7 @@
  * headers stand in for CUDA's; the products are the BLAS's, the factorizations LAPACK's. It is no
  * backend for users: one thread runs everything. */
 #pragma once
+#include <stdbool.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -18,7 +19,11 @@ void shim_set_order(shim_order order);
 /* Kernels launched so far. */
 long shim_launches(void);
 
-/* Device memory may be read and written by the caller, or not, as by host code; nested. */
+/* Locks device memory against host code, which then ends with SIGSEGV where it reads or writes it.
+ * Costs two system calls over all device memory a kernel; off at first. */
+void shim_lock_device(bool lock);
+
+/* The stand-ins' own: until shim_leave_device the caller may touch device memory; nested. */
 void shim_enter_device(void);
 void shim_leave_device(void);
 

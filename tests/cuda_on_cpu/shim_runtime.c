@@ -1,6 +1,6 @@
 /* shim_runtime - the CUDA runtime's host functions: memory, streams, events, at once.
  *
- * Device memory is locked (PROT_NONE) except while a kernel or a copy runs. Fresh memory holds
+ * Locked device memory is PROT_NONE except while a kernel or a copy runs. Fresh memory holds
  * NaNs; each allocation ends at a guard: whole pages, and under ASan the exact end. */
 #include <cuda.h>
 #include <cuda_runtime_api.h>
@@ -38,7 +38,8 @@ typedef struct range {
 } range;
 
 static range ranges[MAX_RANGES];
-static int n_ranges, depth;
+static int n_ranges, depth = 1; /* of those that have entered; not locked: one for ever */
+static bool locks;
 static size_t used_bytes;
 
 static void lock_all(int protection)
@@ -58,6 +59,16 @@ void shim_enter_device(void)
 void shim_leave_device(void)
 {
     if (--depth == 0) lock_all(PROT_NONE);
+}
+
+void shim_lock_device(bool lock)
+{
+    if (lock == locks) return;
+    locks = lock;
+    if (lock)
+        shim_leave_device();
+    else
+        shim_enter_device();
 }
 
 static bool on_device(const void *ptr, size_t bytes)

@@ -46,6 +46,7 @@ static void run_case(vq_arena *arena, const vq_backend *be, double limit, const 
     for (int order = SHIM_UP; order <= SHIM_MIXED; order++) {
         op_args a = {0};
         shim_set_order((shim_order)order);
+        shim_lock_device(be->act == VQ_F32 && order == SHIM_UP); /* host code is the same for all */
         EXPECT_OK(kind->make(be, arena, c->size, &a));
         if (order == SHIM_UP) {
             assert_int_equal(vq_cpu_open_f64(&cpu, 1), VQ_OK);

@@ -1,8 +1,7 @@
 /* cuda_runtime_api.h - stand-in for the part of the CUDA runtime that vqround calls, on the host.
  *
  * Everything runs at once, so streams and events are always done. Device memory is host memory that
- * only "device" code may touch: outside kernels and copies its pages are locked, so that a host
- * function that reads through a device pointer ends with SIGSEGV, as it would on a GPU. */
+ * can be locked against host code (shim.h), which then ends with SIGSEGV, as it would on a GPU. */
 #pragma once
 #include <stdbool.h>
 #include <stddef.h>

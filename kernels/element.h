@@ -122,3 +122,31 @@ VQ_HD real vq_grid_zero(real low, real scale, real qmax, bool symmetric, bool in
     }
     return zero;
 }
+
+/* |d|^2.4 = x^2 y^4 with x = d^2 and y = x^(-1/5): y from the bits of x, whose fifth is nearly that
+ * of the logarithm, to 3 %, then by Newton's steps, which square 3 times the error. pow() takes
+ * twenty times as long. x = 0 gives a finite y, and so 0. */
+#ifdef VQ_CPU_F64
+typedef int64_t vq_real_bits;
+#define VQ_ROOT_BITS (1.2 * (1023 - 0.049) * 0x1p52) /* of 1, less what makes errors even */
+#define VQ_ROOT_STEPS 5
+#else
+typedef int32_t vq_real_bits;
+#define VQ_ROOT_BITS (1.2f * (127 - 0.049f) * 0x1p23f)
+#define VQ_ROOT_STEPS 3
+#endif
+
+VQ_HD real vq_power_2_4(real d)
+{
+    const real x = d * d;
+    vq_real_bits b;
+    real y;
+    memcpy(&b, &x, sizeof b);
+    b = (vq_real_bits)(VQ_ROOT_BITS - (real)0.2 * (real)b);
+    memcpy(&y, &b, sizeof y);
+    for (int i = 0; i < VQ_ROOT_STEPS; i++) {
+        const real y2 = y * y;
+        y *= (real)1.2 - (real)0.2 * x * (y2 * y2) * y;
+    }
+    return x * x * ((y * y) * (y * y));
+}

@@ -914,7 +914,8 @@ static double inverse_factor_flops(const int64_t *s)
     return 2.0 / 3 * pow((double)s[0], 3);
 }
 
-/* size = out, in, bits, group, type of w, block, how (1 symmetric + 2 static groups + 4 hessian),
+/* size = out, in, bits, group, type of w, block, how (1 symmetric + 2 static groups + 4 hessian +
+ * 8 search),
  * by how much the order is rotated; in: w, u, order, dead; out: base, ints, rest, scale, zero */
 static vq_status gptq_sweep_make(const vq_backend *be, vq_arena *arena, const int64_t *s,
                                  op_args *a)
@@ -949,7 +950,8 @@ static vq_status gptq_sweep_run(const vq_backend *be, const int64_t *s, op_args 
                                 .symmetric = s[6] & 1,
                                 .scale_dtype = VQ_F32,
                                 .static_groups = s[6] & 2,
-                                .hessian_residual = s[6] & 4};
+                                .hessian_residual = s[6] & 4,
+                                .search = s[6] & 8};
     return vq_gptq_sweep(be, &a->quant, &a->out[1], &a->out[2], &a->loss, &a->in[0], &a->in[1],
                          &a->in[2], &a->in[3], &rule);
 }

@@ -84,43 +84,15 @@ vq_status vq_cpu_grid_minmax(void *ctx, vq_tensor *scale, vq_tensor *zero, const
 
 /* --- the search ------------------------------------------------------------------------------ */
 
-#ifdef VQ_CPU_F64
-typedef int64_t whole;
-#define ROOT_BITS (1.2 * (1023 - 0.049) * 0x1p52) /* of 1, less what makes errors even */
-#define ROOT_STEPS 5
-#else
-typedef int32_t whole;
-#define ROOT_BITS (1.2f * (127 - 0.049f) * 0x1p23f)
-#define ROOT_STEPS 3
-#endif
-
 #define SHRINKS 80       /* ranges tried: p = 1 - i / 100 */
 #define CHECK_EVERY 1024 /* weights between two looks at whether a range has lost already */
-
-/* |d|^2.4 = x^2 y^4 with x = d^2 and y = x^(-1/5): y from the bits of x, whose fifth is nearly that
- * of the logarithm, to 3 %, then by Newton's steps, which square 3 times the error. pow() takes
- * twenty times as long. x = 0 gives a finite y, and so 0. */
-static inline real power_2_4(real d)
-{
-    const real x = d * d;
-    whole b;
-    real y;
-    memcpy(&b, &x, sizeof b);
-    b = (whole)(ROOT_BITS - (real)0.2 * (real)b);
-    memcpy(&y, &b, sizeof y);
-    for (int i = 0; i < ROOT_STEPS; i++) {
-        const real y2 = y * y;
-        y *= (real)1.2 - (real)0.2 * x * (y2 * y2) * y;
-    }
-    return x * x * ((y * y) * (y * y));
-}
 
 /* Adds the errors of LANES weights, in units. */
 static inline void add_errors(real *sum, const real *w, real s, real z, real qmax, real unit)
 {
     for (int64_t l = 0; l < LANES; l++) {
         const real n = VQ_RINT(w[l] / s) + z, q = n > 0 ? (n < qmax ? n : qmax) : 0;
-        sum[l] += power_2_4((s * (q - z) - w[l]) * unit);
+        sum[l] += vq_power_2_4((s * (q - z) - w[l]) * unit);
     }
 }
 

@@ -262,6 +262,7 @@ static const vq_ops cuda_ops = {
     .round_scale_fwd = vq_cuda_round_scale_fwd,
     .round_scale_bwd = vq_cuda_round_scale_bwd,
     .grid_minmax = vq_cuda_grid_minmax,
+    .grid_search = vq_cuda_grid_search,
     .grid_split = vq_cuda_grid_split,
     .grid_round = vq_cuda_grid_round,
     .grid_value = vq_cuda_grid_value,

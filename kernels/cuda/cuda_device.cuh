@@ -100,15 +100,17 @@ __device__ __forceinline__ float vq_load_any(const void *x, vq_dtype dtype, int6
     }
 }
 
-/* The number nearest to s that scale_dtype holds; never 0, since weights are divided by it. */
+/* The number nearest to s that scale_dtype holds, and f16 too for a bf16 one up to 65504, so that a
+ * packed file of either type holds the scale; never 0, since weights are divided by it. */
 __device__ __forceinline__ float vq_round_scale(float s, vq_dtype scale_dtype)
 {
-    const float least = scale_dtype == VQ_F16    ? 0x1p-24f
-                        : scale_dtype == VQ_BF16 ? 0x1p-133f
-                                                 : 0x1p-149f;
-    if (scale_dtype == VQ_F16) s = vq_load(vq_store<__half>(s));
-    if (scale_dtype == VQ_BF16) s = vq_load(vq_store<__nv_bfloat16>(s));
-    return s > least ? s : least;
+    if (scale_dtype == VQ_BF16) {
+        s = vq_load(vq_store<__nv_bfloat16>(s));
+        if (s > 65504) return s;
+    }
+    if (scale_dtype != VQ_F16 && scale_dtype != VQ_BF16) return s > 0x1p-149f ? s : 0x1p-149f;
+    s = vq_load(vq_store<__half>(s));
+    return s > 0x1p-24f ? s : 0x1p-24f;
 }
 
 /* N elements that are moved at once; N of them are at most 16 bytes. */

@@ -305,6 +305,7 @@ vq_status vq_cuda_gptq_sweep(void *ctx, vq_quant *q, vq_tensor *ints, vq_tensor 
 {
     vq_cuda *cuda = static_cast<vq_cuda *>(ctx);
     const uint8_t *is_dead = static_cast<const uint8_t *>(dead->data);
+    const vq_cuda_grid_rule grid = {rule->symmetric, true, rule->search, rule->scale_dtype};
     *error = 0;
     if (vq_tensor_count(w) == 0) return VQ_OK;
     sweep t = {};
@@ -328,15 +329,14 @@ vq_status vq_cuda_gptq_sweep(void *ctx, vq_quant *q, vq_tensor *ints, vq_tensor 
                             t.order, is_dead, t.out, t.in));
     /* Grids hold 0, so that leaving out dead columns is the same as reading them as 0. */
     if (!t.running)
-        VQ_TRY(vq_cuda_find_grids(cuda, q, w, rule->symmetric, true, rule->scale_dtype,
-                                  t.groups > 1 ? is_dead : NULL, 0, t.groups));
+        VQ_TRY(vq_cuda_find_grids(cuda, q, w, &grid, t.groups > 1 ? is_dead : NULL, 0, t.groups));
     const vq_tensor swept = vq_tensor_2d(t.w, VQ_F32, t.out, t.in);
     for (int64_t from = 0; from < t.in; from += t.block) {
         const int64_t to = VQ_MIN(from + t.block, t.in);
         if (t.running) {
             const int64_t first = VQ_CEIL_DIV(from, t.group_size);
-            VQ_TRY(vq_cuda_find_grids(cuda, q, &swept, rule->symmetric, true, rule->scale_dtype,
-                                      NULL, first, VQ_CEIL_DIV(to, t.group_size) - first));
+            VQ_TRY(vq_cuda_find_grids(cuda, q, &swept, &grid, NULL, first,
+                                      VQ_CEIL_DIV(to, t.group_size) - first));
         }
         VQ_TRY(sweep_block(cuda, &t, q, ints, from, to));
     }

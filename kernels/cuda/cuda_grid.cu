@@ -5,69 +5,114 @@
  * the CPU: floor and round see their last bit. */
 #include "cuda_device.cuh"
 
-/* Least and greatest of a group, then its grid. What is NaN is not seen. */
-struct grid_rule {
-    int64_t out, in, groups, group_size;
-    int64_t first_group, n_groups; /* those to find */
+/* The groups whose grids are wanted. */
+struct groups {
+    int64_t out, in, n, size; /* n: of a row */
+    int64_t first, wanted;    /* of a row's */
     float qmax;
-    bool symmetric, include_zero;
-    vq_dtype scale_dtype;
+    vq_cuda_grid_rule rule;
 };
 
+/* The grid of weights in [low, high]. */
+static __device__ __forceinline__ void grid_of_range(const groups &g, float low, float high,
+                                                     float *s, float *z)
+{
+    vq_grid_range(&low, &high, g.rule.symmetric, g.rule.include_zero);
+    *s = low == high ? 1 : vq_round_scale((high - low) / g.qmax, g.rule.scale_dtype);
+    *z = vq_grid_zero(low, *s, g.qmax, g.rule.symmetric, g.rule.include_zero);
+}
+
+#define SHRINKS 80 /* ranges tried: p = 1 - i / 100 */
+
+/* Each range in turn, by the block: errors in units of the first scale, whose squares stay in
+ * range. The grid of the least error, the first among equals; all threads get it. */
+template <class T>
+static __device__ void search(const groups &g, const T *w, const uint8_t *dead, int64_t n,
+                              float low, float high, float *scale, float *zero)
+{
+    float least = INFINITY, unit = 0;
+    for (int i = 0; i < SHRINKS; i++) {
+        const float p = float(1 - double(i) / 100);
+        float s, z, sum = 0;
+        grid_of_range(g, p * low, p * high, &s, &z);
+        if (i == 0) *scale = s, *zero = z, unit = 1 / s;
+        for (int64_t j = threadIdx.x; j < n; j += blockDim.x) {
+            if (dead && dead[j]) continue;
+            const float x = vq_load(w[j]), level = rintf(x / s) + z;
+            const float q = level > 0 ? (level < g.qmax ? level : g.qmax) : 0;
+            sum += vq_power_2_4((s * (q - z) - x) * unit);
+        }
+        sum = vq_block_sum(sum);
+        if (sum < least) least = sum, *scale = s, *zero = z;
+    }
+}
+
+/* A block takes a group. What is NaN is not seen. */
 template <class T>
 static __global__ void __launch_bounds__(VQ_BLOCK_MAX)
-    find_grids(float *scale, float *zero, const T *w, const uint8_t *dead, grid_rule rule)
+    find_grids(float *scale, float *zero, const T *w, const uint8_t *dead, groups g)
 {
-    for (int64_t b = blockIdx.x; b < rule.out * rule.n_groups; b += gridDim.x) {
-        const int64_t row = b / rule.n_groups, group = rule.first_group + b % rule.n_groups;
-        const int64_t first = group * rule.group_size;
-        const int64_t end = VQ_MIN(first + rule.group_size, rule.in);
-        float low = INFINITY, high = -INFINITY;
-        for (int64_t i = first + threadIdx.x; i < end; i += blockDim.x) {
-            if (dead && dead[i]) continue;
-            const float x = vq_load(w[row * rule.in + i]);
+    for (int64_t b = blockIdx.x; b < g.out * g.wanted; b += gridDim.x) {
+        const int64_t row = b / g.wanted, group = g.first + b % g.wanted, first = group * g.size;
+        const int64_t n = VQ_MIN(g.size, g.in - first), at = row * g.n + group;
+        const T *from = w + row * g.in + first;
+        const uint8_t *none = dead ? dead + first : NULL;
+        float low = g.rule.search ? 0 : INFINITY, high = -low, s, z;
+        for (int64_t i = threadIdx.x; i < n; i += blockDim.x) {
+            if (none && none[i]) continue;
+            const float x = vq_load(from[i]);
             low = x < low ? x : low;
             high = x > high ? x : high;
         }
         low = -vq_block_max(-low);
         high = vq_block_max(high);
-        if (threadIdx.x > 0) continue;
-        vq_grid_range(&low, &high, rule.symmetric, rule.include_zero);
-        const float s =
-            low == high ? 1 : vq_round_scale((high - low) / rule.qmax, rule.scale_dtype);
-        scale[row * rule.groups + group] = s;
-        zero[row * rule.groups + group] =
-            vq_grid_zero(low, s, rule.qmax, rule.symmetric, rule.include_zero);
+        if (g.rule.search)
+            search(g, from, none, n, low, high, &s, &z);
+        else
+            grid_of_range(g, low, high, &s, &z);
+        if (threadIdx.x == 0) scale[at] = s, zero[at] = z;
     }
 }
 
-vq_status vq_cuda_find_grids(vq_cuda *cuda, vq_quant *q, const vq_tensor *w, bool symmetric,
-                             bool include_zero, vq_dtype scale_dtype, const uint8_t *dead,
+vq_status vq_cuda_find_grids(vq_cuda *cuda, vq_quant *q, const vq_tensor *w,
+                             const vq_cuda_grid_rule *rule, const uint8_t *dead,
                              int64_t first_group, int64_t n_groups)
 {
-    grid_rule rule = {};
-    rule.out = w->dim[0], rule.in = w->dim[1];
-    rule.groups = q->scale.dim[1], rule.group_size = q->group_size;
-    rule.first_group = first_group, rule.n_groups = n_groups;
-    rule.qmax = float((1 << q->bits) - 1);
-    rule.symmetric = symmetric, rule.include_zero = include_zero, rule.scale_dtype = scale_dtype;
-    if (rule.out * n_groups == 0) return VQ_OK;
-    const int threads = vq_cuda_row_threads(VQ_MIN(rule.group_size, rule.in), 1);
+    groups g = {};
+    g.out = w->dim[0], g.in = w->dim[1], g.n = q->scale.dim[1], g.size = q->group_size;
+    g.first = first_group, g.wanted = n_groups;
+    g.qmax = float((1 << q->bits) - 1);
+    g.rule = *rule;
+    if (g.out * n_groups == 0) return VQ_OK;
+    const int threads = vq_cuda_row_threads(VQ_MIN(g.size, g.in), 1);
     VQ_FLOAT_TYPE(w->dtype,
-                  VQ_LAUNCH(cuda, find_grids<T>, vq_cuda_blocks(rule.out * n_groups, 1), threads, 0,
+                  VQ_LAUNCH(cuda, find_grids<T>, vq_cuda_blocks(g.out * n_groups, 1), threads, 0,
                             static_cast<float *>(q->scale.data), static_cast<float *>(q->zero.data),
-                            static_cast<const T *>(w->data), dead, rule));
+                            static_cast<const T *>(w->data), dead, g));
     return VQ_OK;
+}
+
+static vq_status find_all(void *ctx, vq_tensor *scale, vq_tensor *zero, const vq_tensor *w,
+                          int bits, int64_t group_size, const vq_cuda_grid_rule *rule)
+{
+    vq_quant q = {};
+    q.scale = *scale, q.zero = *zero, q.bits = bits, q.group_size = group_size;
+    return vq_cuda_find_grids(static_cast<vq_cuda *>(ctx), &q, w, rule, NULL, 0, scale->dim[1]);
 }
 
 vq_status vq_cuda_grid_minmax(void *ctx, vq_tensor *scale, vq_tensor *zero, const vq_tensor *w,
                               int bits, int64_t group_size, bool symmetric, bool include_zero,
                               vq_dtype scale_dtype)
 {
-    vq_quant q = {};
-    q.scale = *scale, q.zero = *zero, q.bits = bits, q.group_size = group_size;
-    return vq_cuda_find_grids(static_cast<vq_cuda *>(ctx), &q, w, symmetric, include_zero,
-                              scale_dtype, NULL, 0, scale->dim[1]);
+    const vq_cuda_grid_rule rule = {symmetric, include_zero, false, scale_dtype};
+    return find_all(ctx, scale, zero, w, bits, group_size, &rule);
+}
+
+vq_status vq_cuda_grid_search(void *ctx, vq_tensor *scale, vq_tensor *zero, const vq_tensor *w,
+                              int bits, int64_t group_size, bool symmetric, vq_dtype scale_dtype)
+{
+    const vq_cuda_grid_rule rule = {symmetric, true, true, scale_dtype};
+    return find_all(ctx, scale, zero, w, bits, group_size, &rule);
 }
 
 /* --- by rows --------------------------------------------------------------------------------- */

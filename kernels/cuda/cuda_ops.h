@@ -62,11 +62,16 @@ vq_status vq_cuda_fetch(vq_cuda *cuda, void *dst_host, const void *src, size_t b
  * before is done (cuda_adam.cu). */
 vq_status vq_cuda_sum(vq_cuda *cuda, double *out_host, const double *partial, int64_t n);
 
-/* vq_grid_minmax with q's bits and groups, into q's scale and zero; only of the groups
- * [first_group, first_group + n_groups), and without the columns that dead (device, may be NULL)
- * marks (cuda_grid.cu). */
-vq_status vq_cuda_find_grids(vq_cuda *cuda, vq_quant *q, const vq_tensor *w, bool symmetric,
-                             bool include_zero, vq_dtype scale_dtype, const uint8_t *dead,
+/* How a group's grid is found: by vq_grid_minmax or, with search, vq_grid_search. */
+typedef struct vq_cuda_grid_rule {
+    bool symmetric, include_zero, search;
+    vq_dtype scale_dtype;
+} vq_cuda_grid_rule;
+
+/* The grids of q's groups [first_group, first_group + n_groups) into its scale and zero, with q's
+ * bits, without the columns that dead (device, may be NULL) marks (cuda_grid.cu). */
+vq_status vq_cuda_find_grids(vq_cuda *cuda, vq_quant *q, const vq_tensor *w,
+                             const vq_cuda_grid_rule *rule, const uint8_t *dead,
                              int64_t first_group, int64_t n_groups);
 
 /* n floats of any type to any other, queued (cuda_layer.cu). */
@@ -138,6 +143,8 @@ vq_status vq_cuda_round_scale_bwd(void *ctx, vq_tensor *dfactor, const vq_tensor
 vq_status vq_cuda_grid_minmax(void *ctx, vq_tensor *scale, vq_tensor *zero, const vq_tensor *w,
                               int bits, int64_t group_size, bool symmetric, bool include_zero,
                               vq_dtype scale_dtype);
+vq_status vq_cuda_grid_search(void *ctx, vq_tensor *scale, vq_tensor *zero, const vq_tensor *w,
+                              int bits, int64_t group_size, bool symmetric, vq_dtype scale_dtype);
 vq_status vq_cuda_grid_round(void *ctx, vq_tensor *out, const vq_tensor *w, const vq_quant *q);
 vq_status vq_cuda_grid_split(void *ctx, vq_tensor *base, vq_tensor *rest, const vq_tensor *w,
                              const vq_tensor *scale, const vq_tensor *zero, int bits,

@@ -127,6 +127,9 @@ static void test_sweep(void **state)
         {&OP_GPTQ_SWEEP, {40, 500, 4, 100, VQ_F32, 300, 0, 70}},
         {&OP_GPTQ_SWEEP, {40, 300, 4, 300, VQ_F32, 1 << 20, 0, 0}},
         {&OP_GPTQ_SWEEP, {30, 131, 8, 1, VQ_F32, 1, 2, 0}},
+        {&OP_GPTQ_SWEEP, {40, 83, 2, 83, VQ_F32, 32, 8, 0}},
+        {&OP_GPTQ_SWEEP, {40, 83, 3, 20, VQ_BF16, 32, 1 + 8, 5}},
+        {&OP_GPTQ_SWEEP, {40, 83, 2, 20, VQ_F16, 32, 2 + 8, 5}},
     };
     for (int i = 0; i < VQ_COUNT(cases); i++) {
         const size_t mark = vq_arena_mark(&arena);

@@ -756,7 +756,7 @@ static vq_status grid_search_make(const vq_backend *be, vq_arena *arena, const i
 static vq_status grid_search_run(const vq_backend *be, const int64_t *s, op_args *a)
 {
     return vq_grid_search(be, &a->out[0], &a->out[1], &a->in[0], (int)s[2], s[3], s[4],
-                          op_dtype(be, s[6]));
+                          s[6] == VQ_F32 ? be->real : (vq_dtype)s[6]);
 }
 
 static void grid_search_reference(const int64_t *s, op_args *a)

@@ -7,6 +7,7 @@
 
 #include "error.h"
 #include "log.h"
+#include "place.h"
 #include "share.h"
 
 #define KIND "teacher"
@@ -18,9 +19,9 @@ static const vq_model *teacher_model(const vq_job *job)
     return job->teacher.dir ? &job->teacher : &job->model;
 }
 
-const vq_tensor *vq_teacher_head(const vq_job *job)
+const vq_tensor *vq_teacher_head(const vq_teacher *t)
 {
-    return &teacher_model(job)->head;
+    return &t->stage.there->head;
 }
 
 static bool has_cache_duty(const vq_job *job)
@@ -39,11 +40,16 @@ typedef struct writing {
 } writing;
 
 /* KL(teacher || cached teacher) of a window, a token. */
-static vq_status measure_kl(vq_job *job, const vq_tensor *hidden, const vq_tensor *kept, double *kl)
+static vq_status measure_kl(const vq_teacher *t, const vq_tensor *hidden, const vq_tensor *kept,
+                            double *kl)
 {
+    vq_job *job = t->job;
+    const vq_tensor *head = vq_teacher_head(t);
+    vq_tensor there;
     *kl = 0;
-    const vq_tensor *head = vq_teacher_head(job);
-    return vq_head_kd(&job->be, kl, NULL, hidden, kept, head, head, 1, 1 / (double)hidden->dim[0]);
+    VQ_TRY(vq_place_there(&job->be, &job->step, kept, &there));
+    return vq_head_kd(&job->be, kl, NULL, hidden, &there, head, head, 1,
+                      1 / (double)hidden->dim[0]);
 }
 
 static vq_status write_window(void *ctx, int64_t first, int64_t count, const vq_tensor *ids,
@@ -55,15 +61,16 @@ static vq_status write_window(void *ctx, int64_t first, int64_t count, const vq_
     const int64_t T = ids->dim[1], E = hidden->dim[1];
     size_t mark = vq_arena_mark(&job->step);
     double norm;
-    vq_tensor kept;
+    vq_tensor kept, host;
     VQ_ASSERT(count == 1);
     VQ_TRY(vq_norm2(&job->be, &norm, hidden));
     if (!isfinite(norm) && w->not_finite < 0) w->not_finite = first;
     VQ_TRY(vq_tensor_new(&job->step, VQ_HOST, t->dtype, VQ_DIMS(T, E), &kept));
-    VQ_TRY(vq_convert(kept.data, t->dtype, hidden->data, hidden->dtype, T * E));
+    VQ_TRY(vq_place_host(&job->be, &job->step, hidden, &host));
+    VQ_TRY(vq_convert(kept.data, t->dtype, host.data, host.dtype, T * E));
     const vq_tensor rows = vq_tensor_3d(kept.data, t->dtype, 1, T, E);
     VQ_TRY(vq_h5_write_rows(&w->file, "hidden", w->n++, &rows));
-    if (first == 0) VQ_TRY(measure_kl(job, hidden, &kept, &t->kl));
+    if (first == 0) VQ_TRY(measure_kl(t, hidden, &kept, &t->kl));
     vq_arena_reset(&job->step, mark);
     vq_progress_step(&w->progress, w->n, NULL);
     return VQ_OK;
@@ -217,7 +224,11 @@ vq_status vq_cache_teacher(vq_job *job, const vq_data *data, vq_teacher *t)
     vq_share share;
     *t = (vq_teacher){.job = job, .dtype = model->embed.dtype};
     vq_comm_at(job->comm, "teacher");
-    VQ_TRY(vq_comm_agree(job->comm, vq_job_stage(job, model, data->calib.T, &t->stage)));
+    /* The same model: the same tensors; windows are as long at most. */
+    if (!job->teacher.dir)
+        t->stage = job->stage;
+    else
+        VQ_TRY(vq_comm_agree(job->comm, vq_job_stage(job, model, data->calib.T, &t->stage)));
     if (job->config->train.loss != VQ_LOSS_KD || !job->config->teacher.cache) return VQ_OK;
     uint64_t key = vq_hash_u64(vq_hash_u64(VQ_HASH_START, model->fingerprint), data->calib_hash);
     VQ_TRY(vq_share_begin(job, KIND, key, PREFIX, true, &share));
@@ -274,8 +285,8 @@ vq_status vq_teacher_step(vq_teacher *t, int64_t first, int64_t n)
         return vq_pipeline_forward(job, &t->stage, VQ_MODE_FLOAT, &t->stream, 1, keep_window, t);
     for (int64_t i = 0; i < n && has_cache_duty(job); i++) {
         const vq_tensor window = vq_tensor_rows(&t->hidden, i, 1);
-        VQ_TRY(
-            vq_h5_read_rows(&t->file[t->in_file[first + i]], "hidden", t->row[first + i], &window));
+        VQ_TRY(vq_place_read_rows(&job->be, &job->scratch, &t->file[t->in_file[first + i]],
+                                  "hidden", t->row[first + i], &window));
     }
     return VQ_OK;
 }

@@ -41,5 +41,5 @@ vq_tensor vq_teacher_rows(const vq_teacher *teacher, int64_t micro, int64_t firs
 
 void vq_teacher_close(vq_teacher *teacher);
 
-/* The teacher's lm_head. */
-const vq_tensor *vq_teacher_head(const vq_job *job);
+/* The teacher's lm_head, where the job computes. */
+const vq_tensor *vq_teacher_head(const vq_teacher *teacher);

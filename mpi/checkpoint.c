@@ -8,6 +8,7 @@
 
 #include "error.h"
 #include "log.h"
+#include "place.h"
 
 #define KIND "checkpoint"
 #define PART_KIND "checkpoint part"
@@ -19,31 +20,30 @@
 
 /* --- a whole pool ---------------------------------------------------------------------------- */
 
-static vq_status write_state(vq_h5 *h, const vq_job *job, const vq_adam *adam)
+static vq_status write_state(vq_h5 *h, vq_job *job, const vq_adam *adam)
 {
     VQ_TRY(vq_h5_set_u64(h, NULL, "key", job->train_key));
     VQ_TRY(vq_h5_set_i64(h, NULL, "step", adam->step));
     if (!job->pool.is_whole) return VQ_OK;
-    VQ_TRY(vq_h5_write(h, "codes", &job->pool.codes));
-    VQ_TRY(vq_h5_write(h, "m", &adam->m));
-    return vq_h5_write(h, "v", &adam->v);
+    VQ_TRY(vq_place_write(&job->be, &job->scratch, h, "codes", &job->pool.codes));
+    VQ_TRY(vq_place_write(&job->be, &job->scratch, h, "m", &adam->m));
+    return vq_place_write(&job->be, &job->scratch, h, "v", &adam->v);
 }
 
 static vq_status read_state(const vq_h5 *h, vq_job *job, vq_adam *adam)
 {
     VQ_TRY(vq_h5_get_i64(h, NULL, "step", &adam->step));
     if (!job->pool.is_whole) return VQ_OK;
-    VQ_TRY(vq_h5_read(h, "codes", &job->pool.codes));
-    VQ_TRY(vq_h5_read(h, "m", &adam->m));
-    return vq_h5_read(h, "v", &adam->v);
+    VQ_TRY(vq_place_read(&job->be, &job->scratch, h, "codes", &job->pool.codes));
+    VQ_TRY(vq_place_read(&job->be, &job->scratch, h, "m", &adam->m));
+    return vq_place_read(&job->be, &job->scratch, h, "v", &adam->v);
 }
 
 /* --- a stage's part -------------------------------------------------------------------------- */
 
 /* Writes or reads a linear's numbers and moments: "NAME/codes", "NAME/m"... and, of learned scales,
  * "NAME/factor", "NAME/factor_m"... */
-static vq_status pass_slot(vq_h5 *h, const vq_job *job, const vq_adam *adam, int64_t slot,
-                           bool write)
+static vq_status pass_slot(vq_h5 *h, vq_job *job, const vq_adam *adam, int64_t slot, bool write)
 {
     const vq_tensor *const whole[] = {&job->pool.codes, &adam->m, &adam->v};
     static const char *const names[][2] = {
@@ -51,11 +51,12 @@ static vq_status pass_slot(vq_h5 *h, const vq_job *job, const vq_adam *adam, int
     char name[320];
     for (int i = 0; i < VQ_COUNT(whole); i++)
         for (int scales = 0; scales < 2; scales++) {
-            const vq_tensor t = scales ? vq_pool_scales(&job->pool, whole[i], slot)
-                                       : vq_pool_part(&job->pool, whole[i], slot);
+            vq_tensor t = scales ? vq_pool_scales(&job->pool, whole[i], slot)
+                                 : vq_pool_part(&job->pool, whole[i], slot);
             if (!t.data) continue;
             snprintf(name, sizeof name, "%s/%s", vq_pool_name(&job->model, slot), names[i][scales]);
-            VQ_TRY(write ? vq_h5_write(h, name, &t) : vq_h5_read(h, name, &t));
+            VQ_TRY(write ? vq_place_write(&job->be, &job->scratch, h, name, &t)
+                         : vq_place_read(&job->be, &job->scratch, h, name, &t));
         }
     return VQ_OK;
 }

@@ -37,7 +37,7 @@ static vq_status window_losses(void *ctx, int64_t first, int64_t count, const vq
         const vq_tensor rows = vq_tensor_rows(hidden, i * T, T - 1);
         double *loss = &p->loss[first + i];
         VQ_TRY(vq_upload(&job->be, &targets, (int32_t *)ids->data + i * T + 1));
-        VQ_TRY(vq_head_nll(&job->be, loss, NULL, &rows, &p->stage->model->head, &targets, 1));
+        VQ_TRY(vq_head_nll(&job->be, loss, NULL, &rows, &p->stage->there->head, &targets, 1));
     }
     vq_arena_reset(&job->step, mark);
     return VQ_OK;

@@ -93,6 +93,7 @@ static vq_status plan(vq_job *job, vq_export_rule *rule, vq_export *p)
 {
     const vq_packing packing = packing_of(job->config);
     VQ_TRY(vq_export_choose(&job->step, &job->model, &job->config->skip, &packing, rule));
+    rule->host = &job->cpu;
     return vq_export_plan(&job->step, &job->stage, rule, p);
 }
 

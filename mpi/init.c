@@ -11,6 +11,7 @@
 #include "grid.h"
 #include "log.h"
 #include "lowrank.h"
+#include "place.h"
 #include "share.h"
 #include "sweep.h"
 
@@ -184,7 +185,7 @@ static vq_status write_linear(vq_h5 *h, vq_vqlinear *l)
     return VQ_OK;
 }
 
-static vq_status read_linear(const vq_h5 *h, vq_vqlinear *l)
+static vq_status read_linear(vq_job *job, const vq_h5 *h, vq_vqlinear *l)
 {
     part parts[N_PARTS];
     char name[320];
@@ -192,7 +193,7 @@ static vq_status read_linear(const vq_h5 *h, vq_vqlinear *l)
     for (int i = 0; i < N_PARTS; i++) {
         if (!parts[i].tensor->data) continue;
         snprintf(name, sizeof name, "%s/%s", l->source->name, parts[i].name);
-        VQ_TRY(vq_h5_read(h, name, parts[i].tensor));
+        VQ_TRY(vq_place_read(&job->be, &job->scratch, h, name, parts[i].tensor));
     }
     return VQ_OK;
 }
@@ -319,7 +320,7 @@ static vq_status find_grid(maker *m, vq_vqlinear *l, vq_tensor *rest, double *er
         VQ_TRY(vq_tensor_new(&job->scratch, job->be.place, job->be.real,
                              VQ_DIMS(w->dim[0], w->dim[1]), rest));
         rest->name = l->source->name;
-        VQ_TRY(read_linear(&m->grids[i], &grid));
+        VQ_TRY(read_linear(job, &m->grids[i], &grid));
         VQ_TRY(vq_h5_read(&m->grids[i], name, rest));
         return vq_h5_get_f64(&m->grids[i], name, "gptq_error", error);
     }
@@ -475,7 +476,7 @@ static vq_status read_files(vq_job *job, int64_t *missing)
         {
             snprintf(name, sizeof name, "%s/base", l->source->name);
             if (status || found[slot] || !vq_h5_has(&h, name)) continue;
-            status = read_linear(&h, l);
+            status = read_linear(job, &h, l);
             found[slot] = true;
         }
         vq_h5_close(&h);
@@ -536,6 +537,34 @@ static vq_status prepare_linears(vq_job *job, const settings *set, vq_init_stats
     return VQ_OK;
 }
 
+/* The same where the job computes on a GPU: files are made on the host, by a stage and linears of
+ * its own that are given back. Collective. */
+static vq_status make_files_on_host(vq_job *job, const settings *set, const vq_data *data)
+{
+    if (job->be.place == VQ_HOST) return make_files(job, set, data);
+    const vq_backend be = job->be;
+    const vq_stage stage = job->stage;
+    const vq_pool pool = job->pool;
+    int *const own_maker = job->maker;
+    const size_t run_mark = vq_arena_mark(&job->run), mark = vq_arena_mark(&job->weights);
+    vq_init_stats unused = {0};
+    job->be = job->cpu;
+    vq_status status = vq_stage_init(&job->run, &job->be, &job->model, stage.first, stage.last,
+                                     data->calib.T, &job->scratch, &job->stage);
+    if (!status) status = prepare_linears(job, set, &unused);
+    status = vq_comm_agree(job->comm, status);
+    if (!status) status = make_files(job, set, data);
+    job->be = be;
+    job->stage = stage;
+    job->pool = pool;
+    job->maker = own_maker;
+    if (status) return status;
+    vq_arena_reset(&job->weights, mark);
+    vq_arena_reset(&job->run, run_mark);
+    vq_arena_trim(&job->weights);
+    return VQ_OK;
+}
+
 /* Reads the codebooks, making them first where the run folder does not have them. Collective. */
 static vq_status find_or_make(vq_job *job, const settings *set, const vq_data *data)
 {
@@ -545,7 +574,7 @@ static vq_status find_or_make(vq_job *job, const settings *set, const vq_data *d
         vq_log(VQ_LOG_INFO, "init     codebooks from an earlier run");
         return VQ_OK;
     }
-    VQ_TRY(make_files(job, set, data));
+    VQ_TRY(make_files_on_host(job, set, data));
     VQ_TRY(read_all(job, &all));
     VQ_ASSERT(all);
     return VQ_OK;

@@ -7,9 +7,12 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include "comm_staged.h"
 #include "cpu_backend.h"
+#include "cuda_module.h"
 #include "error.h"
 #include "log.h"
+#include "place.h"
 
 /* Addresses for an arena: pages are taken as they are used. */
 static size_t reserve_bytes(void)
@@ -17,27 +20,137 @@ static size_t reserve_bytes(void)
     return (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
 }
 
-static vq_status open_backend(const vq_config *config, vq_backend *be)
+/* --- the GPU --------------------------------------------------------------------------------- */
+
+/* The number of this rank among those of its node, and the number of those. */
+static vq_status place_on_node(vq_job *job, int *local, int *n_local)
 {
-    VQ_CHECK(config->device != VQ_DEVICE_CUDA, VQ_EUNSUPPORTED,
-             "--device cuda: this program was built without CUDA: expected cpu or auto. Build it "
-             "where nvcc is found");
-    return vq_cpu_open(be, (int)config->threads);
+    const int n = job->comm->size;
+    const size_t mark = vq_arena_mark(&job->scratch);
+    const uint64_t own = vq_hash_bytes(VQ_HASH_START, job->comm->host, strlen(job->comm->host));
+    const double mine = (double)(own >> 11); /* exact in f64 */
+    double *host;
+    VQ_TRY(VQ_NEW(&job->scratch, n, &host));
+    for (int i = 0; i < n; i++) host[i] = i == job->comm->rank ? mine : 0;
+    vq_tensor t = vq_tensor_1d(host, VQ_F64, n);
+    VQ_TRY(vq_comm_sum(job->comm, &t));
+    *local = *n_local = 0;
+    for (int i = 0; i < n; i++) {
+        *n_local += host[i] == mine;
+        *local += i < job->comm->rank && host[i] == mine;
+    }
+    vq_arena_reset(&job->scratch, mark);
+    return VQ_OK;
+}
+
+/* The module, where a GPU is wanted and this rank sees one. Without one, auto is the CPU. */
+static vq_status find_module(vq_job *job)
+{
+    const vq_device device = job->config->device;
+    job->cuda = NULL;
+    if (device == VQ_DEVICE_CPU) return VQ_OK;
+    const vq_status status = vq_cuda_module_open(&job->cuda);
+    if (status != VQ_OK && device == VQ_DEVICE_CUDA) return status;
+    if (status != VQ_OK) {
+        vq_log(VQ_LOG_DEBUG, "device   the CPU: %s", vq_error_message());
+        vq_error_clear();
+    } else if (job->cuda->device_count() == 0 && device == VQ_DEVICE_AUTO) {
+        vq_log(VQ_LOG_DEBUG, "device   the CPU: no GPU is seen");
+        job->cuda = NULL;
+    }
+    return VQ_OK;
+}
+
+/* Whether all ranks have a GPU: with auto a job does not run on both. Collective. */
+static vq_status agree_on_device(vq_job *job)
+{
+    double lacking = job->cuda == NULL;
+    vq_tensor t = vq_tensor_1d(&lacking, VQ_F64, 1);
+    VQ_TRY(vq_comm_sum(job->comm, &t));
+    if (lacking > 0 && job->cuda)
+        vq_log(VQ_LOG_WARN, "device   the CPU: %d ranks see no GPU", (int)lacking);
+    if (lacking > 0) job->cuda = NULL;
+    return VQ_OK;
+}
+
+static vq_status open_device(vq_job *job, int local)
+{
+    vq_arena *const arenas[VQ_N_ARENAS] = {&job->run, &job->weights, &job->step, &job->scratch};
+    const int n = job->cuda->device_count();
+    char text[160];
+    job->device = n > 0 ? vq_topo_device(local, n) : 0;
+    VQ_TRY(job->cuda->open(&job->be, job->device, VQ_BF16));
+    for (int i = 0; i < VQ_N_ARENAS; i++) {
+        VQ_TRY(job->cuda->arena(&job->be, arenas[i]->name, &job->twins[i]));
+        arenas[i]->twin = &job->twins[i];
+    }
+    VQ_TRY(job->cuda->describe(job->device, text, sizeof text));
+    vq_log(VQ_LOG_INFO, "device   %s", text);
+    return VQ_OK;
+}
+
+/* Who carries the GPUs' tensors. Collective. */
+static vq_status open_transport(vq_job *job, int n_local)
+{
+    const vq_transport wanted = job->config->comm.transport;
+    vq_comm *host = job->comm;
+    double shared = n_local > job->cuda->device_count();
+    vq_tensor t = vq_tensor_1d(&shared, VQ_F64, 1);
+    if (host->size == 1) return VQ_OK;
+    VQ_TRY(vq_comm_sum(host, &t));
+    const bool nccl = wanted == VQ_TRANSPORT_NCCL ||
+                      (wanted == VQ_TRANSPORT_AUTO && shared == 0 && job->cuda->comm_nccl);
+    VQ_CHECK(!nccl || job->cuda->comm_nccl, VQ_EUNSUPPORTED,
+             "--comm nccl: vq_cuda.so was built without NCCL: expected mpi or auto. Build it where "
+             "nccl.h is found");
+    if (nccl)
+        VQ_TRY(job->cuda->comm_nccl(&job->own_comm, host, &job->topo, job->device, &job->run));
+    else
+        VQ_TRY(vq_comm_staged(&job->own_comm, host, &job->be, &job->run));
+    job->comm = &job->own_comm;
+    vq_log(VQ_LOG_INFO, "device   tensors between GPUs by %s", nccl ? "NCCL" : "MPI");
+    return VQ_OK;
+}
+
+/* The GPU, if the job runs on one, else the CPU. Collective. */
+static vq_status open_backend(vq_job *job)
+{
+    int local, n_local;
+    VQ_TRY(vq_comm_agree(job->comm, find_module(job)));
+    VQ_TRY(agree_on_device(job));
+    VQ_TRY(place_on_node(job, &local, &n_local));
+    if (job->cuda) VQ_TRY(vq_comm_agree(job->comm, open_device(job, local)));
+    if (!job->cuda) job->be = job->cpu;
+    return job->cuda ? open_transport(job, n_local) : VQ_OK;
+}
+
+static void close_backend(vq_job *job)
+{
+    if (job->comm == &job->own_comm) job->comm->ops->close(job->comm->ctx);
+    for (int i = 0; i < VQ_N_ARENAS; i++) vq_arena_close(&job->twins[i]);
+    if (job->cuda && job->be.ops) job->cuda->close(&job->be);
+    if (job->cpu.ops) vq_cpu_close(&job->cpu);
+}
+
+/* --- opening --------------------------------------------------------------------------------- */
+
+static vq_status open_memory(vq_job *job)
+{
+    const struct {
+        vq_arena *arena;
+        const char *name;
+    } arenas[VQ_N_ARENAS] = {{&job->run, "run"},
+                             {&job->weights, "model"},
+                             {&job->step, "step"},
+                             {&job->scratch, "scratch"}};
+    for (int i = 0; i < VQ_COUNT(arenas); i++)
+        VQ_TRY(vq_arena_init(arenas[i].arena, arenas[i].name, reserve_bytes()));
+    return vq_cpu_open(&job->cpu, (int)job->config->threads);
 }
 
 static vq_status open_inputs(vq_job *job)
 {
     const vq_config *config = job->config;
-    const struct {
-        vq_arena *arena;
-        const char *name;
-    } arenas[] = {{&job->run, "run"},
-                  {&job->weights, "model"},
-                  {&job->step, "step"},
-                  {&job->scratch, "scratch"}};
-    for (int i = 0; i < VQ_COUNT(arenas); i++)
-        VQ_TRY(vq_arena_init(arenas[i].arena, arenas[i].name, reserve_bytes()));
-    VQ_TRY(open_backend(config, &job->be));
     VQ_TRY(vq_model_open(&job->run, config->model, &job->model));
     VQ_TRY(vq_topo_make(config, &job->model.config, job->comm->rank, job->comm->size, &job->topo));
     if (!config->teacher.model) return VQ_OK;
@@ -84,8 +197,10 @@ vq_status vq_job_open(const vq_config *config, vq_comm *comm, vq_job *job)
 {
     *job = (vq_job){.config = config, .comm = comm};
     vq_comm_at(comm, "opening %.40s", config->model);
+    VQ_TRY(vq_comm_agree(comm, open_memory(job)));
     VQ_TRY(vq_comm_agree(comm, open_inputs(job)));
-    return vq_comm_agree(comm, check_alike(job));
+    VQ_TRY(vq_comm_agree(comm, check_alike(job)));
+    return open_backend(job);
 }
 
 vq_status vq_job_stage(vq_job *job, const vq_model *model, int64_t T, vq_stage *stage)
@@ -117,7 +232,8 @@ void vq_job_trim(vq_job *job)
 {
     vq_arena_trim(&job->step);
     vq_arena_trim(&job->scratch);
-    vq_cpu_trim(&job->be);
+    vq_cpu_trim(&job->cpu);
+    if (job->cuda) job->cuda->trim(&job->be);
     release_linears(&job->model);
     release_linears(&job->teacher);
 }
@@ -126,7 +242,7 @@ void vq_job_close(vq_job *job)
 {
     vq_model_close(&job->model);
     vq_model_close(&job->teacher);
-    if (job->be.ops) vq_cpu_close(&job->be);
+    close_backend(job);
     vq_arena_close(&job->scratch);
     vq_arena_close(&job->step);
     vq_arena_close(&job->weights);
@@ -213,13 +329,19 @@ static vq_status sum_part(vq_job *job, vq_tensor *part)
 vq_status vq_job_sum_replicas(vq_job *job, vq_tensor *t)
 {
     const int64_t n = vq_tensor_count(t), most = SUM_BYTES / (int64_t)vq_dtype_bytes(t->dtype);
-    VQ_ASSERT(t->place == VQ_HOST && (t->dtype == VQ_F32 || t->dtype == VQ_F64));
+    VQ_ASSERT(t->dtype == VQ_F32 || t->dtype == VQ_F64);
     VQ_ASSERT(vq_tensor_contiguous(t));
-    const vq_tensor flat = vq_tensor_1d(t->data, t->dtype, n);
-    for (int64_t i = 0; i < n && job->topo.n_replicas > 1; i += most) {
+    if (job->topo.n_replicas == 1) return VQ_OK;
+    const size_t mark = vq_arena_mark(&job->scratch);
+    vq_tensor host;
+    VQ_TRY(vq_place_host(&job->be, &job->scratch, t, &host));
+    const vq_tensor flat = vq_tensor_1d(host.data, t->dtype, n);
+    for (int64_t i = 0; i < n; i += most) {
         vq_tensor part = vq_tensor_rows(&flat, i, VQ_MIN(most, n - i));
         VQ_TRY(sum_part(job, &part));
     }
+    if (t->place != VQ_HOST) VQ_TRY(vq_upload(&job->be, t, host.data));
+    vq_arena_reset(&job->scratch, mark);
     return VQ_OK;
 }
 

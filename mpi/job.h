@@ -6,15 +6,22 @@
 #include "pool.h"
 #include "topo.h"
 
+#define VQ_N_ARENAS 4
+
 typedef struct vq_job {
     const vq_config *config; /* borrowed: main */
-    vq_comm *comm;           /* borrowed: main */
+    vq_comm *comm;           /* borrowed: main, or own */
     vq_topo topo;
-    vq_backend be;
-    vq_arena run;     /* the whole life */
-    vq_arena weights; /* codes, indices, scales */
-    vq_arena step;    /* activations kept for the backward */
-    vq_arena scratch; /* inside one function */
+    vq_backend be;                     /* computes: cpu, or a GPU's */
+    vq_backend cpu;                    /* works on the host: files, grids, codebooks */
+    vq_arena run;                      /* the whole life */
+    vq_arena weights;                  /* codes, indices, scales */
+    vq_arena step;                     /* activations kept for the backward */
+    vq_arena scratch;                  /* inside one function */
+    const struct vq_cuda_module *cuda; /* NULL: no GPU */
+    int device;                        /* the GPU of this rank */
+    vq_arena twins[VQ_N_ARENAS];       /* of the four arenas, on the GPU */
+    vq_comm own_comm;                  /* carries the GPU's tensors */
     vq_model model;
     vq_model teacher; /* dir NULL: the model is its own teacher */
     vq_stage stage;   /* this rank's layers */
@@ -61,7 +68,7 @@ bool vq_job_has_slot(const vq_job *job, int64_t slot);
  * replica that has its layer. Collective. */
 vq_status vq_job_share_pool(vq_job *job);
 
-/* t (f32 or f64, on the host) = the sum of the t of this stage's ranks in all replicas, added in
+/* t (f32 or f64) = the sum of the t of this stage's ranks in all replicas, added in
  * the order of the replicas: the same bits on each. Collective over the stage. Fails: VQ_EPEER. */
 vq_status vq_job_sum_replicas(vq_job *job, vq_tensor *t);
 

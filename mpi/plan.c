@@ -1012,7 +1012,7 @@ static vq_status plan_job(vq_job *job, const vq_config *config, const double *ho
                               .act = job->be.act,
                               .n_ranks = size,
                               .n_nodes = count_nodes(host, size),
-                              .threads = vq_cpu_thread_count(&job->be),
+                              .threads = vq_cpu_thread_count(&job->cpu),
                               .memory_bytes = *free_bytes / on_node};
     return vq_plan_make(&job->scratch, &in, plan);
 }

@@ -183,9 +183,9 @@ static vq_status run(vq_job *job, vq_folder *folder, int argc, const char *const
                     .group_size = c->group_size,
                     .K = c->K,
                     .D = c->D,
-                    .machine = {.device = "cpu",
+                    .machine = {.device = job->be.ops->name,
                                 .compiler = __VERSION__,
-                                .threads = vq_cpu_thread_count(&job->be)}};
+                                .threads = vq_cpu_thread_count(&job->cpu)}};
     vq_train_stats trained = {0};
     vq_data data;
     vq_init_stats init;

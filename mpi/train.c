@@ -11,6 +11,7 @@
 #include "guard.h"
 #include "log.h"
 #include "loss.h"
+#include "place.h"
 
 /* What a step gives besides the new codes; the same on every rank but for the times. */
 typedef struct step_result {
@@ -92,8 +93,8 @@ static vq_status task_loss(void *ctx, int64_t micro, int64_t first, const vq_ten
 {
     loop *L = ctx;
     const vq_tensor target = vq_teacher_rows(L->teacher, micro, first, hidden->dim[0]);
-    return vq_loss_task(&L->job->stage, L->config, hidden, &target, vq_teacher_head(L->job), ids,
-                        first, L->n_sequences, &L->task, dhidden);
+    return vq_loss_task(&L->job->stage, L->config, hidden, &target, vq_teacher_head(L->teacher),
+                        ids, first, L->n_sequences, &L->task, dhidden);
 }
 
 /* The squared norm of a slot's gradient. */
@@ -136,7 +137,8 @@ static vq_status fail_not_finite(loop *L, int64_t step, const step_result *r)
         const vq_tensor ids = vq_feed_ids(&L->data->calib, first, L->n_sequences);
         VQ_TRY(vq_h5_create(&job->run, path, "step", 1, &h));
         vq_status status = vq_h5_write(&h, "ids", &ids);
-        if (!status && job->pool.is_whole) status = vq_h5_write(&h, "codes", &job->pool.codes);
+        if (!status && job->pool.is_whole)
+            status = vq_place_write(&job->be, &job->scratch, &h, "codes", &job->pool.codes);
         if (status) vq_h5_close(&h);
         VQ_TRY(status);
         VQ_TRY(vq_h5_finish(&h));

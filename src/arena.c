@@ -153,7 +153,7 @@ vq_status vq_arena_array(vq_arena *arena, int64_t count, size_t size, void **out
 vq_status vq_arena_array_twin(vq_arena *arena, int64_t count, size_t size, void **out)
 {
     VQ_ASSERT(arena->twin);
-    struct vq_twin_mark *mark;
+    struct vq_twin_mark *mark = NULL;
     VQ_TRY(VQ_NEW(arena, 1, &mark));
     *mark = (struct vq_twin_mark){.used_bytes = arena->twin->used_bytes, .before = arena->last};
     arena->last = mark;

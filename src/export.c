@@ -239,14 +239,11 @@ vq_status vq_export_plan(vq_arena *arena, vq_stage *stage, const vq_export_rule 
 /* --- the files ---------------------------------------------------------------------------------
  */
 
-/* A tensor's elements on the host as f32. */
-static vq_status to_host(vq_stage *stage, const vq_tensor *t, float **out)
+/* A host tensor's elements as f32. */
+static vq_status to_f32(vq_stage *stage, const vq_tensor *t, float **out)
 {
-    void *host;
-    VQ_TRY(vq_arena_alloc(stage->scratch, vq_tensor_bytes(t), &host));
-    VQ_TRY(vq_download(stage->be, host, t));
     VQ_TRY(VQ_NEW(stage->scratch, vq_tensor_count(t), out));
-    return vq_convert(*out, VQ_F32, host, t->dtype, vq_tensor_count(t));
+    return vq_convert(*out, VQ_F32, t->data, t->dtype, vq_tensor_count(t));
 }
 
 /* The integers q of weights w = s (q - z), whatever made these: |q - z| is below 256, so that even
@@ -270,26 +267,28 @@ static int64_t find_codes(const vq_quant *quant, const float *w, const float *sc
 }
 
 /* The parts of a packed linear, tensors `at` and following of the writer. */
-static vq_status put_packed(vq_stage *stage, vq_mode mode, const vq_packing *packing,
+static vq_status put_packed(const vq_export_rule *rule, vq_stage *stage, vq_mode mode,
                             const vq_export_unit *u, vq_safetensors_writer *writer, int64_t at)
 {
-    const vq_vqlinear *l = u->linear;
+    vq_vqlinear own;
+    const vq_vqlinear *l = &own;
     vq_tensor weight;
     float *w, *scale, *zero;
     uint8_t *q;
     vq_packed packed;
-    VQ_TRY(vq_vqlinear_weight(stage->be, l, mode, stage->scratch, &weight));
-    VQ_TRY(to_host(stage, &weight, &w));
-    VQ_TRY(to_host(stage, &l->quant.scale, &scale));
-    VQ_TRY(to_host(stage, &l->quant.zero, &zero));
+    VQ_TRY(vq_vqlinear_host(stage->be, stage->scratch, u->linear, &own));
+    VQ_TRY(vq_vqlinear_weight(rule->host, l, mode, stage->scratch, &weight));
+    VQ_TRY(to_f32(stage, &weight, &w));
+    VQ_TRY(to_f32(stage, &l->quant.scale, &scale));
+    VQ_TRY(to_f32(stage, &l->quant.zero, &zero));
     VQ_TRY(VQ_NEW(stage->scratch, vq_tensor_count(&weight), &q));
     const int64_t bad = find_codes(&l->quant, w, scale, zero, q);
     VQ_CHECK(bad < 0, VQ_EINTERNAL,
              "%s: weight %lld is %.9g: expected one on its grid. This is a bug of vqround: please "
              "report it",
              l->source->name, (long long)bad, (double)w[bad]);
-    vq_packed_describe(packing, u->source.dim[0], u->source.dim[1], stage->model->embed.dtype,
-                       &packed);
+    vq_packed_describe(&rule->packing, u->source.dim[0], u->source.dim[1],
+                       stage->model->embed.dtype, &packed);
     for (int k = 0; k < VQ_N_PARTS; k++)
         if (packed.part[k].ndim > 0)
             VQ_TRY(vq_arena_alloc(stage->scratch, vq_tensor_bytes(&packed.part[k]),
@@ -302,21 +301,20 @@ static vq_status put_packed(vq_stage *stage, vq_mode mode, const vq_packing *pac
     return VQ_OK;
 }
 
-static vq_status put_dense(vq_stage *stage, vq_mode mode, const vq_export_unit *u,
-                           vq_safetensors_writer *writer, int64_t at)
+static vq_status put_dense(const vq_export_rule *rule, vq_stage *stage, vq_mode mode,
+                           const vq_export_unit *u, vq_safetensors_writer *writer, int64_t at)
 {
-    const vq_backend *be = stage->be;
+    vq_vqlinear own;
     vq_tensor w;
-    void *host, *out;
-    VQ_TRY(vq_vqlinear_weight(be, u->linear, mode, stage->scratch, &w));
-    VQ_TRY(vq_arena_alloc(stage->scratch, vq_tensor_bytes(&w), &host));
-    VQ_TRY(vq_download(be, host, &w));
+    void *out;
+    VQ_TRY(vq_vqlinear_host(stage->be, stage->scratch, u->linear, &own));
+    VQ_TRY(vq_vqlinear_weight(rule->host, &own, mode, stage->scratch, &w));
     VQ_TRY(vq_arena_alloc(stage->scratch, vq_tensor_bytes(&u->source), &out));
-    VQ_TRY(vq_convert(out, u->source.dtype, host, be->act, vq_tensor_count(&u->source)));
+    VQ_TRY(vq_convert(out, u->source.dtype, w.data, w.dtype, vq_tensor_count(&u->source)));
     return vq_safetensors_put(writer, at, out, vq_tensor_bytes(&u->source));
 }
 
-static vq_status put_unit(vq_stage *stage, vq_mode mode, const vq_packing *packing,
+static vq_status put_unit(const vq_export_rule *rule, vq_stage *stage, vq_mode mode,
                           const vq_export_unit *u, vq_safetensors_writer *writer, int64_t at)
 {
     const vq_tensor *t = &u->source;
@@ -328,8 +326,8 @@ static vq_status put_unit(vq_stage *stage, vq_mode mode, const vq_packing *packi
                  stage->model->dir, t->name);
         return vq_safetensors_put(writer, at, t->data, vq_tensor_bytes(t));
     }
-    VQ_TRY(u->is_packed ? put_packed(stage, mode, packing, u, writer, at)
-                        : put_dense(stage, mode, u, writer, at));
+    VQ_TRY(u->is_packed ? put_packed(rule, stage, mode, u, writer, at)
+                        : put_dense(rule, stage, mode, u, writer, at));
     vq_arena_reset(stage->scratch, mark);
     return VQ_OK;
 }
@@ -342,7 +340,7 @@ static void file_name(int32_t file, int32_t n_files, char name[64])
         snprintf(name, 64, "model-%05d-of-%05d.safetensors", file + 1, n_files);
 }
 
-static vq_status write_shard(const vq_export *p, const vq_packing *packing, vq_stage *stage,
+static vq_status write_shard(const vq_export *p, const vq_export_rule *rule, vq_stage *stage,
                              vq_mode mode, int32_t shard, const char *path)
 {
     int64_t first = 0, last, n = 0;
@@ -354,7 +352,7 @@ static vq_status write_shard(const vq_export *p, const vq_packing *packing, vq_s
     VQ_TRY(vq_safetensors_create(stage->scratch, path, &p->tensor[start], n, &writer));
     for (int64_t i = first; i < last; i++) {
         const vq_export_unit *u = &p->unit[i];
-        vq_status status = put_unit(stage, mode, packing, u, &writer, u->first - start);
+        vq_status status = put_unit(rule, stage, mode, u, &writer, u->first - start);
         if (status) {
             vq_safetensors_abandon(&writer);
             return status;
@@ -371,7 +369,7 @@ vq_status vq_export_files(const vq_export *p, const vq_export_rule *rule, vq_sta
         char *path, name[64];
         file_name(first_file + s, n_files, name);
         VQ_TRY(vq_path_join(stage->scratch, dir, name, &path));
-        VQ_TRY(write_shard(p, &rule->packing, stage, mode, s, path));
+        VQ_TRY(write_shard(p, rule, stage, mode, s, path));
     }
     vq_arena_reset(stage->scratch, mark);
     return VQ_OK;

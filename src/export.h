@@ -11,9 +11,10 @@
 
 /* Which linears are packed, and how. */
 typedef struct vq_export_rule {
-    vq_packing packing;    /* format dense: none */
-    bool *is_packed;       /* [N * VQ_N_KINDS], by slot */
-    vq_list packed, dense; /* the linears' names */
+    vq_packing packing;     /* format dense: none */
+    const vq_backend *host; /* borrowed: works out on the host what is written; set by the caller */
+    bool *is_packed;        /* [N * VQ_N_KINDS], by slot */
+    vq_list packed, dense;  /* the linears' names */
 } vq_export_rule;
 
 /* A tensor of the model's files, and what is written for it: itself, a weight of the same shape, or

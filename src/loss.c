@@ -33,7 +33,7 @@ vq_status vq_loss_task(const vq_stage *stage, const vq_config *config, const vq_
                        vq_tensor *dhidden)
 {
     const vq_backend *be = stage->be;
-    const vq_tensor *head = &stage->model->head;
+    const vq_tensor *head = &stage->there->head;
     const int64_t T = vq_tensor_count(ids), n = hidden->dim[0];
     if (config->train.loss == VQ_LOSS_KD)
         return vq_head_kd(be, loss, dhidden, hidden, teacher, head, head_teacher,

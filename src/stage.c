@@ -4,6 +4,7 @@
 #include <math.h>
 
 #include "error.h"
+#include "place.h"
 
 #define OPT_POSITION_OFFSET 2
 
@@ -75,6 +76,51 @@ static vq_status rope_tables(vq_arena *arena, vq_stage *s, int64_t T_max)
     return VQ_OK;
 }
 
+/* What the stage computes with, at be's place: itself where that is the host, else a copy of the
+ * descriptors with everything but the linears' weights uploaded; those come when they are used. */
+static vq_status move_model(vq_arena *arena, vq_stage *s)
+{
+    const vq_model *m = s->model;
+    s->there = m;
+    if (s->be->place == VQ_HOST) return VQ_OK;
+    vq_model *there;
+    VQ_TRY(VQ_NEW(arena, 1, &there));
+    *there = *m;
+    VQ_TRY(VQ_NEW(arena, m->config.N, &there->layers));
+    const bool is_first = vq_stage_is_first(s), is_last = vq_stage_is_last(s);
+    const struct {
+        vq_tensor *t;
+        bool is_wanted;
+    } ends[] = {{&there->embed, is_first},
+                {&there->positions, is_first},
+                {&there->project_in, is_first},
+                {&there->project_out, is_last},
+                {&there->final_norm_weight, is_last},
+                {&there->final_norm_bias, is_last}};
+    for (int i = 0; i < VQ_COUNT(ends); i++)
+        if (ends[i].is_wanted && ends[i].t->data)
+            VQ_TRY(vq_place_there(s->be, arena, ends[i].t, ends[i].t));
+    if (is_last && is_first && m->head.data == m->embed.data)
+        there->head = there->embed;
+    else if (is_last)
+        VQ_TRY(vq_place_there(s->be, arena, &m->head, &there->head));
+    for (int64_t l = 0; l < m->config.N; l++) {
+        vq_layer *layer = &there->layers[l];
+        *layer = m->layers[l];
+        vq_tensor *const norms[] = {&layer->norm1_weight, &layer->norm1_bias, &layer->norm2_weight,
+                                    &layer->norm2_bias,   &layer->q_norm,     &layer->k_norm};
+        if (l < s->first || l >= s->last) continue;
+        for (int i = 0; i < VQ_COUNT(norms); i++)
+            if (norms[i]->data) VQ_TRY(vq_place_there(s->be, arena, norms[i], norms[i]));
+        for (int k = 0; k < VQ_N_KINDS; k++) {
+            vq_tensor *bias = &layer->linear[k].bias;
+            if (bias->data) VQ_TRY(vq_place_there(s->be, arena, bias, bias));
+        }
+    }
+    s->there = there;
+    return VQ_OK;
+}
+
 vq_status vq_stage_init(vq_arena *arena, const vq_backend *be, const vq_model *model, int64_t first,
                         int64_t last, int64_t T_max, vq_arena *scratch, vq_stage *s)
 {
@@ -84,11 +130,12 @@ vq_status vq_stage_init(vq_arena *arena, const vq_backend *be, const vq_model *m
              "%s: seqlen = %lld: expected at most max_position_embeddings = %lld. Lower --seqlen",
              model->dir, (long long)T_max, (long long)c->max_positions);
     *s = (vq_stage){.be = be, .model = model, .first = first, .last = last, .scratch = scratch};
+    VQ_TRY(move_model(arena, s));
     if (c->rope_theta > 0) VQ_TRY(rope_tables(arena, s, T_max));
     VQ_TRY(VQ_NEW(arena, last - first, &s->block));
     for (int64_t l = first; l < last; l++) {
         vq_block *b = &s->block[l - first];
-        const vq_layer *layer = &model->layers[l];
+        const vq_layer *layer = &s->there->layers[l];
         *b = (vq_block){.be = be, .config = c, .layer = layer};
         if (c->rope_theta > 0) b->cos = &s->cos, b->sin = &s->sin;
         for (int k = 0; k < VQ_N_KINDS; k++)
@@ -158,7 +205,7 @@ static vq_status upload_ids(const vq_stage *s, const int32_t *ids, int64_t n, vq
 /* x = embedding of the ids (through project_in), plus OPT's learned positions. */
 vq_status vq_stage_embed(const vq_stage *s, const vq_tensor *ids, int64_t first, vq_tensor *x)
 {
-    const vq_model *m = s->model;
+    const vq_model *m = s->there;
     const int64_t T = ids->dim[1], n = ids->dim[0] * T;
     const int32_t *id = ids->data;
     for (int64_t i = 0; i < n; i++)
@@ -192,7 +239,7 @@ vq_status vq_stage_embed(const vq_stage *s, const vq_tensor *ids, int64_t first,
 
 static bool has_final(const vq_stage *s)
 {
-    return s->model->config.final_norm || s->model->project_out.data;
+    return s->model->config.final_norm || s->there->project_out.data;
 }
 
 /* The rows of tokens [first, first + n) of a kept tensor. */
@@ -204,7 +251,7 @@ static vq_tensor rows(const vq_tensor *t, const vq_kept *k, int64_t first, int64
 /* lm_head's input from the last layer's output in k->final_in. */
 static vq_status final_fwd(const vq_stage *s, vq_kept *k, int64_t first, int64_t n, vq_tensor *out)
 {
-    const vq_model *m = s->model;
+    const vq_model *m = s->there;
     const vq_model_config *c = &m->config;
     const vq_tensor in = rows(&k->final_in, k, first, n);
     vq_tensor normed = rows(&k->final_out, k, first, n), mean = rows(&k->final_mean, k, first, n),
@@ -226,7 +273,7 @@ static vq_status final_fwd(const vq_stage *s, vq_kept *k, int64_t first, int64_t
 static vq_status final_bwd(const vq_stage *s, const vq_kept *k, int64_t first, int64_t n,
                            const vq_tensor *dout, vq_tensor *dx)
 {
-    const vq_model *m = s->model;
+    const vq_model *m = s->there;
     const vq_tensor x = rows(&k->final_in, k, first, n), mean = rows(&k->final_mean, k, first, n),
                     rstd = rows(&k->final_rstd, k, first, n);
     const vq_tensor *dy = dout;

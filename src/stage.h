@@ -8,7 +8,8 @@
 
 typedef struct vq_stage {
     const vq_backend *be;  /* borrowed */
-    const vq_model *model; /* borrowed */
+    const vq_model *model; /* borrowed: names, files, sizes */
+    const vq_model *there; /* the same, with all but the linears' weights at be's place */
     int64_t first, last;   /* layers [first, last) */
     vq_block *block;       /* [last - first] */
     vq_tensor cos, sin;    /* real [T_max, S / 2] */

@@ -2,6 +2,7 @@
 #include "vqlinear.h"
 
 #include "error.h"
+#include "place.h"
 
 const char *vq_mode_name(vq_mode mode)
 {
@@ -64,18 +65,33 @@ vq_status vq_vqlinear_weight(const vq_backend *be, const vq_vqlinear *linear, vq
                              vq_arena *arena, vq_tensor *weight)
 {
     const vq_tensor *source = &linear->source->weight;
-    if (!linear->quantized || mode == VQ_MODE_FLOAT) {
-        *weight = *source;
-        return VQ_OK;
-    }
+    if (!linear->quantized || mode == VQ_MODE_FLOAT)
+        return vq_place_there(be, arena, source, weight);
     VQ_TRY(
         vq_tensor_new(arena, be->place, be->act, VQ_DIMS(source->dim[0], source->dim[1]), weight));
-    if (mode == VQ_MODE_RTN) return vq_grid_round(be, weight, source, &linear->quant);
+    if (mode == VQ_MODE_RTN) {
+        vq_tensor there;
+        VQ_TRY(vq_place_there(be, arena, source, &there));
+        return vq_grid_round(be, weight, &there, &linear->quant);
+    }
     if (mode == VQ_MODE_GPTQ) return vq_grid_value(be, weight, &linear->ints, &linear->quant);
     vq_tensor logits;
     VQ_TRY(logits_of(be, linear, arena, &logits));
     return vq_round_fwd(be, weight, &linear->quant, &logits,
                         mode == VQ_MODE_SOFT ? VQ_SOFT : VQ_HARD);
+}
+
+vq_status vq_vqlinear_host(const vq_backend *be, vq_arena *arena, const vq_vqlinear *linear,
+                           vq_vqlinear *host)
+{
+    *host = *linear;
+    const vq_tensor *const from[] = {&linear->quant.base, &linear->quant.scale, &linear->quant.zero,
+                                     &linear->quant.idx,  &linear->codes,       &linear->ints};
+    vq_tensor *const to[] = {&host->quant.base, &host->quant.scale, &host->quant.zero,
+                             &host->quant.idx,  &host->codes,       &host->ints};
+    for (int i = 0; i < VQ_COUNT(from); i++)
+        if (from[i]->data) VQ_TRY(vq_place_host(be, arena, from[i], to[i]));
+    return VQ_OK;
 }
 
 vq_status vq_vqlinear_fwd(const vq_backend *be, const vq_vqlinear *linear, vq_mode mode,

@@ -46,9 +46,15 @@ vq_status vq_vqlinear_learn_scale(const vq_backend *be, vq_vqlinear *linear, vq_
  * are not learned. */
 vq_status vq_vqlinear_set_scale(const vq_backend *be, vq_vqlinear *linear);
 
-/* The weight in `mode`: the source's own tensor, or one made in arena (act [out, in]). */
+/* The weight in `mode`: the source's own tensor (a copy of it at be's place, in its
+ * own type), or one made in arena (act [out, in]). */
 vq_status vq_vqlinear_weight(const vq_backend *be, const vq_vqlinear *linear, vq_mode mode,
                              vq_arena *arena, vq_tensor *weight);
+
+/* The linear with what its weight is made of on the host, in arena: for files, which hold the
+ * weight in more digits than a device's act. Gradients and counts stay where they are. */
+vq_status vq_vqlinear_host(const vq_backend *be, vq_arena *arena, const vq_vqlinear *linear,
+                           vq_vqlinear *host);
 
 /* y = x W^T + bias.  x act [n, in]; y act [n, out]. */
 vq_status vq_vqlinear_fwd(const vq_backend *be, const vq_vqlinear *linear, vq_mode mode,

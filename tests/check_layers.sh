@@ -11,14 +11,15 @@ table() {
     cat <<'END'
 0 src base error arena log rng
 1 src tensor pack utf8 fileio lock config safetensors torchbin weights textio h5
-2 src backend
+2 src backend place
 2 kernels element
 2 kernels/cpu cpu_real cpu_lanes cpu_ops cpu_gemm cpu_attention cpu_layer cpu_round cpu_loss cpu_adam cpu_grid cpu_gptq cpu_kmeans cpu_backend
+2 kernels/cuda cuda_geometry cuda_plan cuda_ops cuda_device cuda_gemm cuda_attention cuda_layer cuda_round cuda_loss cuda_adam cuda_grid cuda_gptq cuda_kmeans cuda_backend
 3 src packed model spm_bridge added normalize pretokenize bpe tokenizer_json tokenizer_files tokenizer calib
 4 src grid gptq faiss kmeans codebook lowrank vqlinear
 5 src block stage pool loss adam
 6 src harden export eval report runs plot figures dashboard inspect
-7 mpi guard comm comm_self comm_mpi topo comm_nccl schedule
+7 mpi guard comm comm_self comm_mpi comm_staged topo comm_nccl cuda_module cuda_table schedule
 8 mpi job share feed stream pipeline checkpoint
 9 mpi plan sweep init blocks cache train evaluate exporter folder deviation
 10 mpi run
@@ -42,7 +43,7 @@ outside() {
 END
 }
 
-files=$(find src kernels mpi -name '*.[ch]' -o -name '*.cpp' -o -name '*.cu' | sort)
+files=$(find src kernels mpi -name '*.[ch]' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | sort)
 # shellcheck disable=SC2086 # one word per file
 grep -nHE '^[[:space:]]*#[[:space:]]*include' $files /dev/null |
     awk -v files="$files" -v table="$(table)" -v outside="$(outside)" '

@@ -11,7 +11,7 @@
 #define FILE_NAME "vq_cuda.so"
 
 /* Where it may be, from the program's folder. */
-static const char *const places[] = {"", "../lib/vqround/", "../lib64/vqround/"};
+static const char *const places[] = {"", "../", "../lib/vqround/", "../lib64/vqround/"};
 
 static vq_status program_folder(char *dir, size_t size)
 {

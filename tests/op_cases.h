@@ -119,18 +119,17 @@ static inline vq_status op_move(const vq_backend *be, vq_tensor *there, const vq
     return back ? vq_download(be, t->data, &all) : vq_upload(be, &all, t->data);
 }
 
-/* Runs an op whose arguments lie on the host: on be's device with copies of them, and back. */
-static inline vq_status op_run(const vq_backend *be, vq_arena *arena, op_run_fn run,
-                               const int64_t *size, op_args *a)
+/* Arguments that lie on the host, on be's device: copies of them in arena, or themselves. */
+static inline vq_status op_to_device(const vq_backend *be, vq_arena *arena, const op_args *a,
+                                     op_args *there)
 {
-    if (be->place == VQ_HOST) return run(be, size, a);
-    op_args there = *a;
-    vq_tensor *const part[] = {&there.quant.base, &there.quant.scale, &there.quant.zero,
-                               &there.quant.idx};
-    size_t mark = vq_arena_mark(arena);
+    *there = *a;
+    if (be->place == VQ_HOST) return VQ_OK;
+    vq_tensor *const part[] = {&there->quant.base, &there->quant.scale, &there->quant.zero,
+                               &there->quant.idx};
     for (int i = 0; i < a->n_in + a->n_out; i++) {
         const vq_tensor *t = i < a->n_in ? &a->in[i] : &a->out[i - a->n_in];
-        vq_tensor *to = i < a->n_in ? &there.in[i] : &there.out[i - a->n_in], all;
+        vq_tensor *to = i < a->n_in ? &there->in[i] : &there->out[i - a->n_in], all;
         VQ_TRY(vq_tensor_new(arena, be->place, t->dtype, VQ_DIMS(t->dim[0], t->stride[0]), &all));
         to->data = all.data;
         to->place = be->place;
@@ -138,6 +137,17 @@ static inline vq_status op_run(const vq_backend *be, vq_arena *arena, op_run_fn 
         for (int j = 0; j < VQ_COUNT(part); j++)
             if (part[j]->data == t->data) *part[j] = *to;
     }
+    return VQ_OK;
+}
+
+/* Runs an op whose arguments lie on the host: on be's device with copies of them, and back. */
+static inline vq_status op_run(const vq_backend *be, vq_arena *arena, op_run_fn run,
+                               const int64_t *size, op_args *a)
+{
+    if (be->place == VQ_HOST) return run(be, size, a);
+    op_args there;
+    size_t mark = vq_arena_mark(arena);
+    VQ_TRY(op_to_device(be, arena, a, &there));
     VQ_TRY(run(be, size, &there));
     a->loss = there.loss;
     for (int i = 0; i < a->n_out; i++) VQ_TRY(op_move(be, &there.out[i], &a->out[i], true));

@@ -58,8 +58,8 @@ static layer layer_of(const vq_quant *q, int64_t D)
  * only their address counts. */
 static bool packs_fit(const layer *l, const vq_tensor *weight, const vq_tensor *codes)
 {
-    return l->in % PACK == 0 && (!l->idx || l->D % PACK == 0) &&
-           (l->groups == 1 || l->group_size % PACK == 0) &&
+    return l->in % PACK == 0 && l->out * l->in / PACK <= UINT32_MAX &&
+           (!l->idx || l->D % PACK == 0) && (l->groups == 1 || l->group_size % PACK == 0) &&
            (uintptr_t(weight->data) | uintptr_t(l->base) | uintptr_t(codes->data)) % 16 == 0;
 }
 
@@ -109,6 +109,19 @@ static __device__ __forceinline__ int64_t group_of(const layer &l, int64_t row, 
     return l.groups == 1 ? row : row * l.groups + uint32_t(column) / uint32_t(l.group_size);
 }
 
+/* Row of the weight p, and the vector that it lies in. Packs are fewer than 2^32: 32-bit divisions
+ * do, and take fewer instructions. */
+template <int N> static __device__ __forceinline__ int64_t row_of(const layer &l, int64_t p)
+{
+    return N == PACK ? uint32_t(p / N) / uint32_t(l.in / N) : p / l.in;
+}
+
+template <int N> static __device__ __forceinline__ int64_t vector_of(const layer &l, int64_t p)
+{
+    if (l.D == N) return p / N;
+    return N == PACK ? uint32_t(p / N) / uint32_t(l.D / N) : p / l.D;
+}
+
 static __device__ __forceinline__ float rounding(float code, bool hard)
 {
     return hard ? (code >= 0 ? 1.0f : 0.0f) : vq_soft_round(code);
@@ -127,7 +140,8 @@ template <int N, bool SHARED>
 static __device__ __forceinline__ void look_up(float *r, const float *table, const layer &l,
                                                int64_t p)
 {
-    const float *from = table + code_of(l, p / l.D) * l.D + p % l.D;
+    const int64_t vector = vector_of<N>(l, p);
+    const float *from = table + code_of(l, vector) * l.D + (p - vector * l.D);
     if (N == PACK && SHARED) {
         const int second = threadIdx.x & 1;
         const vq_pack<float, 4> *half = reinterpret_cast<const vq_pack<float, 4> *>(from);
@@ -255,7 +269,7 @@ static __device__ __forceinline__ uint8_t flags_of(float r, float qmax)
     return uint8_t((-1 + r >= 0 ? PASSES_LOW : 0) | (qmax + r <= qmax ? PASSES_HIGH : 0));
 }
 
-static __device__ __forceinline__ bool passes(float base, float qmax, unsigned flags)
+static __device__ __forceinline__ bool passes(int base, int qmax, unsigned flags)
 {
     return base < 0 ? (flags & PASSES_LOW) != 0 : base < qmax || (flags & PASSES_HIGH) != 0;
 }
@@ -286,7 +300,7 @@ static __global__ void __launch_bounds__(THREADS)
         code.load(codes + p);
         sum.load(dcodes + p);
         for (int i = 0; i < N; i++)
-            if (passes(float(base[i]), l.qmax, flags_of(vq_soft_round(code[i]), l.qmax)))
+            if (passes(base[i], int(l.qmax), flags_of(vq_soft_round(code[i]), l.qmax)))
                 sum[i] = sum[i] + vq_soft_round_grad(code[i]) * (s * vq_load(g[i]));
         sum.store(dcodes + p);
         row += row_stride;
@@ -312,7 +326,7 @@ static __device__ __forceinline__ void read_turn(pack_in<T, N> *in, const T *dw,
         const int64_t p = from + (int64_t(j) * BWD_THREADS + threadIdx.x) * N;
         in[j].code = -1;
         if (p >= end) continue;
-        const int64_t code = code_of(l, l.D == N ? p / N : p / l.D) - first_code;
+        const int64_t code = code_of(l, vector_of<N>(l, p)) - first_code;
         if (code < 0 || code >= n_codes) continue;
         in[j].code = int(code);
         in[j].dw.load(dw + p);
@@ -367,7 +381,7 @@ static __global__ void __launch_bounds__(BWD_THREADS)
     const int64_t from = blockIdx.x * chunk, first_code = blockIdx.y * range;
     const int64_t end = VQ_MIN(from + chunk, l.out * l.in);
     const int64_t n_codes = VQ_MIN(range, K - first_code);
-    const int D = int(l.D), n_slots = int(n_codes) * D;
+    const int D = int(l.D), n_slots = int(n_codes) * D, qmax = int(l.qmax);
 
     const uint32_t most =
         most_frequent(reinterpret_cast<uint32_t *>(table), l, from, end, first_code, n_codes);
@@ -388,14 +402,14 @@ static __global__ void __launch_bounds__(BWD_THREADS)
             code[j] = in[j].code, d[j] = 0;
             if (code[j] < 0) continue;
             const int64_t p = turn + (int64_t(j) * BWD_THREADS + threadIdx.x) * N;
-            const int64_t row = p / l.in;
-            d[j] = D == N ? 0 : int(p % D);
+            const int64_t row = row_of<N>(l, p);
+            d[j] = int(p - vector_of<N>(l, p) * D);
             const float s = l.scale[group_of(l, row, p - row * l.in)];
             elements<uint8_t, N> flag;
             flag.load(flags + (first_code + code[j]) * D + d[j]);
             for (int i = 0; i < N; i++) {
                 const float x = s * vq_load(in[j].dw[i]);
-                g[j * N + i] = passes(float(in[j].base[i]), l.qmax, flag[i]) ? x : 0;
+                g[j * N + i] = passes(in[j].base[i], qmax, flag[i]) ? x : 0;
                 const uint32_t size = __float_as_uint(fabsf(g[j * N + i]));
                 greatest = size > greatest ? size : greatest;
             }
@@ -422,7 +436,7 @@ static __global__ void __launch_bounds__(BWD_THREADS)
             if (code[j] >= 0)
                 for (int i = 0; i < N; i++)
                     atomicAdd(&table[slot_of(l, code[j], d[j] + i)],
-                              int(rintf(g[j * N + i] * factor)));
+                              __float2int_rn(g[j * N + i] * factor));
     }
     __syncthreads();
     const float factor = exponent == UNSET ? 0 : power_of_two(-exponent);

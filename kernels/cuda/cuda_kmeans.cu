@@ -36,7 +36,7 @@ static __device__ __forceinline__ void compare_group(const float *score, int gro
                                                      int *best_group)
 {
     float top = score[0];
-    for (int j = 1; j < GROUP; j++) top = score[j] > top ? score[j] : top;
+    for (int j = 1; j < GROUP; j++) top = fmaxf(score[j], top);
     if (top > *best) *best = top, *best_group = group;
 }
 

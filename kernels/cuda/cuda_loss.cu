@@ -147,6 +147,18 @@ static vq_status take_memory(vq_cuda *cuda, int64_t n, int64_t V, bool teacher, 
     return VQ_NEW(&cuda->scratch, n, &m->row_loss);
 }
 
+/* The head in x's type, once for all chunks: a product of unlike types would convert it each time.
+ */
+static vq_status head_for(vq_cuda *cuda, const vq_tensor *head, const vq_tensor *x, vq_tensor *out)
+{
+    *out = *head;
+    if (head->dtype == x->dtype) return VQ_OK;
+    const int64_t n = vq_tensor_count(head);
+    out->dtype = cuda->act;
+    VQ_TRY(vq_arena_array(&cuda->scratch, n, vq_dtype_bytes(cuda->act), &out->data));
+    return vq_cuda_convert(cuda, out->data, cuda->act, head->data, head->dtype, n);
+}
+
 /* dx's rows from the chunk's gradient. */
 static vq_status push_back(vq_cuda *cuda, vq_tensor *dx, int64_t first, int64_t rows,
                            const chunk_memory *m, const vq_tensor *head)
@@ -165,15 +177,21 @@ vq_status vq_cuda_head_kd(void *ctx, double *loss, vq_tensor *dx, const vq_tenso
     if (n == 0) return VQ_OK;
     const size_t mark = vq_arena_mark(&cuda->scratch);
     chunk_memory m;
+    vq_tensor own, other; /* the heads */
     VQ_TRY(take_memory(cuda, n, V, true, dx != NULL, &m));
+    VQ_TRY(head_for(cuda, head, x, &own));
+    if (head_teacher->data == head->data && head_teacher->dtype != x_teacher->dtype)
+        other = own;
+    else
+        VQ_TRY(head_for(cuda, head_teacher, x_teacher, &other));
     for (int64_t first = 0; first < n; first += m.tokens) {
         const int64_t rows = VQ_MIN(n - first, m.tokens);
         vq_tensor s = vq_tensor_2d(m.student, VQ_F32, rows, V);
         vq_tensor t = vq_tensor_2d(m.teacher, VQ_F32, rows, V);
         const vq_tensor x_rows = vq_tensor_rows(x, first, rows);
         const vq_tensor teacher_rows = vq_tensor_rows(x_teacher, first, rows);
-        VQ_TRY(vq_cuda_gemm(cuda, &s, &x_rows, false, head, true, 1 / tau, 0));
-        VQ_TRY(vq_cuda_gemm(cuda, &t, &teacher_rows, false, head_teacher, true, 1 / tau, 0));
+        VQ_TRY(vq_cuda_gemm(cuda, &s, &x_rows, false, &own, true, 1 / tau, 0));
+        VQ_TRY(vq_cuda_gemm(cuda, &t, &teacher_rows, false, &other, true, 1 / tau, 0));
         if (V % 4 == 0)
             VQ_ACT_TYPE(cuda->act,
                         VQ_LAUNCH(cuda, (kd_rows<T, 4>), unsigned(rows), vq_cuda_row_threads(V, 4),
@@ -184,7 +202,7 @@ vq_status vq_cuda_head_kd(void *ctx, double *loss, vq_tensor *dx, const vq_tenso
                         VQ_LAUNCH(cuda, (kd_rows<T, 1>), unsigned(rows), vq_cuda_row_threads(V, 1),
                                   0, m.row_loss + first, static_cast<T *>(m.dlogits), m.student,
                                   m.teacher, V, tau * scale));
-        if (dx) VQ_TRY(push_back(cuda, dx, first, rows, &m, head));
+        if (dx) VQ_TRY(push_back(cuda, dx, first, rows, &m, &own));
     }
     double total = 0;
     VQ_TRY(vq_cuda_sum(cuda, &total, m.row_loss, n));
@@ -203,14 +221,16 @@ vq_status vq_cuda_head_nll(void *ctx, double *loss, vq_tensor *dx, const vq_tens
     const size_t mark = vq_arena_mark(&cuda->scratch);
     chunk_memory m;
     unsigned *first_bad = NULL, bad = 0;
+    vq_tensor own;
     VQ_TRY(take_memory(cuda, n, V, false, dx != NULL, &m));
+    VQ_TRY(head_for(cuda, head, x, &own));
     VQ_TRY(VQ_NEW(&cuda->scratch, 1, &first_bad));
     VQ_CUDA(cudaMemsetAsync(first_bad, 0xff, sizeof *first_bad, cuda->stream));
     for (int64_t first = 0; first < n; first += m.tokens) {
         const int64_t rows = VQ_MIN(n - first, m.tokens);
         vq_tensor s = vq_tensor_2d(m.student, VQ_F32, rows, V);
         const vq_tensor x_rows = vq_tensor_rows(x, first, rows);
-        VQ_TRY(vq_cuda_gemm(cuda, &s, &x_rows, false, head, true, 1, 0));
+        VQ_TRY(vq_cuda_gemm(cuda, &s, &x_rows, false, &own, true, 1, 0));
         if (V % 4 == 0)
             VQ_ACT_TYPE(cuda->act,
                         VQ_LAUNCH(cuda, (nll_rows<T, 4>), unsigned(rows), vq_cuda_row_threads(V, 4),
@@ -221,7 +241,7 @@ vq_status vq_cuda_head_nll(void *ctx, double *loss, vq_tensor *dx, const vq_tens
                         VQ_LAUNCH(cuda, (nll_rows<T, 1>), unsigned(rows), vq_cuda_row_threads(V, 1),
                                   0, m.row_loss + first, first_bad, static_cast<T *>(m.dlogits),
                                   m.student, V, target, first, scale));
-        if (dx) VQ_TRY(push_back(cuda, dx, first, rows, &m, head));
+        if (dx) VQ_TRY(push_back(cuda, dx, first, rows, &m, &own));
     }
     double total = 0;
     VQ_TRY(vq_cuda_sum(cuda, &total, m.row_loss, n));

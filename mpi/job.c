@@ -43,12 +43,22 @@ static vq_status place_on_node(vq_job *job, int *local, int *n_local)
     return VQ_OK;
 }
 
+/* Whether a GPU's driver is there. Loading CUDA's libraries to find that none is takes half a second
+ * and 200 MB. */
+static bool may_have_gpu(void)
+{
+    static const char *const files[] = {"/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg"};
+    for (int i = 0; i < VQ_COUNT(files); i++)
+        if (access(files[i], F_OK) == 0) return true;
+    return false;
+}
+
 /* The module, where a GPU is wanted and this rank sees one. Without one, auto is the CPU. */
 static vq_status find_module(vq_job *job)
 {
     const vq_device device = job->config->device;
     job->cuda = NULL;
-    if (device == VQ_DEVICE_CPU) return VQ_OK;
+    if (device == VQ_DEVICE_CPU || (device == VQ_DEVICE_AUTO && !may_have_gpu())) return VQ_OK;
     const vq_status status = vq_cuda_module_open(&job->cuda);
     if (status != VQ_OK && device == VQ_DEVICE_CUDA) return status;
     if (status != VQ_OK) {

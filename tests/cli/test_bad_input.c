@@ -93,7 +93,7 @@ static void flags(void **state)
         {"--train.beta_lo", "30", {2, {"train.beta_lo", "beta_hi = 20", "Change one"}}},
         {"--stages", "2", {2, {"--stages 2", "expected", "Leave"}}},
         {"--replicas", "3", {2, {"--replicas 3", "expected", "Leave"}}},
-        {"--device", "cuda", {8, {"--device cuda", "expected", "Build it"}}},
+        {"--device", "cuda", {8, {"--device cuda", "expected", "--device cpu"}}},
         {"--stps", "4", {2, {"--stps", "--steps", "--help"}}},
         {"--sed", "4", {2, {"--sed", "--seed", "--help"}}},
         {"--sym=perhaps", NULL, {2, {"--sym = perhaps", "true or false", "--help"}}},

@@ -187,7 +187,10 @@ static __global__ void __launch_bounds__(SHARED ? VQ_BLOCK_MAX : THREADS)
     VQ_DYNAMIC_SHARED(float, shared);
     const float *table = SHARED ? shared : codes;
     if (SHARED) {
-        for (int64_t i = threadIdx.x; i < n_codes; i += blockDim.x) shared[i] = codes[i];
+        constexpr int EACH = N == PACK ? 4 : 1; /* D is a multiple of PACK, or may be odd */
+        typedef vq_pack<float, EACH> piece;
+        for (int64_t i = threadIdx.x; i < n_codes / EACH; i += blockDim.x)
+            reinterpret_cast<piece *>(shared)[i] = reinterpret_cast<const piece *>(codes)[i];
         __syncthreads();
     }
     /* Packs are taken in strides: row and column go along without a division. */

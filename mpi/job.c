@@ -43,8 +43,8 @@ static vq_status place_on_node(vq_job *job, int *local, int *n_local)
     return VQ_OK;
 }
 
-/* Whether a GPU's driver is there. Loading CUDA's libraries to find that none is takes half a second
- * and 200 MB. */
+/* Whether a GPU's driver is there. Loading CUDA's libraries to find that none is takes half a
+ * second and 200 MB. */
 static bool may_have_gpu(void)
 {
     static const char *const files[] = {"/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg"};

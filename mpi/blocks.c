@@ -9,6 +9,7 @@
 #include "error.h"
 #include "log.h"
 #include "loss.h"
+#include "place.h"
 #include "stream.h"
 
 #define KIND "blocks"
@@ -229,14 +230,15 @@ static vq_status train_layer(loop *L, int64_t layer, double *before, double *aft
 /* Writes or reads the numbers of a slot. */
 static vq_status pass_slot(vq_h5 *h, vq_job *job, int64_t slot, bool write)
 {
-    const vq_tensor part[] = {vq_pool_part(&job->pool, &job->pool.codes, slot),
-                              vq_pool_scales(&job->pool, &job->pool.codes, slot)};
+    vq_tensor part[] = {vq_pool_part(&job->pool, &job->pool.codes, slot),
+                        vq_pool_scales(&job->pool, &job->pool.codes, slot)};
     static const char *const names[] = {"codes", "factor"};
     char name[320];
     for (int i = 0; i < 2; i++) {
         if (!part[i].data) continue;
         snprintf(name, sizeof name, "%s/%s", vq_pool_name(&job->model, slot), names[i]);
-        VQ_TRY(write ? vq_h5_write(h, name, &part[i]) : vq_h5_read(h, name, &part[i]));
+        VQ_TRY(write ? vq_place_write(&job->be, &job->scratch, h, name, &part[i])
+                     : vq_place_read(&job->be, &job->scratch, h, name, &part[i]));
     }
     return VQ_OK;
 }
@@ -339,6 +341,10 @@ vq_status vq_blocks_train(vq_job *job, const vq_data *data, double *seconds)
     vq_comm_at(job->comm, "blocks");
     vq_status status = vq_stage_learn_scales(&job->stage, &job->weights);
     if (!status) status = look_in_files(job, key, false, &all);
+    if (!status && !all && job->be.place != VQ_HOST)
+        status = vq_error_set(VQ_EUNSUPPORTED, __FILE__, __LINE__,
+                              "train.block_steps on a GPU: layers are trained one by one on the "
+                              "host alone, expected 0. Set it to 0, or use --device cpu");
     VQ_TRY(vq_comm_agree(job->comm, status));
     double missing = !all;
     vq_tensor sum = vq_tensor_1d(&missing, VQ_F64, 1);

@@ -153,7 +153,8 @@ static bool is_message(const char *message, size_t length)
 static void messages_are_in_the_source(void **state)
 {
     (void)state;
-    static const char *const folders[] = {"src", "mpi", "kernels", "kernels/cpu", "kernels/cuda", "slurm"};
+    static const char *const folders[] = {"src",         "mpi",          "kernels",
+                                          "kernels/cpu", "kernels/cuda", "slurm"};
     char *page = read_file(ROOT_DIR "/docs/troubleshooting.md", NULL);
     int n = 0, missing = 0;
     sources = calloc(1, 1);

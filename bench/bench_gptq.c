@@ -2,11 +2,13 @@
  *
  * Per shape the Hessian of TOKENS inputs (TOKENS IN^2 flop: one triangle), the factor of its
  * inverse (2/3 IN^3, f64) and the sweep (OUT IN^2), each the median of RUNS, with the share of the
- * machine's measured peak of sgemm. gptq_reference.py does the same with the reference's code. */
+ * machine's measured peak of sgemm; at the end the peak memory, beside that before the first shape.
+ * gptq_reference.py does the same with the reference's code. */
 #include <math.h>
 #include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/resource.h>
 
 #include "cpu_backend.h"
 #include "error.h"
@@ -42,6 +44,13 @@ static int by_value(const void *a, const void *b)
 {
     double x = *(const double *)a, y = *(const double *)b;
     return (x > y) - (x < y);
+}
+
+static double peak_mb(void)
+{
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    return (double)usage.ru_maxrss * 1024e-6;
 }
 
 static double median(double *seconds)
@@ -121,11 +130,13 @@ int main(int argc, char **argv)
     const double peak = peak_gflops();
     printf("%d threads, sgemm %.0f GFLOP/s\n%6s %6s %6s\n", omp_get_max_threads(), peak, "out",
            "in", "tokens");
+    const double start_mb = peak_mb();
     for (int i = 0; i < VQ_COUNT(smollm2) && argc == 1; i++)
         bench_shape(smollm2[i][0], smollm2[i][1], smollm2[i][2], peak);
     for (int i = 1; i + 2 < argc; i += 3)
         bench_shape(strtoll(argv[i], NULL, 10), strtoll(argv[i + 1], NULL, 10),
                     strtoll(argv[i + 2], NULL, 10), peak);
+    printf("peak memory %.0f MB, %.0f before\n", peak_mb(), start_mb);
     vq_cpu_close(&be);
     vq_arena_close(&arena);
     return VQ_OK;

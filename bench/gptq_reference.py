@@ -1,11 +1,13 @@
 """gptq_reference.py REFERENCE_DIR [OUT IN TOKENS]... - the reference's GPTQ on the shapes of bench_gptq.
 
 By hand, with torch and the reference's requirements; OMP_NUM_THREADS sets the threads of both. Times are the
-median of 5 runs: the Hessian (add_batch over sequences of 512 tokens), then fasterquant.
+median of 5 runs: the Hessian (add_batch over sequences of 512 tokens), then fasterquant; at the end the peak memory,
+beside that before the first shape.
 """
 import contextlib
 import importlib
 import io
+import resource
 import statistics
 import sys
 import time
@@ -39,6 +41,10 @@ def bench(reference, out, columns, tokens):
           f" | all {sum(parts):9.2f} ms")
 
 
+def peak_mb():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024e-6
+
+
 def main():
     sys.dont_write_bytecode = True
     sys.modules["datasets"] = types.SimpleNamespace(load_dataset=None)  # not needed here
@@ -48,9 +54,11 @@ def main():
     numbers = [int(word) for word in sys.argv[2:]]
     shapes = list(zip(numbers[0::3], numbers[1::3], numbers[2::3])) or SMOLLM2
     print(f"{torch.get_num_threads()} threads")
+    start_mb = peak_mb()
     with torch.no_grad():
         for shape in shapes:
             bench(vqround, *shape)
+    print(f"peak memory {peak_mb():.0f} MB, {start_mb:.0f} before")
 
 
 main()

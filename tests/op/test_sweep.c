@@ -166,7 +166,7 @@ static void test_below_rtn(void **state)
     static const int64_t group_sizes[] = {-1, 32, 64, 128};
     for (int m = 0; m < 3; m++)
         for (int g = 0; g < 4; g++)
-            check_below_rtn(models[m], group_sizes[g], (m + g) % 2, (m + g) % 3 == 1);
+            check_below_rtn(models[m], group_sizes[g], (m + g) % 2, m == 2 && g == 1);
     check_below_rtn("tiny-llama", 20, true, false);
     check_below_rtn("rand-opt350", 32, false, false);
     check_below_rtn("rand-opt350", -1, true, true);

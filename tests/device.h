@@ -9,6 +9,7 @@
 
 #ifdef VQ_ON_SHIM
 #include "cuda_backend.h"
+#include "shim.h"
 #endif
 
 #define NO_GPU 77 /* exit code: ctest's "skipped" */
@@ -32,6 +33,29 @@ static inline vq_status device_module(vq_cuda_module *m)
     *m = *found;
 #endif
     return VQ_OK;
+}
+
+/* Runs whose results must have equal bits: on the CPU the threads of a block run in another order
+ * in each, on a GPU in whatever order they do. */
+#define DEVICE_RUNS 3
+
+static inline void device_run(int run)
+{
+#ifdef VQ_ON_SHIM
+    shim_set_order((shim_order)(SHIM_UP + run));
+#else
+    (void)run;
+#endif
+}
+
+/* Whether host code that touches the device's memory is caught. */
+static inline void device_lock(bool lock)
+{
+#ifdef VQ_ON_SHIM
+    shim_lock_device(lock);
+#else
+    (void)lock;
+#endif
 }
 
 /* Ends the test, skipped and not silent, where there is no GPU. */

@@ -1,6 +1,6 @@
-/* test_cuda_ops - every case of op_cases.h through the GPU's kernels on the CPU: values against the
- * formula or the f64 build of the CPU's kernels, for each type of activations, and equal bits in
- * whatever order the threads of a block run. */
+/* test_cuda_ops - every case of op_cases.h through the GPU's kernels: values against the formula or
+ * the f64 build of the CPU's kernels, for each type of activations, and equal bits in whatever
+ * order the threads of a block run. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -10,10 +10,8 @@
 #include <cmocka.h>
 
 #include "cpu_backend.h"
-#include "cuda_backend.h"
-#include "expect.h"
+#include "device.h"
 #include "op_compare.h"
-#include "shim.h"
 
 /* Normalized mean square errors by the type of activations. One rounding of a result to t bits
  * leaves about 4^-t / 12: f32 (24 bits) 3e-16, f16 (11) 2e-8, bf16 (8) 1.3e-6. Sums in f32 and
@@ -44,13 +42,13 @@ static void run_case(vq_arena *arena, const vq_backend *be, double limit, const 
     op_args expected = {0}, first = {0};
     size_t mark = vq_arena_mark(arena);
     /* The kernels of the halves are those of f32 with other loads and stores. */
-    const int last = be->act == VQ_F32 ? SHIM_MIXED : be->act == VQ_BF16 ? SHIM_DOWN : SHIM_UP;
-    for (int order = SHIM_UP; order <= last; order++) {
+    const int runs = be->act == VQ_F32 ? DEVICE_RUNS : be->act == VQ_BF16 ? 2 : 1;
+    for (int run = 0; run < runs; run++) {
         op_args a = {0};
-        shim_set_order((shim_order)order);
-        shim_lock_device(be->act == VQ_F32 && order == SHIM_UP); /* host code is the same for all */
+        device_run(run);
+        device_lock(be->act == VQ_F32 && run == 0); /* host code is the same for all */
         EXPECT_OK(kind->make(be, arena, c->size, &a));
-        if (order == SHIM_UP) {
+        if (run == 0) {
             assert_int_equal(vq_cpu_open_f64(&cpu, 1), VQ_OK);
             EXPECT_OK(kind->make(&cpu, arena, c->size, &expected));
             copy_values(&expected, &a);
@@ -62,7 +60,7 @@ static void run_case(vq_arena *arena, const vq_backend *be, double limit, const 
         }
         if (op_run(be, arena, kind->run, c->size, &a) != VQ_OK)
             fail_msg("%s: %s", case_text(c, text), vq_error_message());
-        if (order == SHIM_UP) {
+        if (run == 0) {
             compare(&a, &expected, limit, vq_dtype_name(be->act), c);
             check_gaps(&a, c);
             first = a;
@@ -72,12 +70,11 @@ static void run_case(vq_arena *arena, const vq_backend *be, double limit, const 
             size_t bytes =
                 vq_dtype_bytes(a.out[i].dtype) * (size_t)(a.out[i].dim[0] * a.out[i].stride[0]);
             if (memcmp(a.out[i].data, first.out[i].data, bytes) != 0)
-                fail_msg("%s: %s: output %d has other bits when the threads run in order %d",
-                         case_text(c, text), vq_dtype_name(be->act), i, order);
+                fail_msg("%s: %s: output %d has other bits in run %d", case_text(c, text),
+                         vq_dtype_name(be->act), i, run);
         }
         if (memcmp(&a.loss, &first.loss, sizeof a.loss) != 0)
-            fail_msg("%s: the value has other bits when the threads run in order %d",
-                     case_text(c, text), order);
+            fail_msg("%s: the value has other bits in run %d", case_text(c, text), run);
     }
     vq_arena_reset(arena, mark);
 }
@@ -86,19 +83,15 @@ static void test_cases(void **state)
 {
     (void)state;
     for (int t = 0; t < VQ_COUNT(TYPES); t++) {
-        vq_arena arena, twin;
-        vq_backend be;
-        EXPECT_OK(vq_cuda_open(&be, 0, TYPES[t].act));
-        EXPECT_OK(vq_arena_init(&arena, "test", (size_t)4 << 30));
-        EXPECT_OK(vq_cuda_arena(&be, "test on the device", &twin));
-        arena.twin = &twin;
+        device d;
+        device_open(&d, TYPES[t].act);
         for (int i = 0; i < VQ_COUNT(OP_CASES); i++)
             if (!only || strstr(OP_CASES[i].kind->name, only))
-                run_case(&arena, &be, TYPES[t].limit, &OP_CASES[i]);
+                run_case(&d.arena, &d.be, TYPES[t].limit, &OP_CASES[i]);
+#ifdef VQ_ON_SHIM
         assert_true(shim_launches() > 0);
-        vq_arena_close(&twin);
-        vq_arena_close(&arena);
-        vq_cuda_close(&be);
+#endif
+        device_close(&d);
     }
 }
 
@@ -106,6 +99,7 @@ static void test_cases(void **state)
 int main(int argc, char **argv)
 {
     if (argc > 1) only = argv[1];
+    device_require();
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_cases)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

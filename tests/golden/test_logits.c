@@ -10,14 +10,14 @@ static void check_logits(fixture *f, const vq_tensor *hidden, const vq_safetenso
 {
     const vq_tensor logits = golden(file, "logits"), positions = golden(file, "positions");
     const int64_t n = logits.dim[0], V = f->model.config.V;
-    float *ours;
-    EXPECT_OK(VQ_NEW(&f->arena, n * V, &ours));
+    vq_tensor ours;
+    EXPECT_OK(vq_tensor_new(&f->arena, f->be.place, VQ_F32, VQ_DIMS(n, V), &ours));
     for (int64_t i = 0; i < n; i++) {
         const vq_tensor row = vq_tensor_rows(hidden, ((const int32_t *)positions.data)[i], 1);
-        vq_tensor y = vq_tensor_2d(ours + i * V, VQ_F32, 1, V);
-        EXPECT_OK(vq_gemm(&f->be, &y, &row, false, &f->model.head, true, 1, 0));
+        vq_tensor y = vq_tensor_rows(&ours, i, 1);
+        EXPECT_OK(vq_gemm(&f->be, &y, &row, false, &f->stage.there->head, true, 1, 0));
     }
-    const double error = relative_error(ours, logits.data, n * V);
+    const double error = relative_error(fixture_get(f, &ours), logits.data, n * V);
     if (error > LOGITS_RELATIVE) fail_msg("logits differ by %g, limit %g", error, LOGITS_RELATIVE);
 }
 
@@ -34,12 +34,13 @@ static void check_model(const char *dir, const char *name)
     const vq_tensor ids = vq_tensor_view2(&golden_ids, 1, T);
     vq_tensor hidden;
     EXPECT_OK(
-        vq_tensor_new(&f.arena, VQ_HOST, f.be.act, VQ_DIMS(T, f.model.config.E_embed), &hidden));
+        vq_tensor_new(&f.arena, f.be.place, f.be.act, VQ_DIMS(T, f.model.config.E_embed), &hidden));
     EXPECT_OK(vq_stage_fwd(&f.stage, VQ_MODE_FLOAT, 1, 0, &ids, &hidden, NULL));
     check_logits(&f, &hidden, &file);
     if (vq_safetensors_find(&file, "hidden")) {
         const vq_tensor expected = golden(&file, "hidden");
-        const double error = relative_error(hidden.data, expected.data, vq_tensor_count(&expected));
+        const double error =
+            relative_error(fixture_get(&f, &hidden), expected.data, vq_tensor_count(&expected));
         if (error > LOGITS_RELATIVE) fail_msg("hidden states differ by %g", error);
     }
     vq_safetensors_close(&file);
@@ -74,5 +75,5 @@ int main(void)
         MODEL("tiny-llama"),          MODEL("tiny-opt"),           MODEL("tiny-qwen3"),
         cmocka_unit_test(test_demo),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return RUN_TESTS(tests);
 }

@@ -55,21 +55,30 @@ static void load_linear(student *s, int64_t slot)
     vq_pool_attach(&s->pool, slot, l);
     l->quantized = true;
     EXPECT_OK(vq_grid_alloc(&s->f.be, &l->quant, &s->f.arena, &grid, out, in));
-    EXPECT_OK(vq_tensor_new(&s->f.arena, VQ_HOST, VQ_U16, VQ_DIMS(n_vec), &l->quant.idx));
-    EXPECT_OK(vq_tensor_new(&s->f.arena, VQ_HOST, VQ_U32, VQ_DIMS(codes.dim[0], codes.dim[1]),
-                            &l->counts));
-    int8_t *to = l->quant.base.data;
+    vq_tensor own_idx, counts;
+    int8_t *to;
+    const vq_place place = s->f.be.place;
+    EXPECT_OK(vq_tensor_new(&s->f.arena, place, VQ_U16, VQ_DIMS(n_vec), &l->quant.idx));
+    EXPECT_OK(
+        vq_tensor_new(&s->f.arena, place, VQ_U32, VQ_DIMS(codes.dim[0], codes.dim[1]), &l->counts));
+    EXPECT_OK(vq_tensor_new(&s->f.arena, VQ_HOST, VQ_U16, VQ_DIMS(n_vec), &own_idx));
+    EXPECT_OK(
+        vq_tensor_new(&s->f.arena, VQ_HOST, VQ_U32, VQ_DIMS(codes.dim[0], codes.dim[1]), &counts));
+    EXPECT_OK(VQ_NEW(&s->f.arena, out * in, &to));
     for (int64_t i = 0; i < out * in; i++) {
         int q = ((const int8_t *)base.data)[i] + (int)((const float *)zero.data)[i / in];
         to[i] = (int8_t)(q < -1 ? -1 : q > qmax ? qmax : q);
     }
     for (int64_t i = 0; i < n_vec; i++)
-        ((uint16_t *)l->quant.idx.data)[i] = (uint16_t)((const int32_t *)idx.data)[i];
-    memcpy(l->quant.scale.data, scale.data, vq_tensor_bytes(&scale));
-    memcpy(l->quant.zero.data, zero.data, vq_tensor_bytes(&zero));
+        ((uint16_t *)own_idx.data)[i] = (uint16_t)((const int32_t *)idx.data)[i];
     assert_true(vq_tensor_same_shape(&codes, &l->codes));
-    memcpy(l->codes.data, codes.data, vq_tensor_bytes(&codes));
-    EXPECT_OK(vq_codebook_count(&l->counts, &l->quant.idx, out * in));
+    EXPECT_OK(vq_codebook_count(&counts, &own_idx, out * in));
+    fixture_put(&s->f, &l->quant.base, to);
+    fixture_put(&s->f, &l->quant.idx, own_idx.data);
+    fixture_put(&s->f, &l->quant.scale, scale.data);
+    fixture_put(&s->f, &l->quant.zero, zero.data);
+    fixture_put(&s->f, &l->codes, codes.data);
+    fixture_put(&s->f, &l->counts, counts.data);
 }
 
 static void student_open(student *s, const char *name)
@@ -103,7 +112,7 @@ static void student_open(student *s, const char *name)
     EXPECT_OK(vq_kept_init(&s->f.arena, &s->f.stage, 1, SEQLEN, VQ_KEEP_ALL, &s->kept));
     vq_tensor *const acts[] = {&s->teacher, &s->hidden, &s->dhidden};
     for (int i = 0; i < 3; i++)
-        EXPECT_OK(vq_tensor_new(&s->f.arena, VQ_HOST, VQ_F32, VQ_DIMS(SEQLEN, E), acts[i]));
+        EXPECT_OK(vq_tensor_new(&s->f.arena, s->f.be.place, VQ_F32, VQ_DIMS(SEQLEN, E), acts[i]));
 }
 
 static void student_close(student *s)
@@ -117,7 +126,7 @@ static void student_close(student *s)
 static double run_sample(student *s, int64_t i)
 {
     const vq_tensor ids = vq_tensor_rows(&s->ids, i, 1);
-    const vq_tensor *head = &s->f.model.head;
+    const vq_tensor *head = &s->f.stage.there->head;
     double loss = 0;
     EXPECT_OK(vq_stage_fwd(&s->f.stage, VQ_MODE_FLOAT, 1, 0, &ids, &s->teacher, NULL));
     EXPECT_OK(vq_stage_fwd(&s->f.stage, VQ_MODE_SOFT, 1, 0, &ids, &s->hidden, &s->kept));
@@ -141,7 +150,8 @@ static void check_gradients(student *s, const char *what)
         const vq_vqlinear *l = linear_at(s, slot);
         if (!l) continue;
         const vq_tensor theirs = part(s, l, what);
-        const double error = relative_error(l->dcodes.data, theirs.data, vq_tensor_count(&theirs));
+        const double error =
+            relative_error(fixture_get(&s->f, &l->dcodes), theirs.data, vq_tensor_count(&theirs));
         if (error > GRADIENT_RELATIVE)
             fail_msg("%s.%s differs by %g, limit %g", l->source->name, what, error,
                      GRADIENT_RELATIVE);
@@ -182,7 +192,8 @@ static void check_codes(student *s)
         if (!l) continue;
         const vq_tensor first = part(s, l, "codebook"), last = part(s, l, "codebook20"),
                         grad = part(s, l, "grad");
-        const float *ours = l->codes.data, *c0 = first.data, *c20 = last.data, *g = grad.data;
+        const float *ours = fixture_get(&s->f, &l->codes), *c0 = first.data, *c20 = last.data,
+                    *g = grad.data;
         const int64_t n = vq_tensor_count(&first);
         double largest = 0, difference = 0, moved = 0;
         for (int64_t i = 0; i < n; i++) largest = fmax(largest, fabs((double)g[i]));
@@ -236,9 +247,9 @@ static void test_hardened(void **state)
         if (!l) continue;
         const vq_tensor codes = part(&s, l, "codebook20"), hard = part(&s, l, "hard");
         vq_tensor w;
-        memcpy(l->codes.data, codes.data, vq_tensor_bytes(&codes));
+        fixture_put(&s.f, &l->codes, codes.data);
         EXPECT_OK(vq_vqlinear_weight(&s.f.be, l, VQ_MODE_HARD, &s.f.arena, &w));
-        assert_memory_equal(w.data, hard.data, vq_tensor_bytes(&hard));
+        assert_memory_equal(fixture_get(&s.f, &w), hard.data, vq_tensor_bytes(&hard));
     }
     student_close(&s);
 }
@@ -254,5 +265,5 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {MODEL("rand-llama-gqa-tied"), MODEL("rand-opt-f32"),
                                        MODEL("rand-qwen3-tied")};
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return RUN_TESTS(tests);
 }

@@ -1,0 +1,138 @@
+#!/usr/bin/env bash
+# gpu.sh - every check and measurement of the GPU's code, on a machine that has one, into one report.
+#
+# usage: tests/gpu.sh [--build DIR] [--work DIR] [--only STEP]...
+#
+# DIR (build) holds vqround, vq_cuda.so, tests/ and bench/ as CMake leaves them (`cmake --build build`
+# and `--target bench`). The report is WORK/report.txt (build/gpu), written as it goes: what each step
+# printed, whether it passed and how long it took. A step that needs more than 9 minutes is ended;
+# jobs go on from their checkpoint when the script is run again. Exit code 77 without a GPU, 1 if a
+# step failed.
+# shellcheck disable=SC2317 # steps are called by their names
+set -uo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+build=$root/build work='' only=()
+LIMIT_S=540
+
+usage() {
+    sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
+    echo "steps: machine ops memcheck racecheck loss bench step7b" >&2
+    exit 2
+}
+
+while (($#)); do
+    case $1 in
+    --build) build=${2:?} ;;
+    --work) work=${2:?} ;;
+    --only) only+=("${2:?}") ;;
+    *) usage ;;
+    esac
+    shift 2
+done
+work=${work:-$build/gpu}
+mkdir -p "$work" || exit 1
+report=$work/report.txt
+failed=0
+
+# step NAME WHAT COMMAND...: runs it unless --only names others; 77 is "skipped".
+step() {
+    local name=$1 what=$2 code start=$SECONDS
+    shift 2
+    [ ${#only[@]} = 0 ] || [[ " ${only[*]} " == *" $name "* ]] || return 0
+    printf '\n== %s: %s\n' "$name" "$what" | tee -a "$report"
+    timeout --kill-after=20 "$LIMIT_S" "$@" 2>&1 | tee -a "$report"
+    code=${PIPESTATUS[0]}
+    case $code in
+    0) what=passed ;;
+    75) what="stopped after a checkpoint: run again" ;;
+    77) what=skipped ;;
+    124 | 137) what="ended after $LIMIT_S s" failed=1 ;;
+    *) what="FAILED ($code)" failed=1 ;;
+    esac
+    printf -- '-- %s: %s, %d s\n' "$name" "$what" $((SECONDS - start)) | tee -a "$report"
+}
+
+machine() {
+    date -u +%FT%TZ
+    nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,power.limit --format=csv
+    "$build/vqround" --version
+    git -C "$root" rev-parse --short HEAD 2>/dev/null
+    nproc
+}
+
+ops() { # every test that has a twin on the GPU
+    local test bad=0 code
+    for test in "$build"/tests/test_*_gpu; do
+        [ -x "$test" ] || continue
+        (cd "$build/tests" && "$test")
+        code=$?
+        echo "$(basename "$test"): exit code $code"
+        ((code == 0)) || bad=$code
+    done
+    return "$bad"
+}
+
+sanitize() { # TOOL
+    local tool
+    tool=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null) ||
+        { echo "compute-sanitizer was not found: install the CUDA toolkit's"; return 77; }
+    cd "$build/tests" && "$tool" --tool "$1" --error-exitcode 9 ./test_cuda_exact_gpu
+}
+
+# The task's loss of each step.
+losses() { # RUN
+    sed -nE 's/.*"task": ([^,]*),.*/\1/p' "$1/metrics.jsonl"
+}
+
+job() { # DEVICE RUN OPTIONS...
+    local device=$1 run=$2
+    shift 2
+    "$build/vqround" quantize --device "$device" --out "$run" --no-eval --max-hours 0.14 --quiet "$@"
+}
+
+loss() { # 50 steps on both: the GPU's losses follow the CPU's
+    local device options=(--model "$root/configs/demo-model" --text "$root/configs/demo-model/calib.txt"
+        --bits 3 --K 256 --seqlen 128 --nsamples 16 --steps 50 --lr 0.03)
+    for device in cpu cuda; do job "$device" "$work/loss-$device" "${options[@]}" || return; done
+    paste <(losses "$work/loss-cpu") <(losses "$work/loss-cuda") | awk '
+        { d = ($2 - $1) / $1; d = d < 0 ? -d : d; sum += d; if (d > most) most = d }
+        END { printf "%d steps: task losses differ by %.2f %% on average, %.2f %% at most\n", NR,
+                  100 * sum / NR, 100 * most
+              exit !(NR == 50 && sum / NR < 0.05) }'
+}
+
+# A step of a 7B model of random weights: 2,048 tokens, batch 1, K 4096, D 8; its init is timed, too.
+step7b() {
+    local model=$work/model-7b
+    [ -e "$model/model.safetensors" ] ||
+        "$build/bench/bench_model" "$root/tests/models/zoo/llama-7b" "$root/tests/models/tiny-llama" \
+            "$model" || return
+    job cuda "$work/7b" --model "$model" --text "$root/configs/demo-model/calib.txt" --bits 3 \
+        --nsamples 4 --seqlen 2048 --steps 20 --checkpoint-every 20 || return
+    sed -nE 's/.*"seconds": ([^,]*),.*/\1/p' "$work/7b/metrics.jsonl" | tail -n +4 | sort -g | awk '
+        { s[NR] = $1 }
+        END { m = s[int((NR + 1) / 2)]
+              printf "median step %.3f s: %.1f TFLOP/s counting 6 a weight and token\n", m,
+                  6 * 6.607e9 * 2048 / m / 1e12 }'
+    sed -n '/"seconds": {/,/}/p' "$work/7b/results.json"
+}
+
+if ! nvidia-smi -L >/dev/null 2>&1; then
+    echo "gpu.sh: SKIPPED, NOTHING TESTED: nvidia-smi lists no GPU here. Run this on a machine with one" >&2
+    exit 77
+fi
+[ -e "$build/vq_cuda.so" ] || {
+    echo "gpu.sh: $build/vq_cuda.so is missing: expected a build made where nvcc is. Build it, or name another with --build" >&2
+    exit 2
+}
+export root build work
+export -f machine ops sanitize losses job loss step7b # `timeout` needs a program: bash -c
+step machine "what this is" bash -c machine
+step ops "op cases and golden tests" bash -c ops
+step memcheck "compute-sanitizer memcheck" bash -c 'sanitize memcheck'
+step racecheck "compute-sanitizer racecheck" bash -c 'sanitize racecheck'
+step loss "50 steps beside the CPU" bash -c loss
+step bench "time of each op beside its ceiling" "$build/bench/bench_ops" --device cuda
+step step7b "a training step of a 7B model" bash -c step7b
+printf '\nreport: %s\n' "$report"
+exit "$failed"

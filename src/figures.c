@@ -242,15 +242,30 @@ static void end_bars(page *p, bars *b)
     drop_if_empty(p);
 }
 
-#define N_PHASES 6
-static const char *const phases[N_PHASES] = {"tokens", "init", "teacher",
+#define N_PHASES 7
+static const char *const phases[N_PHASES] = {"tokens", "init", "blocks", "teacher",
                                              "train",  "eval", "export"};
 
 static double phase_of(const vq_results *r, int phase)
 {
-    const double s[N_PHASES] = {r->seconds.tokens, r->seconds.init, r->seconds.teacher,
-                                r->seconds.train,  r->seconds.eval, r->seconds.export};
+    const double s[N_PHASES] = {r->seconds.tokens,  r->seconds.init,  r->seconds.blocks,
+                                r->seconds.teacher, r->seconds.train, r->seconds.eval,
+                                r->seconds.export};
     return s[phase];
+}
+
+/* The phases that any run had, and their names. Returns how many. */
+static int phases_had(const page *p, int had[N_PHASES], const char *names[N_PHASES])
+{
+    int n = 0;
+    for (int k = 0; k < N_PHASES; k++) {
+        double most = 0;
+        for (int64_t i = 0; i < p->n; i++) most = VQ_MAX(most, phase_of(&p->runs[i].results, k));
+        if (most == 0) continue;
+        names[n] = phases[k];
+        had[n++] = k;
+    }
+    return n;
 }
 
 /* Of one run a bar a phase, of several a bar a run. */
@@ -258,15 +273,19 @@ static vq_status add_times(page *p)
 {
     static const char *const seconds[] = {"time"};
     const vq_unit u = vq_unit_of_time(vq_runs_largest(p->runs, p->n, VQ_VALUE_SECONDS));
+    const char *names[N_PHASES];
+    int had[N_PHASES];
+    const int n = phases_had(p, had, names);
     bars b;
-    VQ_TRY(begin_bars(p, "Time by phase", u.name, p->n == 1 ? 1 : N_PHASES,
-                      p->n == 1 ? seconds : phases, &b));
-    for (int k = 0; p->n == 1 && k < N_PHASES; k++)
-        if (add_bar(&b, phases[k])) b.value[0][k] = phase_of(&p->runs[0].results, k) / u.size;
+    if (n == 0) return VQ_OK;
+    VQ_TRY(
+        begin_bars(p, "Time by phase", u.name, p->n == 1 ? 1 : n, p->n == 1 ? seconds : names, &b));
+    for (int k = 0; p->n == 1 && k < n; k++)
+        if (add_bar(&b, names[k])) b.value[0][k] = phase_of(&p->runs[0].results, had[k]) / u.size;
     for (int64_t i = 0; p->n > 1 && i < p->n; i++)
         if (p->runs[i].has_results && add_bar(&b, p->label[i]))
-            for (int k = 0; k < N_PHASES; k++)
-                b.value[k][b.n - 1] = phase_of(&p->runs[i].results, k) / u.size;
+            for (int k = 0; k < n; k++)
+                b.value[k][b.n - 1] = phase_of(&p->runs[i].results, had[k]) / u.size;
     end_bars(p, &b);
     return VQ_OK;
 }

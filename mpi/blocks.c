@@ -159,8 +159,8 @@ static vq_status regularize(loop *L, int64_t layer, int64_t step)
 {
     const vq_config *c = L->config;
     const double beta = vq_loss_beta_of(c, step, c->train.block_steps);
-    if (c->train.block_round_weight <= 0 || L->job->topo.replica > 0 ||
-        !vq_loss_is_on(step, c->train.block_steps))
+    if (c->train.rounding == VQ_ROUNDING_HARD || c->train.block_round_weight <= 0 ||
+        L->job->topo.replica > 0 || !vq_loss_is_on(step, c->train.block_steps))
         return VQ_OK;
     for (int k = 0; k < VQ_N_KINDS; k++) {
         const vq_vqlinear *l = vq_stage_linear(&L->job->stage, layer, (vq_linear_kind)k);

@@ -81,7 +81,7 @@ static vq_status train_blocks(vq_job *job, const vq_data *data, vq_results *r)
     if (!job->config->eval.start || data->eval.n == 0) return VQ_OK;
     const uint64_t key =
         vq_hash_u64(vq_config_phase_hash(job->config, VQ_PHASE_BLOCKS), job->init_key);
-    return evaluate(job, data, VQ_MODE_SOFT, "blocks_soft", key, r, &perplexity);
+    return evaluate(job, data, vq_job_mode(job), "blocks", key, r, &perplexity);
 }
 
 static vq_status train(vq_job *job, const vq_data *data, vq_results *r, vq_train_stats *stats)

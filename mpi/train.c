@@ -274,6 +274,7 @@ static vq_status run_steps(loop *L, vq_train_stats *stats)
                  (long long)step + 1, (long long)steps);
     }
     if (p.done > p.first) vq_progress_end(&p);
+    if (steps == 0) VQ_TRY(vq_checkpoint_save(L->job, &L->adam)); /* what the layers' own gave */
     VQ_TRY(vq_stream_close(&L->stream));
     stats->ran_s = vq_seconds() - start_s;
     stats->sums_s = L->job->comm->summed_s - summed_s;

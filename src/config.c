@@ -222,8 +222,9 @@ static const key keys[] = {
     {"train.kd_alpha", NULL, in_train, REAL, AT(train.kd_alpha), .standard = "1", RANGE(0, 1e6),
      .help = "weight of the distillation loss", .commands = Q, .phases = FOR_TRAIN},
     {"train.round_weight", NULL, in_train, REAL, AT(train.round_weight), .standard = "0.01",
-     RANGE(0, 1e6), .help = "weight of the rounding regularizer; 0 is off", .commands = Q,
-     .phases = FOR_TRAIN},
+     RANGE(0, 1e6),
+     .help = "weight of the rounding regularizer; 0 is off, as it is with hard rounding",
+     .commands = Q, .phases = FOR_TRAIN},
     {"train.beta_hi", NULL, in_train, REAL, AT(train.beta_hi), .standard = "20", RANGE(1, 1000),
      .help = "the regularizer's exponent at first", .commands = Q, .phases = FOR_BLOCKS},
     {"train.beta_lo", NULL, in_train, REAL, AT(train.beta_lo), .standard = "2", RANGE(1, 1000),
@@ -349,9 +350,10 @@ static const struct {
     vq_recipe recipe;
     const char *name, *value;
 } recipes[] = {
-    {VQ_RECIPE_FAST, "train.steps", "400"},     {VQ_RECIPE_FAST, "train.lr", "0.1"},
-    {VQ_RECIPE_FAST, "train.beta_hi", "8"},     {VQ_RECIPE_FAST, "train.round_weight", "0.002"},
-    {VQ_RECIPE_FAST, "kmeans.by_sign", "true"},
+    {VQ_RECIPE_FAST, "train.steps", "400"},        {VQ_RECIPE_FAST, "grid.search", "mse"},
+    {VQ_RECIPE_FAST, "kmeans.by_sign", "true"},    {VQ_RECIPE_FAST, "train.rounding", "hard"},
+    {VQ_RECIPE_FAST, "train.lr", "0.02"},          {VQ_RECIPE_FAST, "train.lr_schedule", "cosine"},
+    {VQ_RECIPE_FAST, "train.learn_scale", "true"}, {VQ_RECIPE_FAST, "train.scale_lr", "0.005"},
 };
 
 static const struct {

@@ -24,7 +24,8 @@ bool vq_loss_is_on(int64_t step, int64_t steps)
 
 bool vq_loss_has_reg(const vq_config *config, int64_t step)
 {
-    return config->train.round_weight > 0 && vq_loss_is_on(step, config->train.steps);
+    return config->train.rounding == VQ_ROUNDING_SOFT && config->train.round_weight > 0 &&
+           vq_loss_is_on(step, config->train.steps);
 }
 
 vq_status vq_loss_task(const vq_stage *stage, const vq_config *config, const vq_tensor *hidden,

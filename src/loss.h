@@ -13,7 +13,8 @@
 double vq_loss_beta(const vq_config *config, int64_t step);
 double vq_loss_beta_of(const vq_config *config, int64_t step, int64_t steps);
 
-/* Whether the regularizer is on in this step: from a tenth of the steps, if it has a weight. */
+/* Whether the regularizer is on in this step: from a tenth of the steps, if it has a weight and
+ * roundings are soft. */
 bool vq_loss_has_reg(const vq_config *config, int64_t step);
 bool vq_loss_is_on(int64_t step, int64_t steps); /* whatever its weight */
 

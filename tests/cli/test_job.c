@@ -245,6 +245,24 @@ static void methods_and_losses(void **state)
     assert_false(exists("untaught"));
 }
 
+/* Layers trained one by one alone, without steps of the whole: what is trained is exported, also
+ * later. */
+static void blocks_alone(void **state)
+{
+    (void)state;
+    make_model("rand-qwen3-tied", "m");
+    RUN_OK("quantize", "--model", "m", "--text", CALIB, "--eval-text", HELD_OUT, "--K", "32", "--D",
+           "4", "--nsamples", "3", "--seqlen", "32", "--eval-max-windows", "4", "--quiet",
+           "--steps", "0", "--block-steps", "10", "--block-lr", "0.1", "--rounding", "hard",
+           "--learn-scale", "--bits", "2", "--out", "blocks");
+    assert_non_null(find_name("blocks", "blocks-", ".h5"));
+    RUN_OK("export", "--run", "blocks", "--out", "later", "--quiet");
+    expect_same_files("blocks/model/model.safetensors", "later/model.safetensors");
+    json_t *r = load_json("blocks/results.json");
+    assert_true(json_number(r, "seconds/blocks") > 0 && json_number(r, "steps") == 0);
+    json_decref(r);
+}
+
 /* Every way of learning beats rounding to nearest, and says how many numbers it trained; what is
  * exported is what was trained, learned scales too. */
 static void learned_rounding_beats_rtn(void **state)
@@ -399,6 +417,7 @@ int main(void)
         cmocka_unit_test(codes_by_sign_cost_nothing),
         cmocka_unit_test(groups_serve_every_method),
         cmocka_unit_test(methods_and_losses),
+        cmocka_unit_test(blocks_alone),
         cmocka_unit_test(learned_rounding_beats_rtn),
         cmocka_unit_test(finished_run_is_not_done_again),
         cmocka_unit_test(gnuplot_may_be_missing),

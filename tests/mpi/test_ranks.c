@@ -308,8 +308,8 @@ static void test_blocks(void **state)
     (void)state;
     SAME_EVERYWHERE("vqround", "--block-steps", "4", "--learn-scale", "--batch-size", "2",
                     "--replicas", "1");
-    SAME_EVERYWHERE("lora", "--block-steps", "3", "--rounding", "hard",
-                    "--train.block_round_weight", "0.01", STAGES_ALONE);
+    SAME_EVERYWHERE("lora", "--block-steps", "3", "--train.block_round_weight", "0.01",
+                    STAGES_ALONE);
 }
 
 /* Killed after the layers were trained one by one, and after some were. */
@@ -404,6 +404,7 @@ static void test_other_settings(void **state)
     make_model("rand-qwen3-tied", "model");
     make_model("rand-llama3-rope", "teacher");
     SAME_ON_TWO("--loss", "lm");
+    SAME_ON_TWO("--rounding", "hard", "--block-steps", "2");
     SAME_ON_TWO("--no-teacher.cache");
     SAME_ON_TWO("--teacher.model", "teacher");
     SAME_ON_TWO("--teacher.model", "teacher", "--no-teacher.cache", "--slices", "3");

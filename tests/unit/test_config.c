@@ -3,6 +3,7 @@
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -341,6 +342,37 @@ static void help_and_reference_come_from_the_table(void **state)
     check_printed(text, ".TP\n\\fB\\-\\-batch\\-size\\fR \\fIN\\fR (train.batch)\n");
 }
 
+/* A recipe takes the place of the defaults; the file and the command line beat it. */
+static void recipes_set_defaults(void **state)
+{
+    (void)state;
+    EXPECT_OK(load(VQ_QUANTIZE, QUANTIZE "--recipe fast"));
+    assert_int_equal(config.train.steps, 400);
+    assert_int_equal(config.train.rounding, VQ_ROUNDING_HARD);
+    assert_int_equal(config.train.lr_schedule, VQ_LR_COSINE);
+    assert_true(config.train.learn_scale && config.kmeans.by_sign);
+    EXPECT_OK(load(VQ_QUANTIZE, QUANTIZE "--recipe fast --steps 50 --no-learn-scale"));
+    assert_int_equal(config.train.steps, 50);
+    assert_false(config.train.learn_scale);
+    assert_true(config.train.lr == 0.02);
+    EXPECT_OK(load(VQ_QUANTIZE, QUANTIZE "--recipe paper"));
+    assert_int_equal(config.train.steps, 5000);
+    assert_true(config.train.lr == 0.01);
+    assert_int_equal(config.train.rounding, VQ_ROUNDING_SOFT);
+    /* From a file, which beats it too; and the written settings are all of them. */
+    EXPECT_OK(vq_file_write("recipe.yaml", "recipe: fast\ntrain: {lr: 0.5}\n", 30));
+    EXPECT_OK(load(VQ_QUANTIZE, QUANTIZE "--config recipe.yaml --scale-lr 0.25"));
+    assert_true(config.train.lr == 0.5 && config.train.scale_lr == 0.25);
+    assert_int_equal(config.train.steps, 400);
+    EXPECT_OK(vq_config_write_yaml(&config, "recipe.yaml", 0, NULL));
+    EXPECT_OK(load(VQ_QUANTIZE, QUANTIZE "--config recipe.yaml --recipe paper"));
+    EXPECT_OK(load(VQ_QUANTIZE, QUANTIZE "--config recipe.yaml --recipe paper"));
+    assert_int_equal(config.train.steps, 400);
+    EXPECT_ERROR(load(VQ_QUANTIZE, QUANTIZE "--recipe fast --no-grid.include_zero"),
+                 VQ_EUNSUPPORTED, "recipe fast grid.search", "include_zero");
+    unlink("recipe.yaml");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -349,6 +381,7 @@ int main(void)
         cmocka_unit_test(wrong_yaml_names_the_line),
         cmocka_unit_test(command_line_beats_file_and_default),
         cmocka_unit_test(wrong_command_lines_name_the_flag),
+        cmocka_unit_test(recipes_set_defaults),
         cmocka_unit_test(values_are_listed),
         cmocka_unit_test(written_yaml_reads_back),
         cmocka_unit_test(phases_know_their_keys),

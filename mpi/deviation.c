@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "error.h"
+#include "place.h"
 
 enum { SQUARES, ERROR, RTN_ERROR, MOVED, N_SUMS };
 
@@ -31,13 +32,8 @@ static void add_row(const float *w, const float *q, const float *rtn, int64_t n,
 /* A linear's weights in a mode, on the host. */
 static vq_status weight_of(vq_job *job, const vq_vqlinear *l, vq_mode mode, vq_tensor *weight)
 {
-    vq_tensor made;
-    VQ_TRY(vq_vqlinear_weight(&job->be, l, mode, &job->scratch, &made));
-    *weight = made;
-    if (job->be.place == VQ_HOST) return VQ_OK;
-    VQ_TRY(vq_tensor_new(&job->scratch, VQ_HOST, made.dtype, VQ_DIMS(made.dim[0], made.dim[1]),
-                         weight));
-    return vq_download(&job->be, weight->data, &made);
+    VQ_TRY(vq_vqlinear_weight(&job->be, l, mode, &job->scratch, weight));
+    return vq_place_host(&job->be, &job->scratch, weight, weight);
 }
 
 static vq_status compare(vq_job *job, const vq_vqlinear *l, vq_mode mode, double sums[N_SUMS])

@@ -32,8 +32,29 @@ static double perplexity(const char *run, const char *of)
     return value;
 }
 
+/* The mean of a number over the lines of layers.jsonl, of which there are as many as linears. */
+static double mean_of_layers(const char *run, const char *of)
+{
+    FILE *file = fopen(text("%s/layers.jsonl", run), "r");
+    double sum = 0;
+    int n = 0;
+    json_t *row;
+    assert_non_null(file);
+    for (; (row = json_loadf(file, JSON_DISABLE_EOF_CHECK, NULL)); n++) {
+        sum += json_number(row, of);
+        json_decref(row);
+    }
+    fclose(file);
+    assert_int_equal(n, 6 * 7);
+    return sum / n;
+}
+
 static void expect_alike(const char *run, const char *other)
 {
+    const double error = mean_of_layers(run, "rtn_error"),
+                 expected = mean_of_layers(other, "rtn_error");
+    if (!(fabs(error / expected - 1) <= BF16_RELATIVE))
+        fail_msg("%s: the weights' error is %.6g, in %s %.6g", run, error, other, expected);
     static const char *const kinds[] = {"fp", "rtn", "soft", "hard"};
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
         const double a = perplexity(run, kinds[i]), b = perplexity(other, kinds[i]);

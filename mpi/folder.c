@@ -12,7 +12,8 @@
 #include "log.h"
 
 #define POLL_MS 500
-#define LATE_S 10 /* beyond share.dead_s, for clocks and a file server's memory */
+#define LATE_S 10  /* beyond share.dead_s, for clocks and a file server's memory */
+#define ENDING_S 5 /* a job that was killed may be ending */
 
 /* Whether a run makes a file of that name. */
 static bool is_ours(const char *name)
@@ -45,7 +46,7 @@ static vq_status clear_folder(vq_job *job)
     return VQ_OK;
 }
 
-/* Whether the lock's holder is a process of this machine: then it lives. */
+/* Whether the lock's holder is a process of this machine: then it lives, or is about to end. */
 static bool is_held_here(const vq_job *job, const char *holder)
 {
     const size_t n = strlen(job->comm->host);
@@ -64,8 +65,8 @@ static vq_status lock_folder(vq_job *job, vq_folder *folder)
         VQ_TRY(vq_lock_try(path, c->share.dead_s, &folder->lock, &taken));
         if (taken) return VQ_OK;
         vq_lock_holder(path, holder);
-        VQ_CHECK(!is_held_here(job, holder) && vq_seconds() - start_s < c->share.dead_s + LATE_S,
-                 VQ_EUSAGE,
+        const double limit_s = is_held_here(job, holder) ? ENDING_S : c->share.dead_s + LATE_S;
+        VQ_CHECK(vq_seconds() - start_s < limit_s, VQ_EUSAGE,
                  "--out %s: another job works in this folder (%s): expected to be alone. Wait for "
                  "its end, or give another --out",
                  c->out, holder);

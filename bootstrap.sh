@@ -203,10 +203,12 @@ check() {
     run_tests build '^(unit|op|golden|cli|mpi|slurm)$'
 }
 
-# The libraries of programs and plugins that a bare node does not have: all but glibc's.
+# The libraries of programs and plugins that a bare node does not have: all but glibc's, and CUDA's,
+# which are twenty times the rest.
 libraries() { # FILES...
     ldd "$@" | awk '$2 == "=>" && $3 { print $3 }' | sort -u |
-        grep -vE '/(ld-linux[^/]*|lib(c|m|dl|rt|pthread|util|resolv|anl|nss_[^/]*))\.so'
+        grep -vE '/(ld-linux[^/]*|lib(c|m|dl|rt|pthread|util|resolv|anl|nss_[^/]*))\.so' |
+        grep -vE '/lib(cuda|cudart|cublas|cublasLt|cusolver|cusparse|nvJitLink|nccl)\.so'
 }
 
 # Open MPI's and PMIx' plugins but those for networks that would need their own libraries; mpirun.

@@ -161,7 +161,8 @@ static vq_status make_start(vq_job *job, const settings *set, vq_tensor *start)
         vq_tensor rest;
         if (has_start) status = residual(job, set, l, &rest);
         if (has_start && !status)
-            status = vq_codebook_start(&job->be, &job->scratch, &codes, &rest, &set->codebook);
+            status =
+                vq_codebook_start(&job->clusters, &job->scratch, &codes, &rest, &set->codebook);
         vq_arena_reset(&job->scratch, mark);
     }
     VQ_TRY(vq_comm_agree(job->comm, status));
@@ -276,7 +277,7 @@ static vq_status keep_linear(maker *m, vq_vqlinear *l, const vq_tensor *rest)
     const bool has_codes = has_codebook(m->job->config);
     if (vq_config_learns(m->job->config) && !has_codes) VQ_TRY(fit_logits(m->job, l, rest));
     if (has_codes)
-        VQ_TRY(vq_codebook_build(&m->job->be, &m->job->scratch, &cb, rest,
+        VQ_TRY(vq_codebook_build(&m->job->clusters, &m->job->scratch, &cb, rest,
                                  m->start->data ? m->start : NULL, &m->set->codebook));
     VQ_TRY(write_linear(&m->file, l));
     snprintf(name, sizeof name, "%s/codes", l->source->name);

@@ -62,7 +62,8 @@ static vq_status find_module(vq_job *job)
     const vq_status status = vq_cuda_module_open(&job->cuda);
     if (status != VQ_OK && device == VQ_DEVICE_CUDA) return status;
     if (status != VQ_OK) {
-        vq_log(VQ_LOG_DEBUG, "device   the CPU: %s", vq_error_message());
+        vq_log(VQ_LOG_WARN, "device   the CPU, though a GPU's driver is here: %s",
+               vq_error_message());
         vq_error_clear();
     } else if (job->cuda->device_count() == 0 && device == VQ_DEVICE_AUTO) {
         vq_log(VQ_LOG_DEBUG, "device   the CPU: no GPU is seen");
@@ -131,6 +132,7 @@ static vq_status open_backend(vq_job *job)
     VQ_TRY(place_on_node(job, &local, &n_local));
     if (job->cuda) VQ_TRY(vq_comm_agree(job->comm, open_device(job, local)));
     if (!job->cuda) job->be = job->cpu;
+    job->clusters = job->be;
     return job->cuda ? open_transport(job, n_local) : VQ_OK;
 }
 

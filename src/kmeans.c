@@ -7,6 +7,7 @@
 
 #include "error.h"
 #include "faiss.h"
+#include "place.h"
 #include "rng.h"
 
 /* The vectors of one pattern of signs: order[first], order[first + 1]... of the sorted ones. */
@@ -78,23 +79,88 @@ static void move_beyond(vq_tensor *codes, const float *before)
     for (int64_t i = 0; i < vq_tensor_count(codes); i++) code[i] += BEYOND * (code[i] - before[i]);
 }
 
+/* What an op reads and writes at be's place: the host's tensors themselves, or copies. */
+typedef struct there {
+    vq_tensor x, codes, idx, counts;
+} there;
+
+static vq_status go_there(const vq_backend *be, vq_arena *scratch, const vq_tensor *x,
+                          const vq_tensor *codes, const vq_tensor *idx, const vq_tensor *counts,
+                          there *t)
+{
+    *t = (there){.codes = *codes, .idx = *idx, .counts = *counts};
+    VQ_TRY(vq_place_there(be, scratch, x, &t->x));
+    if (be->place == VQ_HOST) return VQ_OK;
+    vq_tensor *const made[] = {&t->codes, &t->idx, &t->counts};
+    for (int i = 0; i < VQ_COUNT(made); i++)
+        VQ_TRY(vq_tensor_new(scratch, be->place, made[i]->dtype, made[i]->ndim, made[i]->dim,
+                             made[i]));
+    return VQ_OK;
+}
+
+static vq_status to_there(const vq_backend *be, vq_tensor *to, const vq_tensor *host)
+{
+    return be->place == VQ_HOST ? VQ_OK : vq_upload(be, to, host->data);
+}
+
+static vq_status from_there(const vq_backend *be, const vq_tensor *from, vq_tensor *host)
+{
+    return be->place == VQ_HOST ? VQ_OK : vq_download(be, host->data, from);
+}
+
+/* The indices of all x, once. */
+static vq_status assign(const vq_backend *be, vq_arena *scratch, vq_tensor *idx, double *objective,
+                        const vq_tensor *x, const vq_tensor *codes)
+{
+    const size_t mark = vq_arena_mark(scratch);
+    const vq_tensor unused = vq_tensor_1d(NULL, VQ_U32, 0);
+    there t;
+    VQ_TRY(go_there(be, scratch, x, codes, idx, &unused, &t));
+    VQ_TRY(to_there(be, &t.codes, codes));
+    VQ_TRY(vq_kmeans_assign(be, &t.idx, objective, &t.x, &t.codes));
+    VQ_TRY(from_there(be, &t.idx, idx));
+    vq_arena_reset(scratch, mark);
+    return VQ_OK;
+}
+
+/* The means of all x, once. */
+static vq_status update(const vq_backend *be, vq_arena *scratch, vq_tensor *codes,
+                        vq_tensor *counts, const vq_tensor *x, const vq_tensor *idx)
+{
+    const size_t mark = vq_arena_mark(scratch);
+    there t;
+    VQ_TRY(go_there(be, scratch, x, codes, idx, counts, &t));
+    VQ_TRY(to_there(be, &t.codes, codes));
+    VQ_TRY(to_there(be, &t.idx, idx));
+    VQ_TRY(vq_kmeans_update(be, &t.codes, &t.counts, &t.x, &t.idx));
+    VQ_TRY(from_there(be, &t.codes, codes));
+    VQ_TRY(from_there(be, &t.counts, counts));
+    vq_arena_reset(scratch, mark);
+    return VQ_OK;
+}
+
 /* Iterates on codes, the last time to the means themselves; idx [n] and *objective are those of
- * the codes it ends with. */
+ * the codes it ends with. On a device only codes and counts come back between iterations. */
 static vq_status lloyd(const vq_backend *be, vq_arena *scratch, vq_tensor *codes, vq_tensor *idx,
                        const vq_tensor *x, const vq_kmeans_config *c, double *objective, int *iters)
 {
     vq_tensor counts, before;
+    there t;
     VQ_TRY(vq_tensor_new(scratch, VQ_HOST, VQ_U32, VQ_DIMS(codes->dim[0]), &counts));
     VQ_TRY(vq_tensor_new(scratch, VQ_HOST, VQ_F32, VQ_DIMS(codes->dim[0], codes->dim[1]), &before));
+    VQ_TRY(go_there(be, scratch, x, codes, idx, &counts, &t));
     bool last = c->iters == 0;
     for (int i = 0;; i++) {
         double higher = *objective;
-        VQ_TRY(vq_kmeans_assign(be, idx, objective, x, codes));
+        VQ_TRY(to_there(be, &t.codes, codes));
+        VQ_TRY(vq_kmeans_assign(be, &t.idx, objective, &t.x, &t.codes));
         *iters = i;
-        if (last) return VQ_OK;
+        if (last) return from_there(be, &t.idx, idx);
         last = i + 1 == c->iters || (i > 0 && higher - *objective <= c->min_gain * higher);
         memcpy(before.data, codes->data, vq_tensor_bytes(codes));
-        VQ_TRY(vq_kmeans_update(be, codes, &counts, x, idx));
+        VQ_TRY(vq_kmeans_update(be, &t.codes, &t.counts, &t.x, &t.idx));
+        VQ_TRY(from_there(be, &t.codes, codes));
+        VQ_TRY(from_there(be, &t.counts, &counts));
         if (!last) move_beyond(codes, before.data);
         relocate_empty(codes, counts.data, x, c->seed, i);
     }
@@ -117,7 +183,7 @@ static vq_status fit(const vq_backend *be, vq_arena *scratch, vq_tensor *codes, 
     vq_tensor train_idx = vq_tensor_rows(idx, 0, n_train);
     VQ_TRY(lloyd(be, scratch, codes, &train_idx, &train, c, &result->objective, &result->iters));
     if (n_train == n) return VQ_OK;
-    return vq_kmeans_assign(be, idx, &result->objective, x, codes);
+    return assign(be, scratch, idx, &result->objective, x, codes);
 }
 
 static vq_status fit_faiss(vq_tensor *codes, vq_tensor *idx, const vq_tensor *x,
@@ -277,7 +343,7 @@ static vq_status fit_squashed(const vq_backend *be, vq_arena *scratch, vq_tensor
         ((float *)some->data)[i] = tanhf(((const float *)x->data)[i]);
     VQ_TRY(cluster(be, scratch, codes, idx, some, NULL, c, result));
     VQ_TRY(vq_tensor_new(scratch, VQ_HOST, VQ_U32, VQ_DIMS(codes->dim[0]), &counts));
-    VQ_TRY(vq_kmeans_update(be, codes, &counts, x, idx));
+    VQ_TRY(update(be, scratch, codes, &counts, x, idx));
     result->objective = objective_of(codes, idx, x);
     result->patterns = patterns;
     return VQ_OK;
@@ -318,7 +384,7 @@ vq_status vq_kmeans(const vq_backend *be, vq_arena *scratch, vq_tensor *codes, v
                     vq_kmeans_result *result)
 {
     int64_t n = x->dim[0], D = x->dim[1], K = codes->dim[0];
-    VQ_ASSERT(be->place == VQ_HOST && x->dtype == VQ_F32 && codes->dtype == VQ_F32);
+    VQ_ASSERT(x->place == VQ_HOST && x->dtype == VQ_F32 && codes->dtype == VQ_F32);
     VQ_ASSERT(idx->dtype == VQ_U32 && idx->dim[0] == n && codes->dim[1] == D);
     VQ_ASSERT(K >= 1 && n >= K && c->iters >= 0 && c->max_points_per_centroid >= 1);
     VQ_ASSERT(!start || vq_tensor_same_shape(start, codes));

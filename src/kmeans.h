@@ -39,9 +39,9 @@ size_t vq_kmeans_scratch_bytes(const vq_kmeans_config *c, int64_t n, int64_t K, 
  * start   f32 [K, D], in: codes to begin from; NULL: vectors drawn from x by the seed
  * result  out; may be NULL
  *
- * be and all tensors are on the host. A code that no vector is nearest to moves onto a
- * vector drawn by the seed, so that dense regions get it. Local. Same bits for any number of
- * threads.
+ * All tensors are on the host; be may be a device's, to which scratch's twin belongs. A code that
+ * no vector is nearest to moves onto a vector drawn by the seed, so that dense regions get it.
+ * Local. Same bits for any number of threads.
  *
  * by_sign: the vectors are parted by the pattern of their signs, [x >= 0] of each coordinate, and
  * each part is clustered by itself, so that every vector has the signs of its code, and the nearest

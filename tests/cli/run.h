@@ -19,7 +19,9 @@
 #include <time.h>
 #include <unistd.h>
 
+#ifndef DEADLINE_S
 #define DEADLINE_S 60
+#endif
 #define TEXTS 32
 #define MODELS TESTS_DIR "/models/"
 #define CALIB ROOT_DIR "/configs/demo-model/calib.txt"

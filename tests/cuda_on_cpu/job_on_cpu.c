@@ -8,6 +8,7 @@
 
 #include <cmocka.h>
 
+#define DEADLINE_S 240
 #undef VQROUND
 #define VQROUND VQROUND_ON_CPU
 

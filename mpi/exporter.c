@@ -38,7 +38,8 @@ static vq_packing packing_of(const vq_config *c)
                         .bits = (int)c->bits,
                         .group_size = c->group_size,
                         .symmetric = c->sym,
-                        .less_one = c->export.format == VQ_EXPORT_GPTQ && c->sym};
+                        .less_one = c->export.format == VQ_EXPORT_GPTQ && c->sym,
+                        .scattered = vq_config_scatters(c)};
 }
 
 vq_status vq_export_check(vq_job *job)
@@ -139,7 +140,9 @@ static vq_status settings_of_run(vq_arena *arena, const vq_config *own, vq_confi
              own->run);
     VQ_TRY(vq_config_defaults(arena, c));
     VQ_TRY(vq_config_read_yaml(arena, path, c));
-    c->export = own->export;
+    const vq_packing format = {.format = own->export.format};
+    const char *const flags[] = {"--format", vq_packing_name(&format)}; /* so messages name it */
+    VQ_TRY(vq_config_parse_args(arena, VQ_QUANTIZE, VQ_COUNT(flags), flags, c));
     if (own->model) c->model = own->model;
     c->out = own->run;
     c->stages = own->stages;

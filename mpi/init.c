@@ -81,14 +81,14 @@ typedef struct part {
     vq_tensor *tensor;
 } part;
 
-#define N_PARTS 7
+#define N_PARTS 8
 
 static void parts_of(vq_vqlinear *l, part parts[N_PARTS])
 {
     const part all[N_PARTS] = {{"base", &l->quant.base}, {"scale", &l->quant.scale},
                                {"zero", &l->quant.zero}, {"idx", &l->quant.idx},
                                {"counts", &l->counts},   {"codes", &l->codes},
-                               {"ints", &l->ints}};
+                               {"ints", &l->ints},       {"order", &l->order}};
     memcpy(parts, all, sizeof all);
 }
 
@@ -101,6 +101,12 @@ static vq_status prepare_linear(vq_job *job, const settings *set, int64_t slot, 
     l->scale_dtype = set->grid.scale_dtype;
     VQ_TRY(vq_grid_alloc(&job->be, &l->quant, &job->weights, &set->grid, w->dim[0], w->dim[1]));
     l->quantized = true;
+    if (vq_config_scatters(job->config) && l->quant.group_size < w->dim[1]) {
+        VQ_CHECK(job->be.place == VQ_HOST, VQ_EUNSUPPORTED,
+                 "gptq.static_groups = off: with gptq.act_order and groups it is computed on CPUs "
+                 "alone: expected on or auto on a GPU. Leave it out, or give --device cpu");
+        VQ_TRY(vq_tensor_new(&job->weights, VQ_HOST, VQ_I32, VQ_DIMS(w->dim[1]), &l->order));
+    }
     if (needs_ints(job->config))
         VQ_TRY(vq_tensor_new(&job->weights, job->be.place, l->quant.base.dtype,
                              VQ_DIMS(w->dim[0], w->dim[1]), &l->ints));
@@ -287,7 +293,7 @@ static vq_status keep_linear(maker *m, vq_vqlinear *l, const vq_tensor *rest)
 /* A linear's grid and residual, without its codebook, for other runs. */
 static vq_status offer_grid(maker *m, vq_vqlinear *l, const vq_tensor *rest, double error)
 {
-    vq_vqlinear grid = {.source = l->source, .quant = l->quant, .ints = l->ints};
+    vq_vqlinear grid = {.source = l->source, .quant = l->quant, .ints = l->ints, .order = l->order};
     char name[320];
     grid.quant.idx.data = NULL;
     VQ_TRY(write_linear(&m->grid_out, &grid));
@@ -312,7 +318,7 @@ static vq_status find_grid(maker *m, vq_vqlinear *l, vq_tensor *rest, double *er
 {
     vq_job *job = m->job;
     const vq_tensor *w = &l->source->weight;
-    vq_vqlinear grid = {.source = l->source, .quant = l->quant, .ints = l->ints};
+    vq_vqlinear grid = {.source = l->source, .quant = l->quant, .ints = l->ints, .order = l->order};
     char name[320];
     grid.quant.idx.data = NULL;
     snprintf(name, sizeof name, "%s/rest", l->source->name);

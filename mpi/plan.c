@@ -163,7 +163,8 @@ static double ends_bytes(const vq_model_config *m, double weight, bool is_first,
 /* The largest weight as it is made for a pass: with the logits where these are made too. */
 static double made_bytes(const view *v)
 {
-    return v->own.largest * (v->act + (v->c->method == VQ_METHOD_LORA ? 4 : 0));
+    const bool twice = vq_config_scatters(v->c); /* and with its columns in another order */
+    return v->own.largest * (v->act * (1 + twice) + (v->c->method == VQ_METHOD_LORA ? 4 : 0));
 }
 
 /* A forward that keeps nothing, of B windows of T tokens with its messages; quantized: its weights

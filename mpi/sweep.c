@@ -191,6 +191,28 @@ static bool is_wanted(const vq_sweep *s, const vq_vqlinear *l)
     return s->quantized || is_mine(s, l);
 }
 
+/* The columns of t in the order of the sweep. */
+static vq_status arrange(vq_sweep *s, const vq_tensor *order, vq_tensor *t)
+{
+    const size_t mark = vq_arena_mark(s->stage->scratch);
+    vq_tensor was = *t;
+    VQ_TRY(vq_arena_alloc(s->stage->scratch, vq_tensor_bytes(t), &was.data));
+    VQ_TRY(vq_copy(s->stage->be, &was, t));
+    VQ_TRY(vq_vqlinear_arrange(order, false, &was, t));
+    vq_arena_reset(s->stage->scratch, mark);
+    return VQ_OK;
+}
+
+/* Running groups of scattered columns become runs: the linear keeps the order of the sweep. */
+static vq_status keep_order(vq_sweep *s, vq_vqlinear *l, const vq_gptq_factor *f, vq_tensor *rest)
+{
+    if (!l->order.data) return VQ_OK;
+    VQ_TRY(vq_copy(s->stage->be, &l->order, &f->order));
+    VQ_TRY(arrange(s, &l->order, &l->quant.base));
+    VQ_TRY(arrange(s, &l->order, &l->ints));
+    return arrange(s, &l->order, rest);
+}
+
 static vq_status round_linear(vq_sweep *s, vq_vqlinear *l, const vq_gptq_factor *f, double *error)
 {
     const vq_backend *be = s->stage->be;
@@ -209,6 +231,7 @@ static vq_status round_linear(vq_sweep *s, vq_vqlinear *l, const vq_gptq_factor 
     rest.name = w.name;
     VQ_TRY(vq_gptq_quantize(be, &l->quant, &ints, &rest, &own, &w, f, s->config));
     vq_weights_release(&s->stage->model->weights, &w);
+    VQ_TRY(keep_order(s, l, f, &rest));
     if (is_mine(s, l)) {
         VQ_TRY(s->take(s->ctx, l, &rest, own));
         *error += own;

@@ -13,8 +13,9 @@
 #include "feed.h"
 #include "gptq.h"
 
-/* Takes a linear that was just rounded: its quant has base, scale and zero, and ints is set. rest
- * real [out, in]; error: of its outputs, as vq_gptq_sweep says. */
+/* Takes a linear that was just rounded: its quant has base, scale and zero, ints is set, and where
+ * it has an order, that too. rest real [out, in], columns as quant's; error: of its outputs, as
+ * vq_gptq_sweep says. */
 typedef vq_status (*vq_sweep_fn)(void *ctx, vq_vqlinear *linear, const vq_tensor *rest,
                                  double error);
 

@@ -149,7 +149,7 @@ static const key keys[] = {
     {"gptq.static_groups", NULL, in_gptq, CHOICE, AT(gptq.static_groups), .standard = "auto",
      .choices = "auto|on|off",
      .help = "find the groups' scales before the sweep instead of on the way; auto is with "
-             "act_order",
+             "act_order, where off scatters a group's columns",
      .commands = Q, .phases = FOR_INIT},
     {"gptq.residual", NULL, in_gptq, CHOICE, AT(gptq.residual), .standard = "exact",
      .choices = "exact|hessian",
@@ -917,6 +917,12 @@ bool vq_config_uses_gptq(const vq_config *config)
            (vq_config_learns(config) && config->init == VQ_INIT_GPTQ);
 }
 
+bool vq_config_scatters(const vq_config *config)
+{
+    return vq_config_uses_gptq(config) && config->gptq.act_order && config->group_size > 0 &&
+           config->gptq.static_groups == VQ_OFF;
+}
+
 static vq_status check_gptq(const vq_config *config)
 {
     char where[256], other[256];
@@ -924,13 +930,6 @@ static vq_status check_gptq(const vq_config *config)
              "%s = gptq: with %s = rtn expected rtn, since nothing is learned. Leave it out, or "
              "give --method gptq",
              vq_config_where(config, "init", where), vq_config_where(config, "method", other));
-    VQ_CHECK(!vq_config_uses_gptq(config) || !config->gptq.act_order || config->group_size == -1 ||
-                 config->gptq.static_groups != VQ_OFF,
-             VQ_EUNSUPPORTED,
-             "%s = off: expected on or auto with gptq.act_order and groups (%s = %lld), since "
-             "groups of scattered columns are not supported. Leave it out",
-             vq_config_where(config, "gptq.static_groups", where),
-             vq_config_where(config, "group_size", other), (long long)config->group_size);
     return VQ_OK;
 }
 
@@ -943,6 +942,13 @@ static vq_status check_export(const vq_config *config)
              "%s = false: its zeros may leave the grid, and no packed format (%s) has room for "
              "them: expected true. Leave it out, or export dense",
              vq_config_where(config, "grid.include_zero", where),
+             vq_config_where(config, "export.format", other));
+    VQ_CHECK(config->export.format != VQ_EXPORT_COMPRESSED_TENSORS || !vq_config_scatters(config),
+             VQ_EUSAGE,
+             "%s = off: with gptq.act_order and groups their columns are scattered, which "
+             "compressed-tensors' readers have dropped (%s): expected on or auto. Leave it out, or "
+             "export gptq or dense",
+             vq_config_where(config, "gptq.static_groups", where),
              vq_config_where(config, "export.format", other));
     VQ_CHECK(config->export.format != VQ_EXPORT_GPTQ || config->grid.scale_dtype != VQ_SCALE_F32,
              VQ_EUSAGE,

@@ -214,6 +214,9 @@ bool vq_config_learns(const vq_config *config);
 /* Whether GPTQ makes the grid: as the method, or as the start of learned rounding. */
 bool vq_config_uses_gptq(const vq_config *config);
 
+/* Whether a group's columns are not neighbours: act-order with groups found on the way. */
+bool vq_config_scatters(const vq_config *config);
+
 /* Where a key was set, for the first part of a message: "a.yaml:14 seqlen", "--seqlen", or
  * "seqlen (default)", into text. Returns text. */
 const char *vq_config_where(const vq_config *config, const char *key, char text[256]);

@@ -239,17 +239,31 @@ vq_status vq_export_plan(vq_arena *arena, vq_stage *stage, const vq_export_rule 
 /* --- the files ---------------------------------------------------------------------------------
  */
 
-/* A host tensor's elements as f32. */
+/* A host tensor's elements as f32: its own, or a copy. */
 static vq_status to_f32(vq_stage *stage, const vq_tensor *t, float **out)
 {
+    *out = t->data;
+    if (t->dtype == VQ_F32) return VQ_OK;
     VQ_TRY(VQ_NEW(stage->scratch, vq_tensor_count(t), out));
     return vq_convert(*out, VQ_F32, t->data, t->dtype, vq_tensor_count(t));
+}
+
+/* Each column's group where they are not runs, else NULL. */
+static vq_status groups_of(vq_arena *scratch, const vq_vqlinear *l, int32_t **out)
+{
+    const int32_t *order = l->order.data;
+    *out = NULL;
+    if (!order) return VQ_OK;
+    VQ_TRY(VQ_NEW(scratch, l->order.dim[0], out));
+    for (int64_t j = 0; j < l->order.dim[0]; j++)
+        (*out)[order[j]] = (int32_t)(j / l->quant.group_size);
+    return VQ_OK;
 }
 
 /* The integers q of weights w = s (q - z), whatever made these: |q - z| is below 256, so that even
  * in bf16 w / s is nearer to it than to its neighbours. The first weight off the grid, or -1. */
 static int64_t find_codes(const vq_quant *quant, const float *w, const float *scale,
-                          const float *zero, uint8_t *q)
+                          const float *zero, const int32_t *group, uint8_t *q)
 {
     const int64_t out = quant->base.dim[0], in = quant->base.dim[1], groups = quant->scale.dim[1];
     const float qmax = (float)((1 << quant->bits) - 1);
@@ -257,7 +271,8 @@ static int64_t find_codes(const vq_quant *quant, const float *w, const float *sc
 #pragma omp parallel for reduction(min : bad)
     for (int64_t o = 0; o < out; o++)
         for (int64_t i = 0; i < in; i++) {
-            const int64_t at = o * in + i, g = o * groups + i / quant->group_size;
+            const int64_t at = o * in + i,
+                          g = o * groups + (group ? group[i] : i / quant->group_size);
             const float u = w[at] / scale[g], code = rintf(u) + zero[g];
             const bool is_on = code >= 0 && code <= qmax && fabsf(u - rintf(u)) < 0.499f;
             q[at] = is_on ? (uint8_t)code : 0;
@@ -274,6 +289,7 @@ static vq_status put_packed(const vq_export_rule *rule, vq_stage *stage, vq_mode
     const vq_vqlinear *l = &own;
     vq_tensor weight;
     float *w, *scale, *zero;
+    int32_t *group;
     uint8_t *q;
     vq_packed packed;
     VQ_TRY(vq_vqlinear_host(stage->be, stage->scratch, u->linear, &own));
@@ -282,7 +298,8 @@ static vq_status put_packed(const vq_export_rule *rule, vq_stage *stage, vq_mode
     VQ_TRY(to_f32(stage, &l->quant.scale, &scale));
     VQ_TRY(to_f32(stage, &l->quant.zero, &zero));
     VQ_TRY(VQ_NEW(stage->scratch, vq_tensor_count(&weight), &q));
-    const int64_t bad = find_codes(&l->quant, w, scale, zero, q);
+    VQ_TRY(groups_of(stage->scratch, l, &group));
+    const int64_t bad = find_codes(&l->quant, w, scale, zero, group, q);
     VQ_CHECK(bad < 0, VQ_EINTERNAL,
              "%s: weight %lld is %.9g: expected one on its grid. This is a bug of vqround: please "
              "report it",
@@ -293,7 +310,7 @@ static vq_status put_packed(const vq_export_rule *rule, vq_stage *stage, vq_mode
         if (packed.part[k].ndim > 0)
             VQ_TRY(vq_arena_alloc(stage->scratch, vq_tensor_bytes(&packed.part[k]),
                                   &packed.part[k].data));
-    VQ_TRY(vq_packed_fill(stage->scratch, &packed, q, scale, zero, l->source->name));
+    VQ_TRY(vq_packed_fill(stage->scratch, &packed, q, scale, zero, group, l->source->name));
     for (int k = 0; k < VQ_N_PARTS; k++)
         if (packed.part[k].ndim > 0)
             VQ_TRY(vq_safetensors_put(writer, at++, packed.part[k].data,

@@ -87,7 +87,6 @@ vq_status vq_gptq_quantize(const vq_backend *be, vq_quant *q, vq_tensor *ints, v
                            const vq_gptq_config *c)
 {
     VQ_ASSERT(q->bits == c->bits);
-    VQ_ASSERT(!c->act_order || q->group_size >= w->dim[1] || c->rule.static_groups);
     VQ_TRY(vq_gptq_sweep(be, q, ints, rest, error, w, &f->u, &f->order, &f->dead, &c->rule));
     if (isfinite(*error)) return VQ_OK;
     VQ_TRY(vq_grid_check_finite(q, w, c->rule.scale_dtype));

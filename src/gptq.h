@@ -12,7 +12,7 @@
 typedef struct vq_gptq_config {
     int bits;
     double percdamp;    /* damping, as a part of H's mean diagonal */
-    bool act_order;     /* columns by falling H_ii; with groups it needs static groups */
+    bool act_order;     /* columns by falling H_ii */
     vq_sweep_rule rule; /* block size, grid, residual */
 } vq_gptq_config;
 

@@ -169,7 +169,7 @@ static json_t *compressed_json(const vq_packing *p, const vq_list *dense)
         json_pack("{s:i, s:s, s:b, s:s, s:o, s:b, s:o, s:s}", "num_bits", p->bits, "type", "int",
                   "symmetric", p->symmetric, "strategy", whole ? "channel" : "group", "group_size",
                   whole ? json_null() : json_integer(p->group_size), "dynamic", 0, "actorder",
-                  p->scattered ? json_string("group") : json_null(), "observer", "minmax");
+                  json_null(), "observer", "minmax");
     return json_pack("{s:s, s:s, s:s, s:n, s:n, s:o, s:{s:{s:[s], s:n, s:n, s:o}}}", "quant_method",
                      "compressed-tensors", "format", "pack-quantized", "quantization_status",
                      "compressed", "global_compression_ratio", "kv_cache_scheme", "ignore", ignore,
@@ -327,10 +327,10 @@ static vq_status put_zeros(vq_arena *scratch, vq_packed *p, const float *zero)
 }
 
 vq_status vq_packed_fill(vq_arena *scratch, vq_packed *p, const uint8_t *q, const float *scale,
-                         const float *zero, const char *name)
+                         const float *zero, const int32_t *group, const char *name)
 {
-    const int64_t group = width_of_group(&p->packing, p->in);
-    VQ_ASSERT(!p->packing.scattered);
+    const int64_t width = width_of_group(&p->packing, p->in);
+    VQ_ASSERT(!group || p->packing.scattered);
     size_t mark = vq_arena_mark(scratch);
     VQ_TRY(put_scales(p, scale, name));
     VQ_TRY(put_zeros(scratch, p, zero));
@@ -339,7 +339,8 @@ vq_status vq_packed_fill(vq_arena *scratch, vq_packed *p, const uint8_t *q, cons
     for (int64_t o = 0; o < p->out; o++)
         vq_pack(words + o * row_stride(p), word_stride(p), q + o * p->in, p->in, p->packing.bits);
     int32_t *groups = p->part[VQ_GROUPS].data;
-    for (int64_t i = 0; groups && i < p->in; i++) groups[i] = (int32_t)(i / group);
+    for (int64_t i = 0; groups && i < p->in; i++)
+        groups[i] = group ? group[i] : (int32_t)(i / width);
     int64_t *shape = p->part[VQ_SHAPE].data;
     if (shape) shape[0] = p->out, shape[1] = p->in;
     vq_arena_reset(scratch, mark);

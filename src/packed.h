@@ -13,8 +13,9 @@
  * | shape  |         |                          | weight_shape       | 2: out, in           |
  *
  * words(n) = ceil(n b / 32), as vq_pack has them; all whole numbers i32, the shape i64. Version 1
- * of GPTQ's format stores z - 1, version 2 z. compressed-tensors has zeros when it is asymmetric,
- * and groups only where they are not runs of columns. */
+ * of GPTQ's format stores z - 1, version 2 z. compressed-tensors has zeros when it is
+ * asymmetric, and groups only where they are not runs of columns: these are read, but its later
+ * versions do not know them, so none are written. */
 #pragma once
 #include "arena.h"
 #include "config.h"
@@ -71,12 +72,13 @@ int64_t vq_packed_bytes(const vq_packed *packed);
  * q      u8 [out, in]
  * scale  f32 [out, groups]
  * zero   f32 [out, groups], whole numbers in [0, 2^bits - 1]
+ * group  i32 [in], each column's group; NULL: runs of columns
  * name   of the linear, for messages
  *
  * Fails: VQ_EUNSUPPORTED (a scale that its type in the file does not hold exactly), VQ_EINTERNAL (a
  * zero off the grid, or not the middle when symmetric). Local. */
 vq_status vq_packed_fill(vq_arena *scratch, vq_packed *packed, const uint8_t *q, const float *scale,
-                         const float *zero, const char *name);
+                         const float *zero, const int32_t *group, const char *name);
 
 /* The weight again, weight->dtype [out, in]; part names are those in the file.
  * Fails: VQ_EFILE (a column's group outside the groups, another shape than the tensors'), VQ_EMEM.

@@ -1,6 +1,8 @@
 /* vqlinear - one linear of the student. */
 #include "vqlinear.h"
 
+#include <string.h>
+
 #include "error.h"
 #include "place.h"
 
@@ -61,14 +63,43 @@ static vq_status logits_of(const vq_backend *be, const vq_vqlinear *l, vq_arena 
     return vq_gemm(be, logits, &b1, false, &b2, false, 1, 0);
 }
 
-vq_status vq_vqlinear_weight(const vq_backend *be, const vq_vqlinear *linear, vq_mode mode,
-                             vq_arena *arena, vq_tensor *weight)
+/* One row; a constant size makes a variant of the loop. */
+static inline __attribute__((always_inline)) void arrange_row(uint8_t *to, const uint8_t *from,
+                                                              const int32_t *order, bool back,
+                                                              int64_t n, size_t size)
 {
-    const vq_tensor *source = &linear->source->weight;
-    if (!linear->quantized || mode == VQ_MODE_FLOAT)
-        return vq_place_there(be, arena, source, weight);
-    VQ_TRY(
-        vq_tensor_new(arena, be->place, be->act, VQ_DIMS(source->dim[0], source->dim[1]), weight));
+    for (int64_t j = 0; j < n; j++) {
+        const size_t at = (size_t)j * size, place = (size_t)order[j] * size;
+        memcpy(to + (back ? place : at), from + (back ? at : place), size);
+    }
+}
+
+vq_status vq_vqlinear_arrange(const vq_tensor *order, bool back, const vq_tensor *from,
+                              vq_tensor *to)
+{
+    const int64_t out = from->dim[0], in = from->dim[1];
+    const size_t size = vq_dtype_bytes(from->dtype), row = (size_t)in * size;
+    const int32_t *columns = order->data;
+    VQ_ASSERT(from->place == VQ_HOST && to->place == VQ_HOST && order->place == VQ_HOST);
+    VQ_ASSERT(from->dtype == to->dtype && vq_tensor_same_shape(from, to) && order->dim[0] == in);
+#pragma omp parallel for
+    for (int64_t o = 0; o < out; o++) {
+        uint8_t *t = (uint8_t *)to->data + (size_t)o * row;
+        const uint8_t *f = (const uint8_t *)from->data + (size_t)o * row;
+        if (size == 4)
+            arrange_row(t, f, columns, back, in, 4);
+        else if (size == 1)
+            arrange_row(t, f, columns, back, in, 1);
+        else
+            arrange_row(t, f, columns, back, in, size);
+    }
+    return VQ_OK;
+}
+
+/* The weight in the order of quant's columns, from the source's in the same order. */
+static vq_status make_weight(const vq_backend *be, const vq_vqlinear *linear, vq_mode mode,
+                             const vq_tensor *source, vq_arena *arena, vq_tensor *weight)
+{
     if (mode == VQ_MODE_RTN) {
         vq_tensor there;
         VQ_TRY(vq_place_there(be, arena, source, &there));
@@ -79,6 +110,27 @@ vq_status vq_vqlinear_weight(const vq_backend *be, const vq_vqlinear *linear, vq
     VQ_TRY(logits_of(be, linear, arena, &logits));
     return vq_round_fwd(be, weight, &linear->quant, &logits,
                         mode == VQ_MODE_SOFT ? VQ_SOFT : VQ_HARD);
+}
+
+vq_status vq_vqlinear_weight(const vq_backend *be, const vq_vqlinear *linear, vq_mode mode,
+                             vq_arena *arena, vq_tensor *weight)
+{
+    vq_tensor source = linear->source->weight, ordered;
+    const int64_t out = source.dim[0], in = source.dim[1];
+    if (!linear->quantized || mode == VQ_MODE_FLOAT)
+        return vq_place_there(be, arena, &source, weight);
+    VQ_TRY(vq_tensor_new(arena, be->place, be->act, VQ_DIMS(out, in), weight));
+    if (!linear->order.data) return make_weight(be, linear, mode, &source, arena, weight);
+    const size_t mark = vq_arena_mark(arena);
+    VQ_TRY(vq_tensor_new(arena, be->place, be->act, VQ_DIMS(out, in), &ordered));
+    if (mode == VQ_MODE_RTN) {
+        VQ_TRY(vq_arena_alloc(arena, vq_tensor_bytes(&source), &source.data));
+        VQ_TRY(vq_vqlinear_arrange(&linear->order, false, &linear->source->weight, &source));
+    }
+    VQ_TRY(make_weight(be, linear, mode, &source, arena, &ordered));
+    VQ_TRY(vq_vqlinear_arrange(&linear->order, true, &ordered, weight));
+    vq_arena_reset(arena, mark);
+    return VQ_OK;
 }
 
 vq_status vq_vqlinear_host(const vq_backend *be, vq_arena *arena, const vq_vqlinear *linear,
@@ -143,9 +195,14 @@ vq_status vq_vqlinear_bwd_codes(const vq_backend *be, const vq_vqlinear *linear,
 {
     if (!linear->quantized) return VQ_OK;
     size_t mark = vq_arena_mark(scratch);
-    vq_tensor dw, logits, dlogits, dfactor = linear->dfactor;
-    VQ_TRY(vq_tensor_new(scratch, be->place, be->act, VQ_DIMS(dy->dim[1], x->dim[1]), &dw));
-    VQ_TRY(vq_gemm(be, &dw, dy, true, x, false, 1, 0));
+    vq_tensor dw, dweight, logits, dlogits, dfactor = linear->dfactor;
+    VQ_TRY(vq_tensor_new(scratch, be->place, be->act, VQ_DIMS(dy->dim[1], x->dim[1]), &dweight));
+    VQ_TRY(vq_gemm(be, &dweight, dy, true, x, false, 1, 0));
+    dw = dweight;
+    if (linear->order.data) {
+        VQ_TRY(vq_arena_alloc(scratch, vq_tensor_bytes(&dw), &dw.data));
+        VQ_TRY(vq_vqlinear_arrange(&linear->order, false, &dweight, &dw));
+    }
     VQ_TRY(logits_of(be, linear, scratch, &logits));
     VQ_TRY(dlogits_of(be, linear, scratch, &dlogits));
     VQ_TRY(vq_round_bwd(be, &dlogits, &dw, &linear->quant, &logits));

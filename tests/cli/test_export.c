@@ -23,6 +23,8 @@ static void quantize(const char *model, const char *const *settings, const char 
 {
     const char *const common[] = {VQROUND,
                                   "quantize",
+                                  "--config",
+                                  "small.yaml",
                                   "--model",
                                   model,
                                   "--text",
@@ -37,15 +39,11 @@ static void quantize(const char *model, const char *const *settings, const char 
                                   "2",
                                   "--seqlen",
                                   "32",
-                                  "--steps",
-                                  "3",
-                                  "--lr",
-                                  "0.05",
                                   "--threads",
                                   "2",
-                                  "--quiet",
                                   "--kmeans.iters",
                                   "5",
+                                  "--quiet",
                                   "--format",
                                   format,
                                   "--out",
@@ -54,6 +52,7 @@ static void quantize(const char *model, const char *const *settings, const char 
                                   "2"};
     const char *args[MAX_ARGS];
     int n = 0;
+    write_text("small.yaml", "train: {steps: 3, lr: 0.05}\n"); /* the flags may say otherwise */
     for (size_t i = 0; i < sizeof common / sizeof *common; i++) args[n++] = common[i];
     for (; *settings; settings++) args[n++] = *settings;
     args[n] = NULL;
@@ -75,32 +74,47 @@ static const vq_linear *linear_at(const vq_model *m, int64_t slot)
     return &m->layers[slot / VQ_N_KINDS].linear[slot % VQ_N_KINDS];
 }
 
-/* Every linear of both models has the same bits; returns how many the second has packed. */
-static int expect_same_weights(const char *dense, const char *packed)
+/* How many weights of the linears differ between two models; n_packed, out: linears of the second
+ * that are packed; total, out: weights. */
+static int64_t count_differing(const char *one, const char *other, int *n_packed, int64_t *total)
 {
     vq_arena arena, scratch;
     vq_model a, b;
-    int n = 0;
+    int64_t differing = 0;
+    *n_packed = 0, *total = 0;
     EXPECT_OK(vq_arena_init(&arena, "test", (size_t)1 << 30));
     EXPECT_OK(vq_arena_init(&scratch, "test scratch", (size_t)1 << 30));
-    EXPECT_OK(vq_model_open(&arena, dense, &a));
-    EXPECT_OK(vq_model_open(&arena, packed, &b));
+    EXPECT_OK(vq_model_open(&arena, one, &a));
+    EXPECT_OK(vq_model_open(&arena, other, &b));
+    EXPECT_OK(vq_model_unpack(&arena, &scratch, &a, 0, a.config.N));
     EXPECT_OK(vq_model_unpack(&arena, &scratch, &b, 0, b.config.N));
     for (int64_t slot = 0; slot < a.config.N * VQ_N_KINDS; slot++) {
-        const vq_linear *x = linear_at(&a, slot), *y = linear_at(&b, slot);
-        if (!x->exists) continue;
-        assert_null(x->packed);
-        n += y->packed != NULL;
-        assert_true(x->weight.dtype == y->weight.dtype);
-        assert_true(vq_tensor_same_shape(&x->weight, &y->weight));
-        if (memcmp(x->weight.data, y->weight.data, vq_tensor_bytes(&x->weight)) != 0)
-            fail_msg("%s: %s differs from that of %s", packed, x->name, dense);
+        const vq_tensor *x = &linear_at(&a, slot)->weight, *y = &linear_at(&b, slot)->weight;
+        const size_t bytes = vq_dtype_bytes(x->dtype);
+        if (!linear_at(&a, slot)->exists) continue;
+        *n_packed += linear_at(&b, slot)->packed != NULL;
+        assert_true(x->dtype == y->dtype && vq_tensor_same_shape(x, y));
+        for (int64_t i = 0; i < vq_tensor_count(x); i++, ++*total)
+            differing += memcmp((const uint8_t *)x->data + (size_t)i * bytes,
+                                (const uint8_t *)y->data + (size_t)i * bytes, bytes) != 0;
     }
     vq_model_close(&a);
     vq_model_close(&b);
     vq_arena_close(&scratch);
     vq_arena_close(&arena);
-    return n;
+    return differing;
+}
+
+/* Every linear of both models has the same bits; returns how many the second has packed. */
+static int expect_same_weights(const char *one, const char *other)
+{
+    int n_packed;
+    int64_t total;
+    const int64_t differing = count_differing(one, other, &n_packed, &total);
+    if (differing > 0)
+        fail_msg("%s: %lld of %lld weights differ from those of %s", other, (long long)differing,
+                 (long long)total, one);
+    return n_packed;
 }
 
 /* A packed model: everything that a loader asks for, and what export has printed about it. */
@@ -167,12 +181,10 @@ static void packed_is_dense(void **state)
         int n_packed; /* of gptq and of compressed-tensors */
         const char *more;
     } cases[] = {
-        {MODELS "tiny-qwen3", 4, 64, false, "vqround", "rtn", 28, NULL},
         {MODELS "tiny-qwen3", 3, -1, true, "rtn", "rtn", 28, NULL},
         {MODELS "tiny-opt", 2, 32, false, "gptq", "rtn", 24, NULL},
-        {MODELS "tiny-opt", 8, -1, true, "vqround", "gptq", 24, NULL},
         /* 688 is no multiple of 32: down keeps its columns, at 3 bits the whole MLP stays dense */
-        {MODELS "tiny-llama", 4, 32, true, "vqround", "rtn", 24, NULL},
+        {MODELS "tiny-llama", 8, 32, true, "vqround", "rtn", 24, NULL},
         {MODELS "tiny-llama", 3, 32, false, "rtn", "rtn", 16, NULL},
         {ROOT_DIR "/configs/demo-model", 2, -1, false, "rtn", "rtn", 24, NULL},
         {MODELS "rand-llama-gqa-tied", 8, -1, false, "lora", "rtn", 14, NULL}, /* f32 */
@@ -209,6 +221,65 @@ static void packed_is_dense(void **state)
         expect_same_files(text("to/%s/model.safetensors", formats[i % 2]),
                           "run/model/model.safetensors");
     }
+}
+
+/* The groups of a linear's columns, from a gptq file; whether they are runs. */
+static bool has_runs(const char *model, const char *linear, int32_t group)
+{
+    vq_arena arena;
+    vq_weights w;
+    bool runs = true;
+    EXPECT_OK(vq_arena_init(&arena, "test", (size_t)64 << 20));
+    EXPECT_OK(vq_weights_open(&arena, model, &w));
+    const vq_tensor *t = vq_weights_find(&w, text("%s.g_idx", linear));
+    assert_non_null(t);
+    for (int32_t i = 0; i < t->dim[0]; i++)
+        runs = runs && ((const int32_t *)t->data)[i] == i / group;
+    vq_weights_close(&w);
+    vq_arena_close(&arena);
+    return runs;
+}
+
+/* Act-order with groups found on the way: each column says its group. A logit for each weight that
+ * is not trained gives GPTQ's own integers again, but for exact ties. */
+static void scattered_groups(void **state)
+{
+    (void)state;
+    const char *const *const settings[] = {
+        LIST("--bits", "3", "--group-size", "64", "--gptq.act_order", "--gptq.static_groups", "off",
+             "--method", "gptq", "--gptq.propagate", "float"),
+        LIST("--bits", "3", "--group-size", "64", "--gptq.act_order", "--gptq.static_groups", "off",
+             "--method", "adaround", "--init", "gptq", "--steps", "0"),
+        LIST("--bits", "3", "--group-size", "64", "--gptq.act_order", "--gptq.static_groups", "off",
+             "--init", "gptq", "--learn-scale")};
+    static const char *const runs[] = {"scattered-gptq", "scattered-own", "scattered-codes"};
+    for (int i = 0; i < 3; i++) {
+        quantize(MODELS "tiny-qwen3", settings[i], "gptq", runs[i]);
+        expect_code(0);
+        RUN_OK("export", "--run", runs[i], "--out", "scattered-dense", "--quiet");
+        const char *model = text("%s/model", runs[i]);
+        assert_int_equal(expect_same_weights("scattered-dense", model), 28);
+        assert_true(perplexity_of(model) == perplexity_of("scattered-dense"));
+        assert_false(has_runs(model, "model.layers.1.mlp.up_proj", 64));
+        json_t *config = load_json(text("%s/config.json", model));
+        const json_t *how = json_object_get(config, "quantization_config");
+        assert_true(json_is_true(json_object_get(how, "desc_act")));
+        json_decref(config);
+    }
+    int n_packed;
+    int64_t total;
+    assert_true(1e4 * (double)count_differing("scattered-gptq/model", "scattered-own/model",
+                                              &n_packed, &total) <
+                (double)total);
+    /* Static groups stay runs, and say so. */
+    quantize(MODELS "tiny-qwen3",
+             LIST("--bits", "3", "--group-size", "64", "--gptq.act_order", "--method", "gptq"),
+             "gptq", "static");
+    expect_code(0);
+    assert_true(has_runs("static/model", "model.layers.1.mlp.up_proj", 64));
+    json_t *config = load_json("static/model/quantize_config.json");
+    assert_true(json_is_false(json_object_get(config, "desc_act")));
+    json_decref(config);
 }
 
 /* What is printed: who loads the result, and what stays dense. */
@@ -270,7 +341,7 @@ static void refused(void **state)
 {
     (void)state;
     static const struct {
-        const char *model, *format, *settings[5];
+        const char *model, *format, *settings[6];
         int code;
         const char *words[4];
     } cases[] = {
@@ -299,6 +370,11 @@ static void refused(void **state)
          {"--group-size", "48"},
          8,
          {"no linear", "groups of 48", "Expected one", "export dense"}},
+        {"tiny-opt",
+         "compressed-tensors",
+         {"--method", "gptq", "--gptq.static_groups=off", "--gptq.act_order", "--group-size=64"},
+         2,
+         {"--gptq.static_groups = off", "scattered", "expected on or auto", "export gptq"}},
         {"tiny-opt", "awq", {NULL}, 2, {"--format = awq", "dense, gptq or", "--help"}},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -359,9 +435,9 @@ static void bad_runs(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(packed_is_dense),
-                                       cmocka_unit_test(engines_are_named),
-                                       cmocka_unit_test(another_format_later),
-                                       cmocka_unit_test(refused), cmocka_unit_test(bad_runs)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(packed_is_dense),   cmocka_unit_test(scattered_groups),
+        cmocka_unit_test(engines_are_named), cmocka_unit_test(another_format_later),
+        cmocka_unit_test(refused),           cmocka_unit_test(bad_runs)};
     return cmocka_run_group_tests(tests, enter_folder, leave_folder);
 }

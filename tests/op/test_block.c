@@ -1,6 +1,6 @@
 /* test_block - the gradient of whole models' layers against central differences in f64, for each
- * kind of logits and learned scales, with the regularizer's; and the same loss and gradients in
- * slices, with recomputation, and for several sequences at once. */
+ * kind of logits, learned scales and scattered groups, with the regularizer's; and the same loss
+ * and gradients in slices, with recomputation, and for several sequences at once. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -27,7 +27,7 @@
 typedef struct setup {
     const char *model;
     vq_pool_kind kind;
-    bool learns_scale;
+    bool learns_scale, scatters;
 } setup;
 
 typedef struct bed {
@@ -45,12 +45,29 @@ static void fill(vq_tensor *t, uint64_t stream, double low, double high)
         ((double *)t->data)[i] = low + (high - low) * vq_rng_uniform(1, stream, (uint64_t)i);
 }
 
-static void quantize(bed *b, int64_t slot)
+/* The columns of w in an order of chance, in the linear and in a copy of w. */
+static void scatter(bed *b, int64_t slot, vq_vqlinear *l, vq_tensor *w)
+{
+    const vq_tensor source = *w;
+    const int64_t in = w->dim[1];
+    EXPECT_OK(vq_tensor_new(&b->arena, VQ_HOST, VQ_I32, VQ_DIMS(in), &l->order));
+    int32_t *order = l->order.data;
+    for (int64_t j = 0; j < in; j++) {
+        const int64_t other = vq_rng_below(6, (uint64_t)slot, (uint64_t)j, j + 1);
+        order[j] = order[other];
+        order[other] = (int32_t)j;
+    }
+    EXPECT_OK(vq_arena_alloc(&b->arena, vq_tensor_bytes(w), &w->data));
+    EXPECT_OK(vq_vqlinear_arrange(&l->order, false, &source, w));
+}
+
+static void quantize(bed *b, const setup *set, int64_t slot)
 {
     vq_vqlinear *l =
         vq_stage_linear(&b->stage, slot / VQ_N_KINDS, (vq_linear_kind)(slot % VQ_N_KINDS));
     if (!l) return;
-    const vq_tensor *w = &l->source->weight;
+    vq_tensor source = l->source->weight, *w = &source;
+    if (set->scatters) scatter(b, slot, l, w);
     const vq_grid_config grid = {
         .bits = BITS, .group_size = GROUP, .include_zero = true, .scale_dtype = VQ_F32};
     const int64_t n_vec = VQ_CEIL_DIV(vq_tensor_count(w), WIDTH);
@@ -92,7 +109,7 @@ static void bed_open(bed *b, const setup *set, int64_t B)
               factors = vq_pool_all_scales(&b->pool, &b->pool.codes);
     fill(&codes, 3, -2, 2);
     fill(&factors, 4, 0.9, 1.1);
-    for (int64_t slot = 0; slot < b->pool.n_slots; slot++) quantize(b, slot);
+    for (int64_t slot = 0; slot < b->pool.n_slots; slot++) quantize(b, set, slot);
     EXPECT_OK(vq_tensor_new(&b->arena, VQ_HOST, VQ_I32, VQ_DIMS(B, T), &b->ids));
     for (int64_t i = 0; i < B * T; i++)
         ((int32_t *)b->ids.data)[i] = (int32_t)vq_rng_below(4, 0, (uint64_t)i, c->V);
@@ -283,6 +300,41 @@ static void test_stages(void **state)
     bed_close(&b);
 }
 
+/* Scattered columns are the same weights in their own places, in every mode. */
+static void test_places(void **state)
+{
+    bed b;
+    bed_open(&b, *state, 1);
+    const vq_mode modes[] = {VQ_MODE_RTN, VQ_MODE_SOFT, VQ_MODE_HARD};
+    for (int m = 0; m < VQ_COUNT(modes); m++)
+        for (int64_t slot = 0; slot < b.pool.n_slots; slot++) {
+            const vq_vqlinear *l =
+                vq_stage_linear(&b.stage, slot / VQ_N_KINDS, (vq_linear_kind)(slot % VQ_N_KINDS));
+            if (!l) continue;
+            const size_t mark = vq_arena_mark(&b.scratch);
+            const int64_t out = l->source->weight.dim[0], in = l->source->weight.dim[1];
+            vq_vqlinear plain = *l; /* of a source whose columns are in quant's order */
+            vq_linear source = *l->source;
+            vq_tensor scattered, runs;
+            plain.order = (vq_tensor){0};
+            plain.source = &source;
+            EXPECT_OK(
+                vq_arena_alloc(&b.scratch, vq_tensor_bytes(&source.weight), &source.weight.data));
+            EXPECT_OK(vq_vqlinear_arrange(&l->order, false, &l->source->weight, &source.weight));
+            EXPECT_OK(vq_vqlinear_weight(&b.be, l, modes[m], &b.scratch, &scattered));
+            EXPECT_OK(vq_vqlinear_weight(&b.be, &plain, modes[m], &b.scratch, &runs));
+            const int32_t *order = l->order.data;
+            int64_t moved = 0;
+            for (int64_t j = 0; j < in; j++) moved += order[j] != j;
+            assert_true(moved > in / 2);
+            for (int64_t i = 0; i < out * in; i++)
+                assert_true(((const double *)runs.data)[i] ==
+                            ((const double *)scattered.data)[i / in * in + order[i % in]]);
+            vq_arena_reset(&b.scratch, mark);
+        }
+    bed_close(&b);
+}
+
 #define SETUP(what, test, ...)                                                                     \
     {                                                                                              \
         what, test, NULL, NULL, &(setup)                                                           \
@@ -291,10 +343,10 @@ static void test_stages(void **state)
         }                                                                                          \
     }
 #define MODEL(name)                                                                                \
-    SETUP("gradient, " name, test_gradient, name, VQ_POOL_CODES, false),                           \
-        SETUP("recompute, " name, test_recompute, name, VQ_POOL_CODES, false),                     \
-        SETUP("slices, " name, test_slices, name, VQ_POOL_CODES, false),                           \
-        SETUP("stages, " name, test_stages, name, VQ_POOL_CODES, false)
+    SETUP("gradient, " name, test_gradient, name, VQ_POOL_CODES, false, false),                    \
+        SETUP("recompute, " name, test_recompute, name, VQ_POOL_CODES, false, false),              \
+        SETUP("slices, " name, test_slices, name, VQ_POOL_CODES, false, false),                    \
+        SETUP("stages, " name, test_stages, name, VQ_POOL_CODES, false, false)
 
 int main(void)
 {
@@ -304,12 +356,17 @@ int main(void)
         MODEL("rand-opt350"),
         MODEL("rand-qwen3-tied"),
         MODEL("rand-llama3-rope"),
-        SETUP("learned scales", test_gradient, "rand-llama-gqa-tied", VQ_POOL_CODES, true),
-        SETUP("own logits", test_gradient, "rand-qwen3-tied", VQ_POOL_LOGITS, true),
-        SETUP("factors", test_gradient, "rand-opt-f32", VQ_POOL_FACTORS, false),
-        SETUP("factors and scales", test_gradient, "rand-llama-gqa-tied", VQ_POOL_FACTORS, true),
-        SETUP("slices, factors", test_slices, "rand-llama-gqa-tied", VQ_POOL_FACTORS, true),
-        SETUP("stages, factors", test_stages, "rand-qwen3-tied", VQ_POOL_FACTORS, true),
+        SETUP("learned scales", test_gradient, "rand-llama-gqa-tied", VQ_POOL_CODES, true, false),
+        SETUP("own logits", test_gradient, "rand-qwen3-tied", VQ_POOL_LOGITS, true, false),
+        SETUP("factors", test_gradient, "rand-opt-f32", VQ_POOL_FACTORS, false, false),
+        SETUP("factors and scales", test_gradient, "rand-llama-gqa-tied", VQ_POOL_FACTORS, true,
+              false),
+        SETUP("places", test_places, "rand-llama3-rope", VQ_POOL_CODES, false, true),
+        SETUP("scattered", test_gradient, "rand-llama-gqa-tied", VQ_POOL_CODES, true, true),
+        SETUP("scattered factors", test_gradient, "rand-opt-f32", VQ_POOL_FACTORS, false, true),
+        SETUP("slices, scattered", test_slices, "rand-qwen3-tied", VQ_POOL_CODES, true, true),
+        SETUP("slices, factors", test_slices, "rand-llama-gqa-tied", VQ_POOL_FACTORS, true, false),
+        SETUP("stages, factors", test_stages, "rand-qwen3-tied", VQ_POOL_FACTORS, true, false),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -295,10 +295,11 @@ static void test_settings(void **state)
     EXPECT_OK(LOAD("--init", "gptq", "--gptq.act_order", "--group-size", "64"));
     EXPECT_OK(LOAD("--method", "gptq", "--gptq.act_order", "--gptq.static_groups", "off"));
     EXPECT_OK(LOAD("--gptq.act_order", "--gptq.static_groups", "off", "--group-size", "64"));
+    EXPECT_OK(LOAD("--method", "gptq", "--gptq.act_order", "--gptq.static_groups", "off",
+                   "--group-size", "64", "--format", "gptq"));
     EXPECT_ERROR(LOAD("--method", "gptq", "--gptq.act_order", "--gptq.static_groups", "off",
-                      "--group-size", "64"),
-                 VQ_EUNSUPPORTED, "--gptq.static_groups = off", "--group-size = 64",
-                 "Leave it out");
+                      "--group-size", "64", "--format", "compressed-tensors"),
+                 VQ_EUSAGE, "--gptq.static_groups = off", "--format", "Leave it out");
     EXPECT_ERROR(LOAD("--method", "rtn", "--init", "gptq"), VQ_EUSAGE, "--init = gptq",
                  "give --method gptq");
     vq_arena_close(&arena);

@@ -62,7 +62,7 @@ static void make(const vq_packing *p, vq_dtype dtype, vq_packed *packed)
     fill_numbers(p);
     vq_packed_describe(p, OUT, IN, dtype, packed);
     allocate(packed);
-    EXPECT_OK(vq_packed_fill(&arena, packed, q, scale, zero, "layer"));
+    EXPECT_OK(vq_packed_fill(&arena, packed, q, scale, zero, NULL, "layer"));
 }
 
 /* The weight of packed is s (q - z), with group[i] of each column. */
@@ -247,12 +247,12 @@ static void bad_contents(void **state)
     groups[17] = 0;
     fill_numbers(&p);
     scale[3 * 5 + 1] = 1.0f / 3;
-    expect_refused(vq_packed_fill(&arena, &packed, q, scale, zero, "layer"), VQ_EUNSUPPORTED,
+    expect_refused(vq_packed_fill(&arena, &packed, q, scale, zero, NULL, "layer"), VQ_EUNSUPPORTED,
                    (const char *[]){"layer: row 5, group 1", "0.333333343", "not exact in f16",
                                     "grid.scale_dtype = auto", NULL});
     fill_numbers(&p);
     zero[7] = 16;
-    expect_refused(vq_packed_fill(&arena, &packed, q, scale, zero, "layer"), VQ_EINTERNAL,
+    expect_refused(vq_packed_fill(&arena, &packed, q, scale, zero, NULL, "layer"), VQ_EINTERNAL,
                    (const char *[]){"expected", "bug", NULL});
     p.format = VQ_EXPORT_COMPRESSED_TENSORS;
     make(&p, VQ_F16, &packed);

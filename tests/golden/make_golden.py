@@ -7,7 +7,7 @@ usage: make_golden.py --reference DIR [--demo DIR]
 needs: pip install torch transformers faiss-cpu numpy safetensors sentencepiece protobuf tokenizers
 
 Run by hand, from anywhere; takes about a minute. The tiny models and torture.txt are inputs.
-All seeds are fixed and one thread is used: the same versions on the same kind of CPU give the same
+golden_packed.py, which needs more packages, is run by itself before. All seeds are fixed and one thread is used: the same versions on the same kind of CPU give the same
 bytes. MANIFEST tells the versions used and the sha256 of every file; README.md what is in them.
 """
 import argparse
@@ -27,6 +27,7 @@ from golden_adam import make_adam
 from golden_gptq import make_gptq
 from golden_logits import make_logits
 from golden_models import make_models
+from golden_packed import notes as packed_notes
 from golden_tokens import NOTES, make_tokens
 from golden_vq import load_reference, make_vq
 from golden_windows import make_windows
@@ -63,7 +64,7 @@ def write_manifest(arguments, random_models):
               f"demo: eval.txt sha256 {sha256(arguments.demo / 'eval.txt')}",
               f"cpu: {platform.machine()}, torch uses {torch.backends.cpu.get_cpu_capability()}",
               "seeds: models 101-109, ids 200-208 and 300, adam 400, documents 500, gptq 600-601, k-means 1234",
-              "", NOTES, "sha256, path under tests/:"]
+              "", NOTES, *packed_notes(), "", "sha256, path under tests/:"]
     lines += [f"{sha256(path)}  {path.relative_to(OUT.parent)}" for path in made_files(random_models)]
     (OUT / "MANIFEST").write_text("\n".join(lines) + "\n")
 

@@ -67,7 +67,8 @@ static vq_status evaluate_after(vq_job *job, const vq_data *data, vq_results *r)
 {
     const uint64_t key = job->train_key;
     if (data->eval.n == 0) return VQ_OK;
-    VQ_TRY(evaluate(job, data, VQ_MODE_SOFT, "soft", key, r, &r->perplexity.soft));
+    if (vq_job_mode(job) == VQ_MODE_SOFT) /* trained with final roundings the others mean nothing */
+        VQ_TRY(evaluate(job, data, VQ_MODE_SOFT, "soft", key, r, &r->perplexity.soft));
     return evaluate(job, data, VQ_MODE_HARD, "hard", key, r, &r->perplexity.hard);
 }
 

@@ -56,6 +56,7 @@ static settings settings_of(const vq_config *c, vq_dtype model_dtype)
         .codebook = {.K = c->K,
                      .D = c->D,
                      .round_f16 = c->kmeans.round_f16,
+                     .sharpen = c->kmeans.sharpen,
                      .kmeans = {.faiss = c->kmeans.engine == VQ_KMEANS_FAISS,
                                 .by_sign = c->kmeans.by_sign,
                                 .min_gain = VQ_KMEANS_MIN_GAIN,

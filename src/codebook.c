@@ -150,6 +150,9 @@ vq_status vq_codebook_build(const vq_backend *be, vq_arena *scratch, vq_codebook
     vq_arena_reset(scratch, mark);
 
     float *codes = cb->codes.data;
+    const float most = logit(1), factor = (float)(1 + c->sharpen);
+    for (int64_t i = 0; i < K * c->D && c->sharpen > 0; i++)
+        codes[i] = VQ_MAX(-most, VQ_MIN(codes[i] * factor, most));
     if (c->round_f16)
         for (int64_t i = 0; i < K * c->D; i++) codes[i] = vq_f16_to_f32(vq_f32_to_f16(codes[i]));
     return vq_codebook_count(&cb->counts, &cb->idx, n_weights);

@@ -9,6 +9,8 @@
 typedef struct vq_codebook_config {
     int64_t K, D;
     bool round_f16; /* round the fitted codes to f16 once, as the reference does */
+    double sharpen; /* before that move them away from 0 by this part of themselves, at most to
+                       h^-1(0) and h^-1(1): h has no gradient beyond */
     vq_kmeans_config kmeans;
 } vq_codebook_config;
 

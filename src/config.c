@@ -187,6 +187,11 @@ static const key keys[] = {
      AT(kmeans.max_points_per_centroid), .standard = "256", RANGE(1, 1 << 20), .unit = "vectors",
      .help = "k-means samples at most this many vectors a code", .commands = Q,
      .phases = FOR_CODES},
+    {"kmeans.sharpen", "sharpen", in_codebook, REAL, AT(kmeans.sharpen), .standard = "0",
+     RANGE(0, 10), .unit = "of a code",
+     .help = "part of themselves by which the first codes move away from 0: roundings start more "
+             "decided; 0.5 helps short runs",
+     .commands = Q, .phases = FOR_CODES},
     {"kmeans.round_f16", NULL, in_codebook, BOOL, AT(kmeans.round_f16), .standard = "false",
      .help = "round the first codebook to f16, as the reference does", .commands = Q,
      .phases = FOR_CODES},

@@ -109,6 +109,7 @@ typedef struct vq_config {
         vq_kmeans_start start;
         int64_t iters, seed, max_points_per_centroid;
         bool by_sign, round_f16;
+        double sharpen;
     } kmeans;
     struct {
         int64_t steps, batch, pool_max;

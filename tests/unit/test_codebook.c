@@ -225,6 +225,30 @@ static void test_by_sign(void **state)
     }
 }
 
+/* The same codes, 1.5 times as far from 0 but within h^-1's range; signs and indices stay. */
+static void test_sharpen(void **state)
+{
+    (void)state;
+    vq_arena_reset(&arena, 0);
+    vq_tensor rest = random_rest(64, 96);
+    vq_codebook_config c = config(600, 8);
+    vq_codebook plain, sharp;
+    int64_t at_the_end = 0;
+    assert_int_equal(vq_codebook_alloc(&plain, &arena, &c, 64 * 96), VQ_OK);
+    assert_int_equal(vq_codebook_alloc(&sharp, &arena, &c, 64 * 96), VQ_OK);
+    assert_int_equal(vq_codebook_build(&be, &scratch, &plain, &rest, NULL, &c), VQ_OK);
+    c.sharpen = 0.5;
+    assert_int_equal(vq_codebook_build(&be, &scratch, &sharp, &rest, NULL, &c), VQ_OK);
+    assert_memory_equal(sharp.idx.data, plain.idx.data, vq_tensor_bytes(&plain.idx));
+    for (int64_t i = 0; i < 600 * 8; i++) {
+        const float a = ((float *)plain.codes.data)[i], b = ((float *)sharp.codes.data)[i];
+        const float end = logf(11), expected = fmaxf(-end, fminf(1.5f * a, end));
+        assert_true(fabsf(b - expected) < 1e-6f && (b >= 0) == (a >= 0));
+        at_the_end += fabsf(b) > 2.3978f;
+    }
+    assert_in_range(at_the_end, 1, 600 * 8 - 1);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -234,6 +258,7 @@ int main(void)
         cmocka_unit_test(test_wide_indices),
         cmocka_unit_test(test_shared_start),
         cmocka_unit_test(test_by_sign),
+        cmocka_unit_test(test_sharpen),
         cmocka_unit_test(test_error_names_the_layer),
     };
     return cmocka_run_group_tests(tests, setup, teardown);

@@ -163,6 +163,7 @@ static vq_status export_job(vq_job *job, const char *dir, double *bytes)
     vq_init_stats init;
     VQ_TRY(vq_model_require_dense(&job->model.config, c->model));
     VQ_TRY(vq_export_check(job));
+    VQ_TRY(vq_job_connect(job));
     VQ_TRY(vq_comm_agree(job->comm, vq_job_stage(job, &job->model, 1, &job->stage)));
     VQ_TRY(vq_feed_read(job, &data));
     VQ_TRY(vq_init_read(job, &data, &init));

@@ -100,14 +100,13 @@ static vq_status open_device(vq_job *job, int local)
     return VQ_OK;
 }
 
-/* Who carries the GPUs' tensors. Collective. */
-static vq_status open_transport(vq_job *job, int n_local)
+vq_status vq_job_connect(vq_job *job)
 {
     const vq_transport wanted = job->config->comm.transport;
     vq_comm *host = job->comm;
-    double shared = n_local > job->cuda->device_count();
+    double shared = job->shares_device;
     vq_tensor t = vq_tensor_1d(&shared, VQ_F64, 1);
-    if (host->size == 1) return VQ_OK;
+    if (!job->cuda || host->size == 1) return VQ_OK;
     VQ_TRY(vq_comm_sum(host, &t));
     const bool nccl = wanted == VQ_TRANSPORT_NCCL ||
                       (wanted == VQ_TRANSPORT_AUTO && shared == 0 && job->cuda->comm_nccl);
@@ -133,7 +132,8 @@ static vq_status open_backend(vq_job *job)
     if (job->cuda) VQ_TRY(vq_comm_agree(job->comm, open_device(job, local)));
     if (!job->cuda) job->be = job->cpu;
     job->clusters = job->be;
-    return job->cuda ? open_transport(job, n_local) : VQ_OK;
+    job->shares_device = job->cuda && n_local > job->cuda->device_count();
+    return VQ_OK;
 }
 
 static void close_backend(vq_job *job)

@@ -21,6 +21,7 @@ typedef struct vq_job {
     vq_arena scratch;    /* inside one function */
     const struct vq_cuda_module *cuda; /* NULL: no GPU */
     int device;                        /* the GPU of this rank */
+    bool shares_device;                /* another rank may have the same */
     vq_arena twins[VQ_N_ARENAS];       /* of the four arenas, on the GPU */
     vq_comm own_comm;                  /* carries the GPU's tensors */
     vq_model model;
@@ -37,6 +38,10 @@ typedef struct vq_job {
  * Fails: any input's code. vq_job_close may follow a failure. */
 vq_status vq_job_open(const vq_config *config, vq_comm *comm, vq_job *job);
 void vq_job_close(vq_job *job);
+
+/* Opens what carries tensors between the ranks' GPUs, by the layout of ranks that was found; before
+ * that job->comm takes host tensors alone. Nothing without GPUs. Collective. */
+vq_status vq_job_connect(vq_job *job);
 
 /* This rank's layers of a model (the job's, or the teacher's) for windows of at most T tokens. */
 vq_status vq_job_stage(vq_job *job, const vq_model *model, int64_t T, vq_stage *stage);

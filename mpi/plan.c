@@ -896,11 +896,13 @@ vq_status vq_plan_run(const vq_config *config, const vq_comm *comm)
 
 /* --- an open job ----------------------------------------------------------------------------- */
 
-/* A number that two ranks share if they are on one machine, exact in an f64. */
-static double host_number(void)
+/* A number that two ranks share if they have one memory, exact in an f64: of the same machine, or
+ * of the same GPU of it. */
+static double memory_number(const vq_job *job)
 {
-    char name[256] = "";
-    (void)gethostname(name, sizeof name - 1);
+    char name[256 + 16] = "";
+    (void)gethostname(name, 255);
+    if (job->cuda) (void)snprintf(name + strlen(name), 16, "/%d", job->device);
     return (double)(vq_hash_text(VQ_HASH_START, name) >> 12);
 }
 
@@ -909,7 +911,7 @@ static vq_status gather_hosts(vq_job *job, double *host)
 {
     const int n = job->comm->size;
     memset(host, 0, (size_t)n * sizeof *host);
-    host[job->comm->rank] = host_number();
+    host[job->comm->rank] = memory_number(job);
     vq_tensor sum = vq_tensor_1d(host, VQ_F64, n);
     return vq_comm_sum(job->comm, &sum);
 }

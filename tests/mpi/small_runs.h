@@ -1,0 +1,26 @@
+/* small_runs.h - runs of a few steps that keep every checkpoint. Included after cmocka.h. */
+#pragma once
+#include "mpi/ranks.h"
+
+/* What all runs here have in common; checkpoints of every step stay. */
+#define COMMON(model)                                                                              \
+    LIST("quantize", "--model", model, "--text", CALIB, "--eval-text", HELD_OUT, "--bits", "2",    \
+         "--K", "32", "--D", "8", "--kmeans.iters", "10", "--nsamples", "5", "--seqlen", "24",     \
+         "--eval-max-windows", "3", "--lr", "0.05", "--checkpoint-every", "1",                     \
+         "--checkpoint.keep", "100", "--quiet")
+
+/* A run of n ranks (0: no launcher) to its end. */
+#define QUANTIZE(n, model, ...)                                                                    \
+    do {                                                                                           \
+        finish(start_ranks(n, VQROUND, COMMON(model), LIST(__VA_ARGS__)));                         \
+        expect_code(0);                                                                            \
+        assert_string_equal(last.err, "");                                                         \
+    } while (0)
+
+/* Runs until max_hours, which has passed after one step. */
+#define ONE_STEP(n, model, ...)                                                                    \
+    do {                                                                                           \
+        finish(start_ranks(n, VQROUND, COMMON(model), LIST("--max-hours", "1e-9", __VA_ARGS__)));  \
+        expect_code(75);                                                                           \
+        expect_words("stopped by max_hours", "Run the same command again", NULL);                  \
+    } while (0)

@@ -1,0 +1,141 @@
+/* test_methods - other things to train, and layers one by one, on several ranks against one
+ * process: the same bits on any number of stages and threads, also when a run goes on in another
+ * world. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "mpi/small_runs.h"
+
+#define METHOD(...) "--steps", "5", "--method", __VA_ARGS__
+#define STAGES_ALONE "--train.pool_max", "0"
+
+/* One process, several worlds, and a run that goes on from one to another. */
+#define SAME_EVERYWHERE(...)                                                                       \
+    do {                                                                                           \
+        QUANTIZE(0, MODELS "tiny-llama", METHOD(__VA_ARGS__), "--threads", "1", "--out", "one");   \
+        QUANTIZE(3, MODELS "tiny-llama", METHOD(__VA_ARGS__), "--threads", "2", "--out", "three"); \
+        expect_same_run("one", "three", 5);                                                        \
+        ONE_STEP(3, MODELS "tiny-llama", METHOD(__VA_ARGS__), "--out", "parts");                   \
+        QUANTIZE(2, MODELS "tiny-llama", METHOD(__VA_ARGS__), "--threads", "1", "--out", "parts"); \
+        expect_same_run("one", "parts", 5);                                                        \
+        clear_folder(NULL);                                                                        \
+    } while (0)
+
+static void test_learned_scales(void **state)
+{
+    (void)state;
+    SAME_EVERYWHERE("vqround", "--learn-scale", "--group-size", "16", "--lr-schedule", "cosine");
+}
+
+static void test_adaround(void **state)
+{
+    (void)state;
+    SAME_EVERYWHERE("adaround", "--learn-scale", "--init", "gptq", STAGES_ALONE);
+}
+
+static void test_lora(void **state)
+{
+    (void)state;
+    SAME_EVERYWHERE("lora");
+    SAME_EVERYWHERE("lora", "--learn-scale", "--slices", "3", STAGES_ALONE);
+}
+
+static void test_blocks(void **state)
+{
+    (void)state;
+    SAME_EVERYWHERE("vqround", "--block-steps", "4", "--learn-scale", "--batch-size", "2",
+                    "--replicas", "1");
+    SAME_EVERYWHERE("lora", "--block-steps", "3", "--train.block_round_weight", "0.01",
+                    STAGES_ALONE);
+}
+
+/* Killed after the layers were trained one by one, and after some were. */
+static void test_blocks_are_not_trained_again(void **state)
+{
+    (void)state;
+    struct stat made, found;
+    QUANTIZE(2, MODELS "tiny-llama", METHOD("vqround"), "--block-steps", "4", "--out", "whole");
+    assert_int_equal(stat("whole/blocks-0000.h5", &made), 0);
+    assert_true(exists("whole/blocks-0001.h5") && !find_name("whole", "sweep-", ""));
+    remove_all("whole/results.json");
+    for (int i = 1; i <= 5; i++) remove_all(text("whole/ckpt-%010d.h5", i));
+    copy_folder("whole", "part");
+    remove_all("part/blocks-0001.h5");
+    QUANTIZE(0, MODELS "tiny-llama", METHOD("vqround"), "--block-steps", "4", "--out", "whole");
+    QUANTIZE(0, MODELS "tiny-llama", METHOD("vqround"), "--block-steps", "4", "--out", "part");
+    expect_same_run("whole", "part", 5);
+    assert_int_equal(stat("whole/blocks-0000.h5", &found), 0);
+    assert_true(made.st_ino == found.st_ino);
+    finish(start_ranks(0, VQROUND, COMMON(MODELS "tiny-llama"),
+                       LIST(METHOD("vqround"), "--block-steps", "5", "--out", "whole")));
+    expect_code(2);
+    expect_words("train.block_steps (4, now 5)", NULL);
+}
+
+/* Where the numbers are kept changes none of them. */
+static void test_parts_are_the_pool(void **state)
+{
+    (void)state;
+    QUANTIZE(2, MODELS "tiny-llama", METHOD("adaround"), "--out", "whole");
+    QUANTIZE(2, MODELS "tiny-llama", METHOD("adaround"), STAGES_ALONE, "--out", "parts");
+    assert_true(is_checkpoint_whole("whole", 5) && !is_checkpoint_whole("parts", 5));
+    assert_true(exists("parts/state-0000000005-0001.h5"));
+    expect_same_model("whole/model", "parts/model");
+    /* The parts of a checkpoint go with it, and what a killed save left with the next one. */
+    write_text("parts/state-0000000009-0000.h5", "");
+    remove_all("parts/model");
+    remove_all("parts/results.json");
+    remove_all("parts/ckpt-0000000005.h5");
+    QUANTIZE(3, MODELS "tiny-llama", METHOD("adaround"), STAGES_ALONE, "--out", "parts");
+    assert_null(find_name("parts", "state-0000000009", ""));
+    expect_same_model("whole/model", "parts/model");
+    finish(start_ranks(0, VQROUND, COMMON(MODELS "tiny-llama"),
+                       LIST(METHOD("adaround"), "--out", "parts")));
+    expect_code(2);
+    expect_words("train.pool_max", NULL);
+}
+
+/* Replicas of a stage add up their gradients among themselves. */
+static void test_replicas_of_parts(void **state)
+{
+    (void)state;
+    metrics x[6], y[6];
+    make_model("rand-llama-gqa-tied", "model");
+    QUANTIZE(0, "model", "--steps", "6", "--batch-size", "4", "--method", "adaround", STAGES_ALONE,
+             "--learn-scale", "--out", "one");
+    QUANTIZE(4, "model", "--steps", "6", "--batch-size", "4", "--method", "adaround", STAGES_ALONE,
+             "--learn-scale", "--threads", "1", "--stages", "2", "--out", "square");
+    read_metrics("one", x, 6);
+    read_metrics("square", y, 6);
+    for (int i = 0; i < 6; i += 5)
+        if (fabs(y[i].loss / x[i].loss - 1) > 1e-4 ||
+            fabs(y[i].grad_norm / x[i].grad_norm - 1) > (i ? 1e-2 : 1e-5))
+            fail_msg("step %d: loss %.9g, gradient %.9g; one process has %.9g, %.9g", i, y[i].loss,
+                     y[i].grad_norm, x[i].loss, x[i].grad_norm);
+    QUANTIZE(0, "model", "--steps", "6", "--batch-size", "4", "--block-steps", "5", "--out",
+             "blocks");
+    QUANTIZE(4, "model", "--steps", "6", "--batch-size", "4", "--block-steps", "5", "--threads",
+             "1", "--stages", "2", "--out", "blocks4");
+    read_metrics("blocks", x, 6);
+    read_metrics("blocks4", y, 6);
+    if (fabs(y[0].loss / x[0].loss - 1) > 1e-4)
+        fail_msg("after blocks the loss is %.9g, of one process %.9g", y[0].loss, x[0].loss);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_teardown(test_learned_scales, clear_folder),
+        cmocka_unit_test_teardown(test_adaround, clear_folder),
+        cmocka_unit_test_teardown(test_lora, clear_folder),
+        cmocka_unit_test_teardown(test_blocks, clear_folder),
+        cmocka_unit_test_teardown(test_blocks_are_not_trained_again, clear_folder),
+        cmocka_unit_test_teardown(test_parts_are_the_pool, clear_folder),
+        cmocka_unit_test_teardown(test_replicas_of_parts, clear_folder),
+    };
+    return cmocka_run_group_tests(tests, enter_world, leave_world);
+}

@@ -276,8 +276,8 @@ static void learned_rounding_beats_rtn(void **state)
                 {"lora", "--learn-scale", "300", "0.02"}};
     for (size_t i = 0; i < sizeof runs / sizeof *runs; i++) {
         RUN_OK("quantize", "--config", ROOT_DIR "/configs/demo.yaml", "--model",
-               ROOT_DIR "/configs/demo-model", "--text", CALIB, "--eval-text", HELD_OUT,
-               "--nsamples", "32", "--eval-max-windows", "20", "--method", runs[i].method,
+               ROOT_DIR "/configs/demo-model", "--text", CALIB, "--eval-text", HELD_OUT, "--grid",
+               "minmax", "--nsamples", "32", "--eval-max-windows", "20", "--method", runs[i].method,
                runs[i].scales, "--steps", runs[i].steps, "--lr", runs[i].lr, "--out", "learned",
                "--quiet");
         json_t *results = load_json("learned/results.json");

@@ -21,7 +21,7 @@ static bool is_ours(const char *name)
     static const char *const starts[] = {
         "config.yaml", "tokens.h5",    "init-",       "sweep-",        "grid-",     "state-",
         "teacher-",    "ckpt-",        "not-finite-", "metrics.jsonl", "eval.json", "eval-",
-        "error.txt",   "results.json", "report.",     "layers.jsonl"};
+        "error.txt",   "results.json", "report.",     "layers.jsonl",  "blocks-"};
     for (int i = 0; i < VQ_COUNT(starts); i++)
         if (!strncmp(name, starts[i], strlen(starts[i]))) return true;
     return false;
@@ -71,8 +71,8 @@ static vq_status lock_folder(vq_job *job, vq_folder *folder)
                  "its end, or give another --out",
                  c->out, holder);
         if (!said)
-            vq_log(VQ_LOG_INFO, "wait     for %s, which has %s until it is silent for %.4g s",
-                   holder, c->out, c->share.dead_s);
+            vq_log(VQ_LOG_INFO, "wait     for %s to leave %s, %.4g s at most", holder, c->out,
+                   limit_s);
         VQ_TRY(vq_guard_check(c->out));
         nanosleep(&pause, NULL);
     }

@@ -266,12 +266,14 @@ static void no_resume_starts_anew(void **state)
     copy_folder("short", "anew");
     write_text("anew/model/model-00001-of-00002.safetensors", "of another model");
     write_text("anew/model/vocab.json", "of another model");
+    write_text("anew/blocks-0000.h5", "of other settings");
     write_text("anew/notes.txt", "the user's own");
     RUN_OK(SHORT, "anew", "--no-resume", "--sym");
     RUN_OK(SHORT, "fresh", "--sym");
     expect_same_runs("fresh", "anew");
     assert_false(exists("anew/model/model-00001-of-00002.safetensors"));
     assert_false(exists("anew/model/vocab.json"));
+    assert_false(exists("anew/blocks-0000.h5"));
     assert_true(exists("anew/notes.txt"));
 }
 

@@ -33,12 +33,17 @@ struct vq_cuda_gemm_cache {
 vq_status vq_cuda_gemm_open(vq_cuda *cuda)
 {
     const uint64_t bytes = VQ_CUDA_WORKSPACE;
+    /* A product that is cut along k is summed in f32, not in the type of c. */
+    const uint32_t sums = CUBLASLT_REDUCTION_SCHEME_NONE | CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
     VQ_TRY(VQ_NEW(&cuda->memory, 1, &cuda->gemm_cache));
     memset(cuda->gemm_cache, 0, sizeof *cuda->gemm_cache);
     VQ_CUBLAS(cublasLtMatmulPreferenceCreate(&cuda->gemm_cache->preference));
     VQ_CUBLAS(cublasLtMatmulPreferenceSetAttribute(cuda->gemm_cache->preference,
                                                    CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes,
                                                    sizeof bytes));
+    VQ_CUBLAS(cublasLtMatmulPreferenceSetAttribute(cuda->gemm_cache->preference,
+                                                   CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+                                                   &sums, sizeof sums));
     return VQ_OK;
 }
 

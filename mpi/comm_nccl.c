@@ -1,5 +1,8 @@
 /* comm_nccl - device tensors between ranks.
  *
+ * NCCL has streams of its own. Each call makes its stream wait for what the backend has queued; the
+ * backend's stream needs to wait for nothing, since every wait here is the host's.
+ *
  * Nothing waits blindly: every wait polls the event, NCCL's own error and the clock. On an error
  * the job dies as a whole (guard.h), so communicators are not aborted: that can hang by itself. */
 #include "comm_nccl.h"
@@ -9,6 +12,7 @@
 #include <sched.h>
 #include <string.h>
 
+#include "cuda_backend.h"
 #include "error.h"
 #include "log.h"
 
@@ -25,6 +29,7 @@ typedef struct link {
 
 typedef struct state {
     vq_comm *comm, *host;
+    const vq_backend *be;
     ncclComm_t all;
     cudaStream_t stream;
     link links[N_SIDES][N_WAYS];
@@ -89,6 +94,7 @@ static vq_status nccl_sum(void *ctx, vq_tensor *t)
 {
     const state *s = ctx;
     if (t->place == VQ_HOST) return vq_comm_sum(s->host, t);
+    VQ_TRY(vq_cuda_before(s->be, s->stream));
     VQ_TRY(check_nccl(ncclAllReduce(t->data, t->data, (size_t)vq_tensor_count(t), type_of(t),
                                     ncclSum, s->all, s->stream),
                       "a sum"));
@@ -99,6 +105,7 @@ static vq_status nccl_broadcast(void *ctx, vq_tensor *t, int root)
 {
     const state *s = ctx;
     if (t->place == VQ_HOST) return vq_comm_broadcast(s->host, t, root);
+    VQ_TRY(vq_cuda_before(s->be, s->stream));
     VQ_TRY(check_nccl(
         ncclBroadcast(t->data, t->data, vq_tensor_bytes(t), ncclInt8, root, s->all, s->stream),
         "a broadcast"));
@@ -132,6 +139,7 @@ static vq_status begin(state *s, const vq_tensor *t, int peer, vq_tag tag, bool 
     const link *l;
     cudaEvent_t event;
     VQ_TRY(find_link(s, peer, tag, &l));
+    VQ_TRY(vq_cuda_before(s->be, l->stream));
     const size_t bytes = vq_tensor_bytes(t);
     VQ_TRY(check_nccl(is_receive ? ncclRecv(t->data, bytes, ncclInt8, l->other, l->comm, l->stream)
                                  : ncclSend(t->data, bytes, ncclInt8, l->other, l->comm, l->stream),
@@ -161,13 +169,22 @@ static vq_status nccl_receive(void *ctx, vq_tensor *t, int from, vq_tag tag, vq_
     return begin(s, t, from, tag, true, request);
 }
 
+/* The link of a request that `begin` made; NULL: the host's world made it. */
+static const link *link_of(const state *s, const vq_request *request)
+{
+    for (int side = 0; side < N_SIDES; side++)
+        for (int way = 0; way < N_WAYS; way++)
+            if (request->handle[1] == (uint64_t)(uintptr_t)&s->links[side][way])
+                return &s->links[side][way];
+    return NULL;
+}
+
 static vq_status nccl_wait(void *ctx, vq_request *request)
 {
     const state *s = ctx;
-    if (request->tag == VQ_TAG_IDS)
-        return vq_comm_wait(s->host, request); /* ids stay on the host */
+    const link *l = link_of(s, request);
+    if (!l) return vq_comm_wait(s->host, request);
     const cudaEvent_t event = (cudaEvent_t)(uintptr_t)request->handle[0];
-    const link *l = (const link *)(uintptr_t)request->handle[1];
     VQ_TRY(
         wait_event(s, l->comm, event, request->is_receive ? "a receive" : "a send", request->peer));
     request->is_active = false;
@@ -266,14 +283,14 @@ static vq_status open_links(state *s, const vq_topo *topo)
     return VQ_OK;
 }
 
-vq_status vq_comm_nccl(vq_comm *comm, vq_comm *host, const vq_topo *topo, int device,
-                       vq_arena *memory)
+vq_status vq_comm_nccl(vq_comm *comm, vq_comm *host, const vq_backend *be, const vq_topo *topo,
+                       int device, vq_arena *memory)
 {
     state *s;
     ncclUniqueId id = {{0}};
     *comm = *host;
     VQ_TRY(VQ_NEW(memory, 1, &s));
-    *s = (state){.comm = comm, .host = host, .neighbour = {-1, -1}};
+    *s = (state){.comm = comm, .host = host, .be = be, .neighbour = {-1, -1}};
     VQ_TRY(vq_comm_agree(host, check_cuda(cudaSetDevice(device), "choosing the GPU")));
     VQ_TRY(check_own_gpu(s, device, memory));
     vq_status status = VQ_OK;

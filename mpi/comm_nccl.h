@@ -7,8 +7,11 @@
 #include "comm.h"
 #include "topo.h"
 
-/* Opens the world on device `device` of this rank. host: the ranks' MPI world; borrowed, must
- * outlive comm. memory: takes the implementation's state. Collective. Fails: VQ_EUNSUPPORTED (two
- * ranks on one GPU: use --comm mpi), VQ_EPEER. */
-vq_status vq_comm_nccl(vq_comm *comm, vq_comm *host, const vq_topo *topo, int device,
-                       vq_arena *memory);
+#include "backend.h"
+
+/* Opens the world on device `device` of this rank, which be computes on: what be was given before
+ * is done before a sum, broadcast or message begins. host: the ranks' MPI world. Both borrowed,
+ * must outlive comm. memory: takes the implementation's state. Collective. Fails: VQ_EUNSUPPORTED
+ * (two ranks on one GPU: use --comm mpi), VQ_EPEER. */
+vq_status vq_comm_nccl(vq_comm *comm, vq_comm *host, const vq_backend *be, const vq_topo *topo,
+                       int device, vq_arena *memory);

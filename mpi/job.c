@@ -114,7 +114,8 @@ vq_status vq_job_connect(vq_job *job)
              "--comm nccl: vq_cuda.so was built without NCCL: expected mpi or auto. Build it where "
              "nccl.h is found");
     if (nccl)
-        VQ_TRY(job->cuda->comm_nccl(&job->own_comm, host, &job->topo, job->device, &job->run));
+        VQ_TRY(job->cuda->comm_nccl(&job->own_comm, host, &job->be, &job->topo, job->device,
+                                    &job->run));
     else
         VQ_TRY(vq_comm_staged(&job->own_comm, host, &job->be, &job->run));
     job->comm = &job->own_comm;

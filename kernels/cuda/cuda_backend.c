@@ -67,6 +67,7 @@ typedef struct driver {
     CUresult (*map)(CUdeviceptr, size_t, size_t, CUmemGenericAllocationHandle, unsigned long long);
     CUresult (*unmap)(CUdeviceptr, size_t);
     CUresult (*set_access)(CUdeviceptr, size_t, const CUmemAccessDesc *, size_t);
+    CUresult (*attribute)(int *, CUdevice_attribute, CUdevice);
 } driver;
 
 /* The backend with what lies behind its arenas. */
@@ -87,7 +88,8 @@ static vq_status find_driver(driver *d)
                   {"cuMemRelease", &d->release},
                   {"cuMemMap", &d->map},
                   {"cuMemUnmap", &d->unmap},
-                  {"cuMemSetAccess", &d->set_access}};
+                  {"cuMemSetAccess", &d->set_access},
+                  {"cuDeviceGetAttribute", &d->attribute}};
     for (int i = 0; i < VQ_COUNT(wanted); i++) {
         enum cudaDriverEntryPointQueryResult found;
         VQ_CUDA(cudaGetDriverEntryPointByVersion(wanted[i].name, (void **)wanted[i].function,
@@ -97,6 +99,20 @@ static vq_status find_driver(driver *d)
                  "the driver, or run with --device cpu",
                  wanted[i].name);
     }
+    return VQ_OK;
+}
+
+/* Some virtual machines' GPUs (vGPU profiles, old WSL) have the functions and cannot do it. */
+static vq_status check_maps_memory(const driver *d, int device)
+{
+    int maps = 0;
+    const CUresult code =
+        d->attribute(&maps, CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED, device);
+    VQ_CHECK(code == CUDA_SUCCESS && maps, VQ_EUNSUPPORTED,
+             "--device cuda: GPU %d cannot map memory into reserved addresses: expected one that "
+             "can, as all but some of virtual machines do. Ask for a whole GPU, or run with "
+             "--device cpu",
+             device);
     return VQ_OK;
 }
 
@@ -307,6 +323,7 @@ static vq_status open_device(state *s)
     cuda->multiprocessors = prop.multiProcessorCount;
     cuda->shared_bytes = prop.sharedMemPerBlockOptin;
     VQ_TRY(find_driver(&s->driver));
+    VQ_TRY(check_maps_memory(&s->driver, cuda->device));
     s->pages = (vq_pages){.ctx = s,
                           .step_bytes = STEP_BYTES,
                           .reserve = device_reserve,
@@ -314,6 +331,7 @@ static vq_status open_device(state *s)
                           .give_back = device_give_back,
                           .release = device_release};
     VQ_CUDA(cudaStreamCreateWithFlags(&cuda->stream, cudaStreamNonBlocking));
+    VQ_CUDA(cudaEventCreateWithFlags(&cuda->queued, cudaEventDisableTiming));
     VQ_TRY(vq_arena_init_on(&cuda->scratch, &s->pages, "GPU scratch", prop.totalGlobalMem));
     VQ_CUDA(cudaMalloc(&cuda->workspace, VQ_CUDA_WORKSPACE));
     VQ_CUDA(cudaHostAlloc(&cuda->staging, VQ_CUDA_STAGING, cudaHostAllocDefault));
@@ -362,10 +380,19 @@ void vq_cuda_close(vq_backend *be)
     if (cuda->staging) (void)cudaFreeHost(cuda->staging);
     (void)cudaFree(cuda->workspace);
     vq_arena_close(&cuda->scratch);
+    if (cuda->queued) (void)cudaEventDestroy(cuda->queued);
     if (cuda->stream) (void)cudaStreamDestroy(cuda->stream);
     vq_arena memory = cuda->memory;
     vq_arena_close(&memory);
     *be = (vq_backend){0};
+}
+
+vq_status vq_cuda_before(const vq_backend *be, void *stream)
+{
+    const vq_cuda *cuda = &((const state *)be->ctx)->cuda;
+    VQ_CUDA(cudaEventRecord(cuda->queued, cuda->stream));
+    VQ_CUDA(cudaStreamWaitEvent((cudaStream_t)stream, cuda->queued, 0));
+    return VQ_OK;
 }
 
 void vq_cuda_trim(const vq_backend *be)

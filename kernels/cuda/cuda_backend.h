@@ -21,6 +21,10 @@ vq_status vq_cuda_describe(int device, char *text, size_t size);
 /* An arena of device memory: the twin of a host arena. Lives no longer than the backend. */
 vq_status vq_cuda_arena(const vq_backend *be, const char *name, vq_arena *arena);
 
+/* What another stream (cudaStream_t) is given from now on begins when all that is queued on be is
+ * done. */
+vq_status vq_cuda_before(const vq_backend *be, void *stream);
+
 /* Gives scratch memory that is not in use back to the device. */
 void vq_cuda_trim(const vq_backend *be);
 

@@ -28,7 +28,8 @@ typedef struct vq_cuda {
     int device;
     vq_dtype act;
     cudaStream_t stream;
-    vq_arena memory;  /* host */
+    cudaEvent_t queued; /* what another stream waits for: vq_cuda_before */
+    vq_arena memory;    /* host */
     vq_arena scratch; /* device: mark and reset inside one op. What is queued runs in order, so what
                          the next op takes is no longer read */
     void *staging;    /* pinned host memory, VQ_CUDA_STAGING bytes: vq_cuda_fetch's */

@@ -23,6 +23,9 @@ long shim_launches(void);
  * Costs two system calls over all device memory a kernel; off at first. */
 void shim_lock_device(bool lock);
 
+/* Whether the GPU can map memory into reserved addresses; it can at first. */
+void shim_map_memory(bool can);
+
 /* The stand-ins' own: until shim_leave_device the caller may touch device memory; nested. */
 void shim_enter_device(void);
 void shim_leave_device(void);

@@ -262,6 +262,20 @@ static CUresult mem_set_access(CUdeviceptr at, size_t bytes, const CUmemAccessDe
     return CUDA_SUCCESS;
 }
 
+static bool maps_memory = true;
+
+void shim_map_memory(bool can)
+{
+    maps_memory = can;
+}
+
+static CUresult device_attribute(int *value, CUdevice_attribute attribute, CUdevice device)
+{
+    (void)attribute, (void)device;
+    *value = maps_memory;
+    return CUDA_SUCCESS;
+}
+
 cudaError_t cudaGetDriverEntryPointByVersion(const char *symbol, void **function, unsigned version,
                                              unsigned long long flags,
                                              cudaDriverEntryPointQueryResult *result)
@@ -276,7 +290,8 @@ cudaError_t cudaGetDriverEntryPointByVersion(const char *symbol, void **function
                  {"cuMemRelease", (void (*)(void))mem_release},
                  {"cuMemMap", (void (*)(void))mem_map},
                  {"cuMemUnmap", (void (*)(void))mem_unmap},
-                 {"cuMemSetAccess", (void (*)(void))mem_set_access}};
+                 {"cuMemSetAccess", (void (*)(void))mem_set_access},
+                 {"cuDeviceGetAttribute", (void (*)(void))device_attribute}};
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)
         if (strcmp(symbol, known[i].name) == 0) {
             memcpy(function, &known[i].function, sizeof *function);

@@ -249,6 +249,18 @@ static void test_large_logits(void **state)
     vq_arena_reset(&gpu.arena, 0);
 }
 
+#ifdef VQ_ON_SHIM
+static void test_no_mapped_memory(void **state)
+{
+    (void)state;
+    vq_backend be;
+    shim_map_memory(false);
+    EXPECT_ERROR(vq_cuda_open(&be, 0, VQ_BF16), VQ_EUNSUPPORTED, "GPU 0 cannot map memory",
+                 "expected one that can", "--device cpu");
+    shim_map_memory(true);
+}
+#endif
+
 int main(void)
 {
     device_require();
@@ -258,6 +270,9 @@ int main(void)
                                        cmocka_unit_test(test_not_finite),
                                        cmocka_unit_test(test_not_positive),
                                        cmocka_unit_test(test_bad_targets),
+#ifdef VQ_ON_SHIM
+                                       cmocka_unit_test(test_no_mapped_memory),
+#endif
                                        cmocka_unit_test(test_large_logits)};
     return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -16,11 +16,6 @@ vq_tensor vq_feed_ids(const vq_windows *w, int64_t first, int64_t count)
     return vq_tensor_2d(w->ids + first * w->T, VQ_I32, count, w->T);
 }
 
-static int64_t eval_seqlen(const vq_config *c)
-{
-    return c->eval.seqlen ? c->eval.seqlen : c->seqlen;
-}
-
 static vq_status read_text(vq_job *job, const vq_list *paths, vq_text *text)
 {
     return vq_text_read(&job->step, &job->scratch, paths->item, paths->n, text);
@@ -43,7 +38,7 @@ static vq_status eval_windows(vq_job *job, const vq_tokenizer *tokenizer, const 
 {
     const vq_config *c = job->config;
     VQ_TRY(vq_eval_windows(&job->run, &job->scratch, tokenizer, text, c->eval.dataset,
-                           eval_seqlen(c), c->eval.max_windows, &data->eval));
+                           vq_config_eval_seqlen(c), c->eval.max_windows, &data->eval));
     VQ_TRY(check_ids(job, &data->eval));
     data->eval_hash = vq_windows_hash(&data->eval);
     return VQ_OK;

@@ -65,17 +65,6 @@ static settings settings_of(const vq_config *c, vq_dtype model_dtype)
                                 .max_points_per_centroid = c->kmeans.max_points_per_centroid}}};
 }
 
-static bool has_codebook(const vq_config *c)
-{
-    return c->method == VQ_METHOD_VQROUND;
-}
-
-/* Whether GPTQ's own integers are evaluated or exported. */
-static bool needs_ints(const vq_config *c)
-{
-    return c->method == VQ_METHOD_GPTQ || (vq_config_uses_gptq(c) && c->eval.start);
-}
-
 /* One linear's tensors, by their names in the file; those that a run does not have have no data. */
 typedef struct part {
     const char *name;
@@ -108,12 +97,12 @@ static vq_status prepare_linear(vq_job *job, const settings *set, int64_t slot, 
                  "alone: expected on or auto on a GPU. Leave it out, or give --device cpu");
         VQ_TRY(vq_tensor_new(&job->weights, VQ_HOST, VQ_I32, VQ_DIMS(w->dim[1]), &l->order));
     }
-    if (needs_ints(job->config))
+    if (vq_config_needs_ints(job->config))
         VQ_TRY(vq_tensor_new(&job->weights, job->be.place, l->quant.base.dtype,
                              VQ_DIMS(w->dim[0], w->dim[1]), &l->ints));
     if (!vq_config_learns(job->config)) return VQ_OK;
     vq_pool_attach(&job->pool, slot, l);
-    if (!has_codebook(job->config)) return VQ_OK;
+    if (!vq_config_has_codebook(job->config)) return VQ_OK;
     VQ_TRY(vq_tensor_new(&job->weights, job->be.place, vq_codebook_idx_dtype(n_codes),
                          VQ_DIMS(n_vec), &l->quant.idx));
     return vq_tensor_new(&job->weights, job->be.place, VQ_U32, VQ_DIMS(n_codes, set->codebook.D),
@@ -154,7 +143,8 @@ static vq_status make_start(vq_job *job, const settings *set, vq_tensor *start)
     const vq_config *c = job->config;
     vq_status status = VQ_OK;
     *start = (vq_tensor){0};
-    if (!has_codebook(c) || c->kmeans.engine != VQ_KMEANS_VQ || c->kmeans.start != VQ_START_SHARED)
+    if (!vq_config_has_codebook(c) || c->kmeans.engine != VQ_KMEANS_VQ ||
+        c->kmeans.start != VQ_START_SHARED)
         return VQ_OK;
     vq_tensor codes;
     int64_t has_start = 0;
@@ -281,7 +271,7 @@ static vq_status keep_linear(maker *m, vq_vqlinear *l, const vq_tensor *rest)
 {
     vq_codebook cb = {.codes = l->codes, .counts = l->counts, .idx = l->quant.idx};
     char name[320];
-    const bool has_codes = has_codebook(m->job->config);
+    const bool has_codes = vq_config_has_codebook(m->job->config);
     if (vq_config_learns(m->job->config) && !has_codes) VQ_TRY(fit_logits(m->job, l, rest));
     if (has_codes)
         VQ_TRY(vq_codebook_build(&m->job->clusters, &m->job->scratch, &cb, rest,

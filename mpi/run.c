@@ -15,7 +15,7 @@
 #include "guard.h"
 #include "init.h"
 #include "log.h"
-#include "plan.h"
+#include "plan_job.h"
 #include "train.h"
 
 /* At the end of a phase, whose file is kept: gives memory back. VQ_ESTOPPED on every rank if a
@@ -52,7 +52,7 @@ static vq_status evaluate_before(vq_job *job, const vq_data *data, vq_results *r
     VQ_TRY(evaluate(job, data, VQ_MODE_RTN, "rtn", grid, r, &r->perplexity.rtn));
     const bool learns = vq_config_learns(job->config);
     const bool from_gptq = vq_config_uses_gptq(job->config);
-    if (from_gptq && (!learns || job->config->eval.start))
+    if (vq_config_needs_ints(job->config))
         VQ_TRY(evaluate(job, data, VQ_MODE_GPTQ, "gptq", grid, r, &r->perplexity.gptq));
     if (!job->config->eval.start || !learns) return VQ_OK;
     VQ_TRY(evaluate(job, data, VQ_MODE_SOFT, "start_soft", init, r, &r->perplexity.start_soft));

@@ -929,6 +929,26 @@ bool vq_config_uses_gptq(const vq_config *config)
            (vq_config_learns(config) && config->init == VQ_INIT_GPTQ);
 }
 
+bool vq_config_needs_ints(const vq_config *config)
+{
+    return config->method == VQ_METHOD_GPTQ || (vq_config_uses_gptq(config) && config->eval.start);
+}
+
+bool vq_config_has_codebook(const vq_config *config)
+{
+    return config->method == VQ_METHOD_VQROUND;
+}
+
+bool vq_config_has_teacher(const vq_config *config)
+{
+    return vq_config_learns(config) && config->train.loss == VQ_LOSS_KD;
+}
+
+int64_t vq_config_eval_seqlen(const vq_config *config)
+{
+    return config->eval.seqlen ? config->eval.seqlen : config->seqlen;
+}
+
 bool vq_config_scatters(const vq_config *config)
 {
     return vq_config_uses_gptq(config) && config->gptq.act_order && config->group_size > 0 &&

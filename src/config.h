@@ -215,6 +215,18 @@ bool vq_config_learns(const vq_config *config);
 /* Whether GPTQ makes the grid: as the method, or as the start of learned rounding. */
 bool vq_config_uses_gptq(const vq_config *config);
 
+/* Whether GPTQ's own integers are evaluated or exported. */
+bool vq_config_needs_ints(const vq_config *config);
+
+/* Whether what is trained is codebooks. */
+bool vq_config_has_codebook(const vq_config *config);
+
+/* Whether a teacher's predictions are the aim of training. */
+bool vq_config_has_teacher(const vq_config *config);
+
+/* Tokens of a window in evaluation. */
+int64_t vq_config_eval_seqlen(const vq_config *config);
+
 /* Whether a group's columns are not neighbours: act-order with groups found on the way. */
 bool vq_config_scatters(const vq_config *config);
 

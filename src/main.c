@@ -13,7 +13,7 @@
 #include "guard.h"
 #include "inspect.h"
 #include "log.h"
-#include "plan.h"
+#include "plan_job.h"
 #include "run.h"
 
 static vq_status quantize(const vq_config *config, vq_comm *comm, int argc, const char *const *argv)

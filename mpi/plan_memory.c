@@ -1,0 +1,232 @@
+/* plan_memory - what each phase has in memory at its dearest moment, by what the modules take. */
+#include "plan_memory.h"
+
+#include <string.h>
+
+#include "pipeline.h"
+
+#define BATCH_TOKENS 2048      /* of windows that go together in evaluation */
+#define LOGITS_BYTES (64.0e6)  /* of a chunk of the head's logits */
+#define PROGRAM_BYTES (25.0e6) /* code and libraries, HDF5 and MPI at work */
+#define THREAD_BYTES (7.0e6)   /* the kernels' and the BLAS' buffers */
+#define KEEP_ROOM 0.8          /* of the memory there is: training above it recomputes */
+
+const char *vq_plan_phase_name(vq_plan_phase phase)
+{
+    static const char *const names[VQ_PLAN_N_PHASES] = {"init",  "blocks", "teacher",
+                                                        "train", "eval",   "export"};
+    return names[phase];
+}
+
+/* Pages of embedding and head. */
+static double ends_bytes(const vq_model_config *m, double weight, bool is_first, bool is_last)
+{
+    const double table = (double)(m->V * m->E_embed) * weight;
+    const int n = m->tied ? is_first || is_last : is_first + is_last;
+    return n * table +
+           (is_first && m->family == VQ_OPT ? (double)(m->max_positions * m->E) * weight : 0);
+}
+
+/* The largest weight as it is made for a pass: with the logits where these are made too. */
+static double made_bytes(const vq_plan_view *v)
+{
+    const bool twice = vq_config_scatters(v->c); /* and with its columns in another order */
+    return v->own.largest * (v->act * (1 + twice) + (v->c->method == VQ_METHOD_LORA ? 4 : 0));
+}
+
+/* A forward that keeps nothing, of B windows of T tokens with its messages; quantized: its weights
+ * are made for it. */
+static double forward_bytes(const vq_plan_view *v, const vq_stage *stage, int64_t B, int64_t T,
+                            bool quantized)
+{
+    const double in = v->is_first ? 0 : (double)stage->model->config.E;
+    const double messages = 2 * (double)(B * T) * (in + (double)vq_stage_out_width(stage)) * v->act;
+    return (double)vq_kept_bytes(stage, B, T, VQ_KEEP_NOTHING) + messages +
+           (quantized ? made_bytes(v) : 0);
+}
+
+/* Logits of the head over n tokens, of one model or of teacher and student. */
+static double logits_bytes(const vq_plan_view *v, int64_t n, int n_models)
+{
+    const double all = (double)(n * n_models * v->job.model.config.V) * 4;
+    return v->is_last ? VQ_MIN(all, LOGITS_BYTES) : 0;
+}
+
+static double gptq_bytes(const vq_plan_view *v)
+{
+    const vq_model_config *m = &v->job.model.config;
+    const vq_config *c = v->c;
+    const int64_t widest = VQ_MAX(m->F, m->H * m->S);
+    const double E = (double)m->E, attn = (double)(m->H * m->S), F = (double)m->F;
+    const double n = (double)VQ_MAX(widest, m->E);
+    const double hessians = 8 * (2 * E * E + attn * attn + F * F), factor = n * n * (4 + 8);
+    const double windows = (double)VQ_CEIL_DIV(c->nsamples, v->job.topo.n_replicas);
+    const double inputs = windows * (double)c->seqlen * E * v->act;
+    const double pass =
+        (double)vq_acts_bytes(&v->job.be, m, 1, c->seqlen) + (double)c->seqlen * E * v->act;
+    const double ints = v->own.weights / (double)(v->job.stage.last - v->job.stage.first);
+    const double room = v->in->memory_bytes / 2;
+    return hessians + factor + (room > 0 && inputs > room ? 0 : inputs) + VQ_MAX(pass, ints);
+}
+
+static double init_bytes(const vq_plan_view *v)
+{
+    const vq_config *c = v->c;
+    const vq_codebook_config codebook = vq_plan_codebook(c);
+    const int64_t n = (int64_t)v->own.largest, n_vec = vq_codebook_vectors(&codebook, n);
+    double bytes = v->own.largest * 4;                            /* the residual */
+    if (c->method == VQ_METHOD_LORA) bytes += v->own.largest * 4; /* the logits */
+    if (vq_config_has_codebook(c)) {
+        const double sample =
+            (double)VQ_MIN(n_vec, c->kmeans.max_points_per_centroid * c->K) * (double)c->D * 4;
+        bytes += (double)vq_codebook_scratch_bytes(&codebook, n) + 8 * (double)n_vec;
+        if (c->kmeans.engine == VQ_KMEANS_FAISS) bytes += 2 * sample;
+    }
+    return bytes + (vq_config_uses_gptq(c) ? gptq_bytes(v) : 0);
+}
+
+static double train_work_bytes(const vq_plan_view *v, vq_keep keep)
+{
+    const vq_config *c = v->c;
+    const vq_model_config *m = &v->job.model.config;
+    int64_t n = c->seqlen;
+    if (keep == VQ_KEEP_SLICES) n = VQ_CEIL_DIV(3 * n, 2 * c->slices); /* the longest */
+    const double T = (double)n, E = (double)m->E, attn = (double)(m->H * m->S);
+    const double weight =
+        made_bytes(v) + (c->method == VQ_METHOD_LORA ? v->own.largest * 4 : 0); /* and gradient */
+    const double grads =
+        keep == VQ_KEEP_SLICES ? 0 : (double)vq_act_grads_bytes(&v->job.be, m, 1, c->seqlen);
+    const double again = keep == VQ_KEEP_INPUTS ? T * E * v->act : 0;
+    const double backward = T * (E + VQ_MAX((double)m->F, attn)) * v->act + weight;
+    const double heads = 8 * (double)(VQ_CEIL_DIV(24, m->H) * c->seqlen) * attn;
+    const double messages = v->job.topo.n_stages > 1 ? 4 * T * E * v->act : 0;
+    return T * E * v->act + again + grads + backward + messages +
+           VQ_MAX(logits_bytes(v, n, vq_config_has_teacher(c) ? 2 : 1), heads);
+}
+
+/* Both streams' inputs, and a layer's forward and backward. */
+static double blocks_bytes(const vq_plan_view *v)
+{
+    const vq_config *c = v->c;
+    const vq_model_config *m = &v->job.model.config;
+    const double n = (double)c->seqlen * (double)m->E * v->act;
+    const double inputs = (double)VQ_CEIL_DIV(c->nsamples, v->job.topo.n_replicas) * n;
+    const double room = v->in->memory_bytes / 4;
+    const double step = (double)(vq_acts_bytes(&v->job.be, m, v->max_micro, c->seqlen) +
+                                 vq_act_grads_bytes(&v->job.be, m, v->max_micro, c->seqlen));
+    return (room > 0 && inputs > room ? 0 : 2 * inputs) + step + 4 * v->max_micro * n +
+           3 * made_bytes(v);
+}
+
+/* All parts in one phase. */
+static void phase_bytes(const vq_plan_view *v, vq_plan_phase phase, vq_keep keep, double *part)
+{
+    const vq_config *c = v->c;
+    const bool caches = vq_config_has_teacher(c) && c->teacher.cache,
+               is_other = v->in->teacher != v->in->model;
+    const bool is_leader = v->job.topo.stage + v->job.topo.replica == 0;
+    const int64_t T = c->seqlen, T_eval = vq_config_eval_seqlen(c);
+    const double linears = v->own.weights * v->weight;
+    const bool is_whole = vq_plan_pool_is_whole(c, &v->all);
+    const double pool = is_whole ? v->all.codes : v->own.codes;
+    const double teacher_linears = v->teacher_own.weights * v->teacher_weight;
+    const double ends = ends_bytes(&v->job.model.config, v->weight, v->is_first, v->is_last);
+    const double teacher_ends =
+        ends_bytes(&v->teacher.config, v->teacher_weight, v->is_first && is_other, v->is_last);
+    const double states =
+        (double)(VQ_MIN(v->max_micro, c->nsamples) * T * v->teacher.config.E_embed);
+    const int64_t longest = VQ_MAX(T, c->eval.run ? T_eval : 0);
+    memset(part, 0, VQ_PLAN_N_PARTS * sizeof *part);
+    part[VQ_PLAN_PROGRAM] = PROGRAM_BYTES + THREAD_BYTES * v->in->threads +
+                            16 * (double)(longest * v->job.model.config.S / 2) +
+                            (is_leader ? 4 * (double)(c->nsamples * T) : 0);
+    part[VQ_PLAN_INTEGERS] = v->own.integers;
+    part[VQ_PLAN_CODES] = 2 * pool;
+    if (phase == VQ_PLAN_BLOCKS || (phase >= VQ_PLAN_TRAIN && (is_leader || !is_whole)))
+        part[VQ_PLAN_CODES] += 2 * pool;
+    switch (phase) {
+    case VQ_PLAN_INIT:
+        part[VQ_PLAN_WEIGHTS] = v->own.largest * v->weight;
+        if (vq_config_uses_gptq(c))
+            part[VQ_PLAN_WEIGHTS] = linears / (double)(v->job.stage.last - v->job.stage.first) +
+                                    (v->is_first ? ends : 0);
+        part[VQ_PLAN_WORK] = init_bytes(v);
+        break;
+    case VQ_PLAN_BLOCKS:
+        part[VQ_PLAN_WEIGHTS] =
+            linears / (double)(v->job.stage.last - v->job.stage.first) + (v->is_first ? ends : 0);
+        part[VQ_PLAN_WORK] = blocks_bytes(v);
+        break;
+    case VQ_PLAN_CACHE:
+        part[VQ_PLAN_WEIGHTS] = teacher_linears + (is_other ? teacher_ends : ends);
+        part[VQ_PLAN_WORK] =
+            forward_bytes(v, &v->teacher_stage, 1, T, false) + logits_bytes(v, T, 2);
+        break;
+    case VQ_PLAN_TRAIN:
+        part[VQ_PLAN_WEIGHTS] = ends + (is_other ? teacher_ends : 0);
+        part[VQ_PLAN_KEPT] = (double)vq_pipeline_bytes(&v->job, T, v->max_micro, keep);
+        part[VQ_PLAN_WORK] = train_work_bytes(v, keep);
+        if (!vq_config_has_teacher(c)) break;
+        if (v->is_last) part[VQ_PLAN_TEACHER] = states * (caches ? v->teacher_weight : v->act);
+        if (caches) break;
+        part[VQ_PLAN_WEIGHTS] += teacher_linears;
+        part[VQ_PLAN_TEACHER] += forward_bytes(v, &v->teacher_stage, 1, T, false);
+        break;
+    case VQ_PLAN_EVAL:
+        part[VQ_PLAN_WEIGHTS] = linears + ends;
+        part[VQ_PLAN_WORK] =
+            forward_bytes(v, &v->job.stage, VQ_MAX(1, BATCH_TOKENS / T_eval), T_eval, true) +
+            logits_bytes(v, T_eval, 1);
+        break;
+    case VQ_PLAN_EXPORT:
+        part[VQ_PLAN_WEIGHTS] = ends + (c->method == VQ_METHOD_RTN ? linears : 0);
+        part[VQ_PLAN_WORK] = v->own.largest * (2 * v->act + v->weight);
+        break;
+    case VQ_PLAN_N_PHASES: break;
+    }
+}
+
+static bool has_phase(const vq_config *c, vq_plan_phase phase)
+{
+    switch (phase) {
+    case VQ_PLAN_BLOCKS: return vq_config_learns(c) && c->train.block_steps > 0;
+    case VQ_PLAN_CACHE: return vq_config_has_teacher(c) && c->teacher.cache;
+    case VQ_PLAN_TRAIN: return vq_config_learns(c);
+    case VQ_PLAN_EVAL: return c->eval.run;
+    default: return true;
+    }
+}
+
+static double sum_parts(const double *part)
+{
+    double total = 0;
+    for (int i = 0; i < VQ_PLAN_N_PARTS; i++) total += part[i];
+    return total;
+}
+
+static vq_keep choose_keep(const vq_plan_view *v)
+{
+    const vq_switch recompute = v->c->train.recompute;
+    double part[VQ_PLAN_N_PARTS];
+    if (v->c->slices > 1) return VQ_KEEP_SLICES;
+    if (recompute != VQ_AUTO) return recompute == VQ_ON ? VQ_KEEP_INPUTS : VQ_KEEP_ALL;
+    phase_bytes(v, VQ_PLAN_TRAIN, VQ_KEEP_ALL, part);
+    const double room = v->in->memory_bytes * KEEP_ROOM;
+    return room > 0 && sum_parts(part) > room ? VQ_KEEP_INPUTS : VQ_KEEP_ALL;
+}
+
+void vq_plan_memory(const vq_plan_view *v, vq_plan_rank *r)
+{
+    r->keep = choose_keep(v);
+    for (int phase = 0; phase < VQ_PLAN_N_PHASES; phase++) {
+        double part[VQ_PLAN_N_PARTS];
+        if (!has_phase(v->c, (vq_plan_phase)phase)) continue;
+        phase_bytes(v, (vq_plan_phase)phase, r->keep, part);
+        const double total = sum_parts(part);
+        r->fixed_bytes = VQ_MAX(r->fixed_bytes, total - part[VQ_PLAN_WEIGHTS]);
+        if (total <= r->total_bytes) continue;
+        r->total_bytes = total;
+        r->phase = (vq_plan_phase)phase;
+        memcpy(r->bytes, part, sizeof part);
+    }
+}

@@ -1,0 +1,40 @@
+/* plan_memory.h - the memory of a rank, by phase and by what takes it. */
+#pragma once
+#include "plan_view.h"
+
+/* What takes a rank's memory. */
+typedef enum vq_plan_part {
+    VQ_PLAN_WEIGHTS,  /* pages of the model's files; the system may take them back */
+    VQ_PLAN_INTEGERS, /* base, scale, zero, indices, counts of its layers */
+    VQ_PLAN_CODES,    /* the pool, its gradient, on rank 0 Adam's moments */
+    VQ_PLAN_KEPT,     /* activations for the backward */
+    VQ_PLAN_TEACHER,  /* the teacher's states of a step */
+    VQ_PLAN_WORK,     /* inside functions, and messages on their way */
+    VQ_PLAN_PROGRAM,  /* libraries, threads, tables */
+    VQ_PLAN_N_PARTS
+} vq_plan_part;
+
+typedef enum vq_plan_phase {
+    VQ_PLAN_INIT,
+    VQ_PLAN_BLOCKS, /* the layers one by one */
+    VQ_PLAN_CACHE,  /* the teacher's pass */
+    VQ_PLAN_TRAIN,
+    VQ_PLAN_EVAL,
+    VQ_PLAN_EXPORT,
+    VQ_PLAN_N_PHASES
+} vq_plan_phase;
+
+const char *vq_plan_phase_name(vq_plan_phase phase);
+
+typedef struct vq_plan_rank {
+    vq_topo topo;
+    int node;
+    vq_keep keep;                  /* what training keeps for the backward */
+    vq_plan_phase phase;           /* in which it takes most */
+    double bytes[VQ_PLAN_N_PARTS]; /* then */
+    double total_bytes;            /* their sum */
+    double fixed_bytes;            /* most over the phases without what the system can take back */
+} vq_plan_rank;
+
+/* Decides r->keep and fills in what follows it; the members before it are the caller's. */
+void vq_plan_memory(const vq_plan_view *v, vq_plan_rank *r);

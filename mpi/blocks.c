@@ -324,7 +324,7 @@ static vq_status train_stage(vq_job *job, const vq_data *data, uint64_t key)
     VQ_TRY(vq_comm_agree(job->comm, open_loop(&L, &data->calib)));
     const vq_status status = train_layers(&L);
     /* The others may be waiting for this rank. */
-    if (status) job->comm->ops->die(job->comm->ctx, status);
+    if (status) vq_comm_die(job->comm, status);
     vq_sweep_close(&L.teacher);
     vq_sweep_close(&L.student);
     vq_arena_reset(&job->step, mark);

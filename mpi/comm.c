@@ -45,12 +45,26 @@ void vq_comm_close(vq_comm *comm)
     comm->ops = NULL;
 }
 
+void vq_comm_over(vq_comm *comm, vq_comm *base)
+{
+    *comm = *base;
+    comm->base = base;
+}
+
+/* The world that takes what lies at this place. */
+static vq_comm *world_of(vq_comm *comm, vq_place place)
+{
+    return comm->base && place == VQ_HOST ? comm->base : comm;
+}
+
+/* Both worlds know: either may have to say it. */
 void vq_comm_at(vq_comm *comm, const char *fmt, ...)
 {
     va_list args;
     va_start(args, fmt);
     vsnprintf(comm->where, sizeof comm->where, fmt, args);
     va_end(args);
+    if (comm->base) memcpy(comm->base->where, comm->where, sizeof comm->where);
 }
 
 static void add_collective(vq_comm *comm, double start_s)
@@ -64,7 +78,8 @@ vq_status vq_comm_sum(vq_comm *comm, vq_tensor *t)
 {
     VQ_ASSERT((t->dtype == VQ_F32 || t->dtype == VQ_F64) && vq_tensor_contiguous(t));
     const double start_s = vq_seconds();
-    vq_status status = comm->ops->sum(comm->ctx, t);
+    const vq_comm *world = world_of(comm, t->place);
+    vq_status status = world->ops->sum(world->ctx, t);
     add_collective(comm, start_s);
     return status;
 }
@@ -73,7 +88,8 @@ vq_status vq_comm_broadcast(vq_comm *comm, vq_tensor *t, int root)
 {
     VQ_ASSERT(vq_tensor_contiguous(t) && root >= 0 && root < comm->size);
     const double start_s = vq_seconds();
-    vq_status status = comm->ops->broadcast(comm->ctx, t, root);
+    const vq_comm *world = world_of(comm, t->place);
+    vq_status status = world->ops->broadcast(world->ctx, t, root);
     add_collective(comm, start_s);
     return status;
 }
@@ -82,36 +98,50 @@ vq_status vq_comm_send(vq_comm *comm, const vq_tensor *t, int to, vq_tag tag, vq
 {
     VQ_ASSERT(vq_tensor_contiguous(t) && to >= 0 && to < comm->size && to != comm->rank &&
               !request->is_active);
-    return comm->ops->send(comm->ctx, t, to, tag, request);
+    const vq_comm *world = world_of(comm, t->place);
+    VQ_TRY(world->ops->send(world->ctx, t, to, tag, request));
+    request->by_base = world != comm;
+    return VQ_OK;
 }
 
 vq_status vq_comm_receive(vq_comm *comm, vq_tensor *t, int from, vq_tag tag, vq_request *request)
 {
     VQ_ASSERT(vq_tensor_contiguous(t) && from >= 0 && from < comm->size && from != comm->rank &&
               !request->is_active);
-    return comm->ops->receive(comm->ctx, t, from, tag, request);
+    const vq_comm *world = world_of(comm, t->place);
+    VQ_TRY(world->ops->receive(world->ctx, t, from, tag, request));
+    request->by_base = world != comm;
+    return VQ_OK;
 }
 
 vq_status vq_comm_wait(vq_comm *comm, vq_request *request)
 {
     if (!request->is_active) return VQ_OK;
     const double start_s = vq_seconds();
-    vq_status status = comm->ops->wait(comm->ctx, request);
+    const vq_comm *world = request->by_base ? comm->base : comm;
+    vq_status status = world->ops->wait(world->ctx, request);
     comm->waited_s += vq_seconds() - start_s;
     return status;
 }
 
 vq_status vq_comm_agree(vq_comm *comm, vq_status status)
 {
-    return comm->ops->agree(comm->ctx, status);
+    const vq_comm *world = world_of(comm, VQ_HOST);
+    return world->ops->agree(world->ctx, status);
 }
 
 vq_status vq_comm_end(vq_comm *comm, vq_status status)
 {
     if (status != VQ_OK && status != VQ_ESTOPPED && status != VQ_ENOTFINITE)
-        comm->ops->die(comm->ctx, status);
+        vq_comm_die(comm, status);
     if (status != VQ_OK && comm->rank != 0) vq_error_clear();
     return status;
+}
+
+void vq_comm_die(vq_comm *comm, vq_status status)
+{
+    const vq_comm *world = world_of(comm, VQ_HOST);
+    world->ops->die(world->ctx, status);
 }
 
 /* A failure that cannot be written down either has been printed. */

@@ -19,8 +19,10 @@ typedef struct vq_request {
     int peer;
     vq_tag tag;
     bool is_active, is_receive;
+    bool by_base; /* the base world has it */
 } vq_request;
 
+/* A world over another (its base) is given device tensors alone, and leaves agree and die NULL. */
 typedef struct vq_comm_ops {
     /* t (f32 or f64) = sum of all ranks' t, the same bits on every rank. Collective. */
     vq_status (*sum)(void *ctx, vq_tensor *t);
@@ -44,6 +46,8 @@ typedef struct vq_comm_ops {
 typedef struct vq_comm {
     const vq_comm_ops *ops;
     void *ctx;
+    /* The world that takes host tensors, agreements and deaths; NULL: this one. borrowed */
+    struct vq_comm *base;
     int rank, size; /* of the world */
     char where[64]; /* "train, step 12": for messages */
     char host[64];
@@ -64,6 +68,9 @@ void vq_comm_close(vq_comm *comm);
 void vq_comm_self(vq_comm *comm);
 vq_status vq_comm_mpi(vq_comm *comm);
 
+/* A world over base, which stays open and must outlive it: ops and ctx are to be set. */
+void vq_comm_over(vq_comm *comm, vq_comm *base);
+
 /* Says where the job is, for the messages of waits and deaths. */
 void vq_comm_at(vq_comm *comm, const char *fmt, ...) VQ_PRINTF(2, 3);
 
@@ -81,6 +88,9 @@ vq_status vq_comm_agree(vq_comm *comm, vq_status status);
  * once, since the others cannot hear of it otherwise. Failures that all ranks have alike
  * (VQ_ESTOPPED, VQ_ENOTFINITE) pass, and rank 0 keeps the message. Local. */
 vq_status vq_comm_end(vq_comm *comm, vq_status status);
+
+/* Ends every rank of the job. Does not return where there are other ranks. Local. */
+void vq_comm_die(vq_comm *comm, vq_status status);
 
 /* Prints the pending error, if there is one, with rank, host and where the job was, and writes it
  * to comm->run's error.txt: a line with the code, then the message. Local. */

@@ -28,7 +28,7 @@ typedef struct link {
 } link;
 
 typedef struct state {
-    vq_comm *comm, *host;
+    const vq_comm *comm;
     const vq_backend *be;
     ncclComm_t all;
     cudaStream_t stream;
@@ -93,7 +93,6 @@ static ncclDataType_t type_of(const vq_tensor *t)
 static vq_status nccl_sum(void *ctx, vq_tensor *t)
 {
     const state *s = ctx;
-    if (t->place == VQ_HOST) return vq_comm_sum(s->host, t);
     VQ_TRY(vq_cuda_before(s->be, s->stream));
     VQ_TRY(check_nccl(ncclAllReduce(t->data, t->data, (size_t)vq_tensor_count(t), type_of(t),
                                     ncclSum, s->all, s->stream),
@@ -104,18 +103,11 @@ static vq_status nccl_sum(void *ctx, vq_tensor *t)
 static vq_status nccl_broadcast(void *ctx, vq_tensor *t, int root)
 {
     const state *s = ctx;
-    if (t->place == VQ_HOST) return vq_comm_broadcast(s->host, t, root);
     VQ_TRY(vq_cuda_before(s->be, s->stream));
     VQ_TRY(check_nccl(
         ncclBroadcast(t->data, t->data, vq_tensor_bytes(t), ncclInt8, root, s->all, s->stream),
         "a broadcast"));
     return drain(s, s->all, s->stream, "a broadcast", root);
-}
-
-static vq_status nccl_agree(void *ctx, vq_status status)
-{
-    const state *s = ctx;
-    return vq_comm_agree(s->host, status);
 }
 
 /* The link that a message takes. */
@@ -157,45 +149,23 @@ static vq_status begin(state *s, const vq_tensor *t, int peer, vq_tag tag, bool 
 
 static vq_status nccl_send(void *ctx, const vq_tensor *t, int to, vq_tag tag, vq_request *request)
 {
-    state *s = ctx;
-    if (t->place == VQ_HOST) return vq_comm_send(s->host, t, to, tag, request);
-    return begin(s, t, to, tag, false, request);
+    return begin(ctx, t, to, tag, false, request);
 }
 
 static vq_status nccl_receive(void *ctx, vq_tensor *t, int from, vq_tag tag, vq_request *request)
 {
-    state *s = ctx;
-    if (t->place == VQ_HOST) return vq_comm_receive(s->host, t, from, tag, request);
-    return begin(s, t, from, tag, true, request);
-}
-
-/* The link of a request that `begin` made; NULL: the host's world made it. */
-static const link *link_of(const state *s, const vq_request *request)
-{
-    for (int side = 0; side < N_SIDES; side++)
-        for (int way = 0; way < N_WAYS; way++)
-            if (request->handle[1] == (uint64_t)(uintptr_t)&s->links[side][way])
-                return &s->links[side][way];
-    return NULL;
+    return begin(ctx, t, from, tag, true, request);
 }
 
 static vq_status nccl_wait(void *ctx, vq_request *request)
 {
     const state *s = ctx;
-    const link *l = link_of(s, request);
-    if (!l) return vq_comm_wait(s->host, request);
     const cudaEvent_t event = (cudaEvent_t)(uintptr_t)request->handle[0];
+    const link *l = (const link *)(uintptr_t)request->handle[1];
     VQ_TRY(
         wait_event(s, l->comm, event, request->is_receive ? "a receive" : "a send", request->peer));
     request->is_active = false;
     return check_cuda(cudaEventDestroy(event), "a message");
-}
-
-static void nccl_die(void *ctx, vq_status status)
-{
-    const state *s = ctx;
-    memcpy(s->host->where, s->comm->where, sizeof s->host->where);
-    s->host->ops->die(s->host->ctx, status);
 }
 
 static void nccl_close(void *ctx)
@@ -214,11 +184,9 @@ static void nccl_close(void *ctx)
 
 static const vq_comm_ops nccl_ops = {.sum = nccl_sum,
                                      .broadcast = nccl_broadcast,
-                                     .agree = nccl_agree,
                                      .send = nccl_send,
                                      .receive = nccl_receive,
                                      .wait = nccl_wait,
-                                     .die = nccl_die,
                                      .close = nccl_close};
 
 /* --- opening --------------------------------------------------------------------------------- */
@@ -244,12 +212,12 @@ static vq_status check_own_gpu(const state *s, int device, vq_arena *memory)
     size_t mark = vq_arena_mark(memory);
     VQ_TRY(VQ_NEW(memory, 2 * n, &halves));
     VQ_TRY(VQ_NEW(memory, n, &gpu));
-    VQ_TRY(vq_comm_agree(s->host, name_gpu(device, &own)));
+    VQ_TRY(vq_comm_agree(s->comm->base, name_gpu(device, &own)));
     for (int i = 0; i < 2 * n; i++) halves[i] = 0;
     halves[2 * s->comm->rank] = (double)(own >> 32);
     halves[2 * s->comm->rank + 1] = (double)(own & UINT32_MAX);
     vq_tensor t = vq_tensor_1d(halves, VQ_F64, 2 * n);
-    VQ_TRY(vq_comm_sum(s->host, &t));
+    VQ_TRY(vq_comm_sum(s->comm->base, &t));
     for (int i = 0; i < n; i++)
         gpu[i] = (uint64_t)halves[2 * i] << 32 | (uint64_t)halves[2 * i + 1];
     VQ_CHECK(!vq_topo_shares_gpu(gpu, n, &a, &b), VQ_EUNSUPPORTED,
@@ -288,9 +256,9 @@ vq_status vq_comm_nccl(vq_comm *comm, vq_comm *host, const vq_backend *be, const
 {
     state *s;
     ncclUniqueId id = {{0}};
-    *comm = *host;
+    vq_comm_over(comm, host);
     VQ_TRY(VQ_NEW(memory, 1, &s));
-    *s = (state){.comm = comm, .host = host, .be = be, .neighbour = {-1, -1}};
+    *s = (state){.comm = comm, .be = be, .neighbour = {-1, -1}};
     VQ_TRY(vq_comm_agree(host, check_cuda(cudaSetDevice(device), "choosing the GPU")));
     VQ_TRY(check_own_gpu(s, device, memory));
     vq_status status = VQ_OK;

@@ -14,12 +14,12 @@ typedef struct buffer {
     void *data;
     size_t bytes;
     bool is_taken;
-    vq_request request; /* of the host's world */
+    vq_request request; /* of the base world */
     vq_tensor target;   /* a receive's */
 } buffer;
 
 typedef struct state {
-    vq_comm *comm, *host;
+    const vq_comm *comm;
     const vq_backend *be;
     vq_arena *memory;
     buffer *buffers; /* [MAX_BUFFERS] */
@@ -58,12 +58,11 @@ static vq_tensor on_host(const vq_tensor *t, void *data)
 static vq_status staged_sum(void *ctx, vq_tensor *t)
 {
     state *s = ctx;
-    if (t->place == VQ_HOST) return vq_comm_sum(s->host, t);
     buffer *b;
     VQ_TRY(take(s, vq_tensor_bytes(t), &b));
     vq_tensor host = on_host(t, b->data);
     VQ_TRY(vq_download(s->be, b->data, t));
-    VQ_TRY(vq_comm_sum(s->host, &host));
+    VQ_TRY(vq_comm_sum(s->comm->base, &host));
     VQ_TRY(vq_upload(s->be, t, b->data));
     b->is_taken = false;
     return VQ_OK;
@@ -72,24 +71,17 @@ static vq_status staged_sum(void *ctx, vq_tensor *t)
 static vq_status staged_broadcast(void *ctx, vq_tensor *t, int root)
 {
     state *s = ctx;
-    if (t->place == VQ_HOST) return vq_comm_broadcast(s->host, t, root);
     buffer *b;
     VQ_TRY(take(s, vq_tensor_bytes(t), &b));
     vq_tensor host = on_host(t, b->data);
     if (s->comm->rank == root) VQ_TRY(vq_download(s->be, b->data, t));
-    VQ_TRY(vq_comm_broadcast(s->host, &host, root));
+    VQ_TRY(vq_comm_broadcast(s->comm->base, &host, root));
     if (s->comm->rank != root) VQ_TRY(vq_upload(s->be, t, b->data));
     b->is_taken = false;
     return VQ_OK;
 }
 
-static vq_status staged_agree(void *ctx, vq_status status)
-{
-    const state *s = ctx;
-    return vq_comm_agree(s->host, status);
-}
-
-/* Begins a message; a device tensor's request names its buffer. */
+/* Begins a message; the request names its buffer. */
 static vq_status begin(state *s, const vq_tensor *t, int peer, vq_tag tag, bool is_receive,
                        vq_request *request)
 {
@@ -98,45 +90,32 @@ static vq_status begin(state *s, const vq_tensor *t, int peer, vq_tag tag, bool 
     vq_tensor host = on_host(t, b->data);
     b->target = *t;
     if (!is_receive) VQ_TRY(vq_download(s->be, b->data, t));
-    VQ_TRY(is_receive ? vq_comm_receive(s->host, &host, peer, tag, &b->request)
-                      : vq_comm_send(s->host, &host, peer, tag, &b->request));
+    VQ_TRY(is_receive ? vq_comm_receive(s->comm->base, &host, peer, tag, &b->request)
+                      : vq_comm_send(s->comm->base, &host, peer, tag, &b->request));
     *request = b->request;
     request->handle[0] = (uint64_t)(uintptr_t)b;
-    request->handle[1] = UINT64_MAX; /* no handle of the host's world */
     return VQ_OK;
 }
 
 static vq_status staged_send(void *ctx, const vq_tensor *t, int to, vq_tag tag, vq_request *request)
 {
-    state *s = ctx;
-    if (t->place == VQ_HOST) return vq_comm_send(s->host, t, to, tag, request);
-    return begin(s, t, to, tag, false, request);
+    return begin(ctx, t, to, tag, false, request);
 }
 
 static vq_status staged_receive(void *ctx, vq_tensor *t, int from, vq_tag tag, vq_request *request)
 {
-    state *s = ctx;
-    if (t->place == VQ_HOST) return vq_comm_receive(s->host, t, from, tag, request);
-    return begin(s, t, from, tag, true, request);
+    return begin(ctx, t, from, tag, true, request);
 }
 
 static vq_status staged_wait(void *ctx, vq_request *request)
 {
     state *s = ctx;
-    if (request->handle[1] != UINT64_MAX) return vq_comm_wait(s->host, request);
     buffer *b = (buffer *)(uintptr_t)request->handle[0];
-    VQ_TRY(vq_comm_wait(s->host, &b->request));
+    VQ_TRY(vq_comm_wait(s->comm->base, &b->request));
     if (request->is_receive) VQ_TRY(vq_upload(s->be, &b->target, b->data));
     b->is_taken = false;
     request->is_active = false;
     return VQ_OK;
-}
-
-static void staged_die(void *ctx, vq_status status)
-{
-    const state *s = ctx;
-    memcpy(s->host->where, s->comm->where, sizeof s->host->where);
-    s->host->ops->die(s->host->ctx, status);
 }
 
 static void staged_close(void *ctx)
@@ -146,19 +125,17 @@ static void staged_close(void *ctx)
 
 static const vq_comm_ops staged_ops = {.sum = staged_sum,
                                        .broadcast = staged_broadcast,
-                                       .agree = staged_agree,
                                        .send = staged_send,
                                        .receive = staged_receive,
                                        .wait = staged_wait,
-                                       .die = staged_die,
                                        .close = staged_close};
 
 vq_status vq_comm_staged(vq_comm *comm, vq_comm *host, const vq_backend *be, vq_arena *memory)
 {
     state *s;
-    *comm = *host;
+    vq_comm_over(comm, host);
     VQ_TRY(VQ_NEW(memory, 1, &s));
-    *s = (state){.comm = comm, .host = host, .be = be, .memory = memory};
+    *s = (state){.comm = comm, .be = be, .memory = memory};
     VQ_TRY(VQ_NEW(memory, MAX_BUFFERS, &s->buffers));
     memset(s->buffers, 0, MAX_BUFFERS * sizeof *s->buffers);
     comm->ops = &staged_ops;

@@ -323,7 +323,7 @@ vq_status vq_sweep_run(vq_sweep *s, const vq_windows *windows)
     vq_status status = vq_sweep_open(s, n, windows->n, windows->T, free_bytes / 2, path);
     if (!status) status = run_layers(s, windows);
     /* The others may be waiting for this rank's inputs or Hessians. */
-    if (status) job->comm->ops->die(job->comm->ctx, status);
+    if (status) vq_comm_die(job->comm, status);
     vq_sweep_close(s);
     vq_arena_reset(s->arena, mark);
     return status;

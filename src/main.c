@@ -200,7 +200,7 @@ int main(int argc, char **argv)
         if (!status) status = run_command(&arena, &comm, argc, (const char *const *)argv);
         if (!status) status = flush_output();
         /* A world that has lost a rank cannot be left in order. */
-        if (status == VQ_EPEER) comm.ops->die(comm.ctx, status);
+        if (status == VQ_EPEER) vq_comm_die(&comm, status);
     }
     vq_comm_report(&comm, status);
     vq_arena_close(&arena);

@@ -190,6 +190,54 @@ static void test_waiting_is_counted(void **state)
     if (comm.rank != comm.size - 1) assert_true(comm.waited_s - before > 0.02);
 }
 
+/* --- a world over this one ------------------------------------------------------------------- */
+
+static int n_sums_above;
+
+static vq_status sum_above(void *ctx, vq_tensor *t)
+{
+    (void)ctx;
+    assert_int_equal(t->place, VQ_DEVICE);
+    n_sums_above++;
+    return VQ_OK;
+}
+
+static vq_status never(void *ctx, vq_request *request)
+{
+    (void)ctx, (void)request;
+    fail_msg("a host tensor's message is waited for by the base world");
+    return VQ_EINTERNAL;
+}
+
+/* Host tensors, agreements and the place in the job go to the base, device tensors do not. */
+static void test_over(void **state)
+{
+    (void)state;
+    static const vq_comm_ops ops = {.sum = sum_above, .wait = never};
+    const int n = comm.size, next = (comm.rank + 1) % n, before = (comm.rank + n - 1) % n;
+    vq_comm above;
+    vq_comm_over(&above, &comm);
+    above.ops = &ops;
+    double x = 1, sent = comm.rank, got = -1;
+    vq_tensor t = vq_tensor_1d(&x, VQ_F64, 1);
+    EXPECT_OK(vq_comm_sum(&above, &t));
+    assert_true(x == n);
+    t.place = VQ_DEVICE;
+    EXPECT_OK(vq_comm_sum(&above, &t));
+    assert_int_equal(n_sums_above, 1);
+    EXPECT_OK(vq_comm_agree(&above, VQ_OK));
+    vq_comm_at(&above, "over, %d", 7);
+    assert_string_equal(comm.where, "over, 7");
+    if (n == 1) return;
+    vq_tensor out = vq_tensor_1d(&sent, VQ_F64, 1), in = vq_tensor_1d(&got, VQ_F64, 1);
+    vq_request sending = {0}, receiving = {0};
+    EXPECT_OK(vq_comm_receive(&above, &in, before, VQ_TAG_FORWARD, &receiving));
+    EXPECT_OK(vq_comm_send(&above, &out, next, VQ_TAG_FORWARD, &sending));
+    EXPECT_OK(vq_comm_wait(&above, &receiving));
+    EXPECT_OK(vq_comm_wait(&above, &sending));
+    assert_true(got == before && !sending.is_active);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -202,6 +250,7 @@ int main(void)
         cmocka_unit_test(test_agree),
         cmocka_unit_test(test_end),
         cmocka_unit_test(test_waiting_is_counted),
+        cmocka_unit_test(test_over),
     };
     if (vq_comm_open(&comm) != VQ_OK) {
         fprintf(stderr, "test_comm: %s\n", vq_error_message());
@@ -210,8 +259,8 @@ int main(void)
     comm.limit_s = 20;
     const int failed = cmocka_run_group_tests(tests, NULL, NULL);
     if (failed) /* the others may be waiting for this rank */
-        comm.ops->die(comm.ctx, vq_error_set(VQ_EINTERNAL, __FILE__, __LINE__,
-                                             "%d tests failed on this rank, see above", failed));
+        vq_comm_die(&comm, vq_error_set(VQ_EINTERNAL, __FILE__, __LINE__,
+                                        "%d tests failed on this rank, see above", failed));
     vq_comm_close(&comm);
     return failed;
 }

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "bench.h"
 #include "comm.h"
 #include "error.h"
 #include "log.h"
@@ -39,12 +40,6 @@ static vq_status mpi_bcast(vq_tensor *t)
 {
     MPI_Bcast(t->data, (int)vq_tensor_count(t), MPI_FLOAT, 0, MPI_COMM_WORLD);
     return VQ_OK;
-}
-
-static int by_value(const void *a, const void *b)
-{
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
 }
 
 /* One row of the table; the first run is not counted. */

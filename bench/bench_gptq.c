@@ -10,21 +10,13 @@
 #include <stdlib.h>
 #include <sys/resource.h>
 
+#include "bench.h"
 #include "cpu_backend.h"
 #include "error.h"
 #include "gptq.h"
 #include "grid.h"
 #include "log.h"
 #include "rng.h"
-
-#define RUN(call)                                                                                  \
-    do {                                                                                           \
-        vq_status run_status_ = (call);                                                            \
-        if (run_status_ != VQ_OK) {                                                                \
-            fprintf(stderr, "bench_gptq: %s\n", vq_error_message());                               \
-            exit(run_status_);                                                                     \
-        }                                                                                          \
-    } while (0)
 
 enum { RUNS = 5, PEAK_SIZE = 1024 };
 
@@ -38,12 +30,6 @@ static vq_tensor noise(int64_t rows, int64_t columns, uint64_t seed)
     for (int64_t i = 0; i < rows * columns; i++)
         ((float *)t.data)[i] = (float)vq_rng_uniform(seed, (uint64_t)i, 0) - 0.5f;
     return t;
-}
-
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
 }
 
 static double peak_mb(void)

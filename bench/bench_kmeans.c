@@ -16,21 +16,13 @@
 #include <string.h>
 #include <time.h>
 
+#include "bench.h"
 #include "codebook.h"
 #include "cpu_backend.h"
 #include "error.h"
 #include "grid.h"
 #include "log.h"
 #include "weights.h"
-
-#define RUN(call)                                                                                  \
-    do {                                                                                           \
-        vq_status run_status_ = (call);                                                            \
-        if (run_status_ != VQ_OK) {                                                                \
-            fprintf(stderr, "bench_kmeans: %s\n", vq_error_message());                             \
-            exit(run_status_);                                                                     \
-        }                                                                                          \
-    } while (0)
 
 enum { MAX_SHAPES = 16, MAX_LINEARS = 1024, LANES = 16, CHAINS = 12, ROUNDS = 1 << 20 };
 
@@ -79,12 +71,6 @@ static bool is_linear(const vq_tensor *t)
     return t->ndim == 2 && strstr(t->name, "layers.") &&
            (strstr(t->name, "_proj.weight") || strstr(t->name, "fc1.weight") ||
             strstr(t->name, "fc2.weight"));
-}
-
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
 }
 
 static shape *shape_of(shape *shapes, const vq_tensor *w)

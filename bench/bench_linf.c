@@ -21,6 +21,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "bench.h"
 #include "codebook.h"
 #include "cpu_backend.h"
 #include "error.h"
@@ -28,15 +29,6 @@
 #include "weights.h"
 
 enum { K = 4096, D = 8 };
-
-#define RUN(call)                                                                                  \
-    do {                                                                                           \
-        vq_status run_status_ = (call);                                                            \
-        if (run_status_ != VQ_OK) {                                                                \
-            fprintf(stderr, "bench_linf: %s\n", vq_error_message());                               \
-            exit(run_status_);                                                                     \
-        }                                                                                          \
-    } while (0)
 
 /* LAPACK's, in the BLAS that is linked: eigenvectors il to iu of a symmetric matrix. */
 extern void dsyevr_(const char *jobz, const char *range, const char *uplo, const int *n, double *a,

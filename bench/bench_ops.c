@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "bench.h"
 #include "cpu_backend.h"
 #include "cpu_ops.h"
 #include "cuda_module.h"
@@ -135,12 +136,6 @@ typedef struct peaks {
     double by[3];
 } peaks;
 
-static int compare_doubles(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return x < y ? -1 : x > y;
-}
-
 /* One-threaded sgemm at its best size, in FLOP/s. */
 static vq_status sgemm_peak(vq_arena *arena, double *out)
 {
@@ -241,7 +236,7 @@ static vq_status bench(const vq_backend *be, vq_arena *arena, const bench_case *
     int n = 0;
     while (n < MOST && (n < 3 || vq_seconds() - begun < seconds))
         VQ_TRY(time_of(be, &c->op, &a, repeats, &time[n++]));
-    qsort(time, (size_t)n, sizeof *time, compare_doubles);
+    qsort(time, (size_t)n, sizeof *time, by_value);
     vq_arena_reset(arena, mark);
 
     char size[80] = "";

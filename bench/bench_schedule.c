@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "bench.h"
 #include "cpu_backend.h"
 #include "error.h"
 #include "grid.h"
@@ -16,15 +17,6 @@
 #include "pool.h"
 #include "rng.h"
 #include "schedule.h"
-
-#define RUN(call)                                                                                  \
-    do {                                                                                           \
-        vq_status run_status_ = (call);                                                            \
-        if (run_status_ != VQ_OK) {                                                                \
-            fprintf(stderr, "bench_schedule: %s\n", vq_error_message());                           \
-            exit(run_status_);                                                                     \
-        }                                                                                          \
-    } while (0)
 
 enum { ROUNDS = 9, MAX_SLICES = 16, MAX_STAGES = 64 };
 

@@ -56,3 +56,18 @@ static inline void check_gaps(const op_args *a, const op_case *c)
                              case_text(c, text), i, (long long)j);
     }
 }
+
+/* The same bits in two runs of a case. what: how the second differs from the first. */
+static inline void expect_same_bits(const op_args *first, const op_args *second, const char *what,
+                                    const op_case *c)
+{
+    char text[160];
+    for (int i = 0; i < second->n_out; i++) {
+        const vq_tensor *t = &second->out[i];
+        const size_t bytes = vq_dtype_bytes(t->dtype) * (size_t)(t->dim[0] * t->stride[0]);
+        if (memcmp(t->data, first->out[i].data, bytes) != 0)
+            fail_msg("%s: output %d has other bits %s", case_text(c, text), i, what);
+    }
+    if (memcmp(&second->loss, &first->loss, sizeof first->loss) != 0)
+        fail_msg("%s: the value has other bits %s", case_text(c, text), what);
+}

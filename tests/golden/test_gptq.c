@@ -4,24 +4,11 @@
 #include <stdlib.h>
 
 #include "fixture.h"
+
+#include "arenas.h"
 #include "golden/tolerance.h"
 #include "grid.h"
 #include "sweep.h"
-
-static vq_arena arena;
-
-static int setup(void **state)
-{
-    (void)state;
-    return vq_arena_init(&arena, "test", (size_t)2 << 30);
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    vq_arena_close(&arena);
-    return 0;
-}
 
 static float at(const vq_tensor *t, int64_t i)
 {
@@ -412,5 +399,5 @@ int main(void)
         {"Qwen3, full-precision inputs", test_qwen3, NULL, NULL, NULL},
         {"Qwen3, quantized inputs", test_qwen3, NULL, NULL, &arena},
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, open_arenas, close_arenas);
 }

@@ -9,14 +9,13 @@
 #include <cmocka.h>
 #include <jansson.h>
 
+#include "arenas.h"
 #include "expect.h"
 #include "fileio.h"
 #include "tokenizer.h"
 
 #define GOLDEN TESTS_DIR "/golden/"
 #define MODELS TESTS_DIR "/models/"
-
-static vq_arena arena, scratch;
 
 static void expect_ids(const vq_tokenizer *t, const char *name, const char *text, size_t n,
                        const json_t *expected)
@@ -134,21 +133,6 @@ static void smollm2(void **state)
     check_tokenizer(MODELS "smollm2-tokenizer", "smollm2");
 }
 
-static int setup(void **state)
-{
-    (void)state;
-    return vq_arena_init(&arena, "test", (size_t)1 << 30) != VQ_OK ||
-           vq_arena_init(&scratch, "test scratch", (size_t)1 << 30) != VQ_OK;
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    vq_arena_close(&arena);
-    vq_arena_close(&scratch);
-    return 0;
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -156,5 +140,5 @@ int main(void)
         cmocka_unit_test(tiny_opt), cmocka_unit_test(tiny_llama_model),
         cmocka_unit_test(smollm2),  cmocka_unit_test(tiny_qwen3),
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, open_arenas, close_arenas);
 }

@@ -66,15 +66,8 @@ static void run_case(vq_arena *arena, const vq_backend *be, double limit, const 
             first = a;
             continue;
         }
-        for (int i = 0; i < a.n_out; i++) {
-            size_t bytes =
-                vq_dtype_bytes(a.out[i].dtype) * (size_t)(a.out[i].dim[0] * a.out[i].stride[0]);
-            if (memcmp(a.out[i].data, first.out[i].data, bytes) != 0)
-                fail_msg("%s: %s: output %d has other bits in run %d", case_text(c, text),
-                         vq_dtype_name(be->act), i, run);
-        }
-        if (memcmp(&a.loss, &first.loss, sizeof a.loss) != 0)
-            fail_msg("%s: the value has other bits in run %d", case_text(c, text), run);
+        snprintf(text, sizeof text, "in run %d (%s)", run, vq_dtype_name(be->act));
+        expect_same_bits(&first, &a, text, c);
     }
     vq_arena_reset(arena, mark);
 }

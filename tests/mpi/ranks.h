@@ -59,6 +59,15 @@ static inline pid_t start_ranks(int n, const char *program, const char *const *c
 
 #define LIST(...) ((const char *const[]){__VA_ARGS__, NULL})
 
+/* A run of n ranks (0: no launcher) to its end; COMMON(model) are the options that all runs
+ * of the program have. */
+#define QUANTIZE(n, model, ...)                                                                    \
+    do {                                                                                           \
+        finish(start_ranks(n, VQROUND, COMMON(model), LIST(__VA_ARGS__)));                         \
+        expect_code(0);                                                                            \
+        assert_string_equal(last.err, "");                                                         \
+    } while (0)
+
 /* --- what a run leaves ----------------------------------------------------------------------- */
 
 /* One line of metrics.jsonl. */

@@ -9,14 +9,6 @@
          "--eval-max-windows", "3", "--lr", "0.05", "--checkpoint-every", "1",                     \
          "--checkpoint.keep", "100", "--quiet")
 
-/* A run of n ranks (0: no launcher) to its end. */
-#define QUANTIZE(n, model, ...)                                                                    \
-    do {                                                                                           \
-        finish(start_ranks(n, VQROUND, COMMON(model), LIST(__VA_ARGS__)));                         \
-        expect_code(0);                                                                            \
-        assert_string_equal(last.err, "");                                                         \
-    } while (0)
-
 /* Runs until max_hours, which has passed after one step. */
 #define ONE_STEP(n, model, ...)                                                                    \
     do {                                                                                           \

@@ -15,14 +15,6 @@
          "--nsamples", "7", "--seqlen", "48", "--eval-max-windows", "3", "--batch-size", "4",      \
          "--checkpoint-every", "1", "--quiet")
 
-/* A run of n ranks (0: no launcher) to its end. */
-#define QUANTIZE(n, model, ...)                                                                    \
-    do {                                                                                           \
-        finish(start_ranks(n, VQROUND, COMMON(model), LIST(__VA_ARGS__)));                         \
-        expect_code(0);                                                                            \
-        assert_string_equal(last.err, "");                                                         \
-    } while (0)
-
 /* --- stages ---------------------------------------------------------------------------------- */
 
 /* One process, and 2 and 4 stages, with the same further options. */

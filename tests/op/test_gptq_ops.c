@@ -9,24 +9,10 @@
 
 #include <cmocka.h>
 
+#include "arenas.h"
 #include "cpu_backend.h"
 #include "expect.h"
 #include "rng.h"
-
-static vq_arena arena;
-
-static int setup(void **state)
-{
-    (void)state;
-    return vq_arena_init(&arena, "test", (size_t)2 << 30);
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    vq_arena_close(&arena);
-    return 0;
-}
 
 static vq_tensor new_tensor(vq_dtype dtype, int64_t rows, int64_t columns)
 {
@@ -412,5 +398,5 @@ int main(void)
         cmocka_unit_test(test_syrk), cmocka_unit_test(test_inverse_factor),
         cmocka_unit_test(test_not_positive), cmocka_unit_test(test_sweep),
         cmocka_unit_test(test_grid_value)};
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, open_arenas, close_arenas);
 }

@@ -49,16 +49,8 @@ static void run_case(vq_arena *arena, const op_case *c)
             first = a;
             continue;
         }
-        for (int i = 0; i < a.n_out; i++) {
-            size_t bytes =
-                vq_dtype_bytes(a.out[i].dtype) * (size_t)(a.out[i].dim[0] * a.out[i].stride[0]);
-            if (memcmp(a.out[i].data, first.out[i].data, bytes) != 0)
-                fail_msg("%s: output %d has other bits with %d threads than with 1",
-                         case_text(c, text), i, threads);
-        }
-        if (memcmp(&a.loss, &first.loss, sizeof a.loss) != 0)
-            fail_msg("%s: the value has other bits with %d threads than with 1", case_text(c, text),
-                     threads);
+        snprintf(text, sizeof text, "with %d threads than with 1", threads);
+        expect_same_bits(&first, &a, text, c);
     }
     vq_arena_reset(arena, mark);
 }

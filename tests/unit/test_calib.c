@@ -7,11 +7,11 @@
 #include <cmocka.h>
 #include <jansson.h>
 
+#include "arenas.h"
 #include "calib.h"
 #include "expect.h"
 #include "rng.h"
 
-static vq_arena arena, scratch;
 static vq_tokenizer *tokenizer;
 static json_t *golden;
 
@@ -202,22 +202,17 @@ static void evaluation_takes_whole_windows(void **state)
 
 static int setup(void **state)
 {
-    (void)state;
     json_error_t error;
     golden = json_load_file(TESTS_DIR "/golden/windows.json", 0, &error);
-    return !golden || vq_arena_init(&arena, "test", (size_t)2 << 30) != VQ_OK ||
-           vq_arena_init(&scratch, "test scratch", (size_t)1 << 30) != VQ_OK ||
+    return !golden || open_arenas(state) ||
            vq_tokenizer_open(&arena, TESTS_DIR "/models/tiny-qwen3", &tokenizer) != VQ_OK;
 }
 
 static int teardown(void **state)
 {
-    (void)state;
     json_decref(golden);
     vq_tokenizer_close(tokenizer);
-    vq_arena_close(&arena);
-    vq_arena_close(&scratch);
-    return 0;
+    return close_arenas(state);
 }
 
 int main(void)

@@ -7,30 +7,25 @@
 
 #include <cmocka.h>
 
+#include "arenas.h"
 #include "codebook.h"
 #include "cpu_backend.h"
 #include "error.h"
 #include "log.h"
 #include "rng.h"
 
-static vq_arena arena, scratch;
 static vq_backend be;
 
 static int setup(void **state)
 {
-    (void)state;
     vq_log_init(VQ_LOG_WARN, 0);
-    return vq_arena_init(&arena, "test", (size_t)1 << 28) ||
-           vq_arena_init(&scratch, "scratch", (size_t)1 << 28) || vq_cpu_open(&be, 2);
+    return open_arenas(state) || vq_cpu_open(&be, 2);
 }
 
 static int teardown(void **state)
 {
-    (void)state;
     vq_cpu_close(&be);
-    vq_arena_close(&arena);
-    vq_arena_close(&scratch);
-    return 0;
+    return close_arenas(state);
 }
 
 /* A residual: uniform in [0, 1], with the ends, the middle and its neighbours first. */

@@ -7,11 +7,11 @@
 
 #include <cmocka.h>
 
+#include "arenas.h"
 #include "config.h"
 #include "expect.h"
 #include "fileio.h"
 
-static vq_arena arena;
 static vq_config config;
 
 static vq_status yaml(const char *text)
@@ -390,8 +390,5 @@ int main(void)
         cmocka_unit_test(phases_know_their_keys),
         cmocka_unit_test(help_and_reference_come_from_the_table),
     };
-    if (vq_arena_init(&arena, "test", (size_t)1 << 26) != VQ_OK) return 1;
-    int failed = cmocka_run_group_tests(tests, NULL, NULL);
-    vq_arena_close(&arena);
-    return failed;
+    return cmocka_run_group_tests(tests, open_arenas, close_arenas);
 }

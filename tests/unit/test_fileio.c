@@ -8,10 +8,9 @@
 
 #include <cmocka.h>
 
+#include "arenas.h"
 #include "expect.h"
 #include "fileio.h"
-
-static vq_arena arena;
 
 static void write_text(const char *path, const char *text)
 {
@@ -186,8 +185,5 @@ int main(void)
         cmocka_unit_test(unaligned_data_is_copied),
         cmocka_unit_test(hashes_are_fnv),
     };
-    if (vq_arena_init(&arena, "test", (size_t)1 << 26) != VQ_OK) return 1;
-    int failed = cmocka_run_group_tests(tests, NULL, NULL);
-    vq_arena_close(&arena);
-    return failed;
+    return cmocka_run_group_tests(tests, open_arenas, close_arenas);
 }

@@ -7,6 +7,7 @@
 
 #include <cmocka.h>
 
+#include "arenas.h"
 #include "cpu_backend.h"
 #include "error.h"
 #include "grid.h"
@@ -14,21 +15,17 @@
 
 enum { OUT = 9, IN = 37 };
 
-static vq_arena arena;
 static vq_backend be;
 
 static int setup(void **state)
 {
-    (void)state;
-    return vq_arena_init(&arena, "test", (size_t)1 << 28) || vq_cpu_open(&be, 2);
+    return open_arenas(state) || vq_cpu_open(&be, 2);
 }
 
 static int teardown(void **state)
 {
-    (void)state;
     vq_cpu_close(&be);
-    vq_arena_close(&arena);
-    return 0;
+    return close_arenas(state);
 }
 
 /* Rows of every kind a range can be. */

@@ -8,10 +8,9 @@
 
 #include <cmocka.h>
 
+#include "arenas.h"
 #include "expect.h"
 #include "h5.h"
-
-static vq_arena arena;
 
 static void start(vq_h5 *h, const char *path)
 {
@@ -261,8 +260,5 @@ int main(void)
         cmocka_unit_test(equal_runs_make_equal_files),
         cmocka_unit_test(full_disk_is_a_memory_error),
     };
-    if (vq_arena_init(&arena, "test", (size_t)1 << 26) != VQ_OK) return 1;
-    int failed = cmocka_run_group_tests(tests, NULL, NULL);
-    vq_arena_close(&arena);
-    return failed;
+    return cmocka_run_group_tests(tests, open_arenas, close_arenas);
 }

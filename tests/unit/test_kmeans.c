@@ -7,26 +7,23 @@
 
 #include <cmocka.h>
 
+#include "arenas.h"
 #include "cpu_backend.h"
 #include "error.h"
 #include "kmeans.h"
 #include "rng.h"
 
-static vq_arena arena;
 static vq_backend be;
 
 static int setup(void **state)
 {
-    (void)state;
-    return vq_arena_init(&arena, "test", (size_t)1 << 28) || vq_cpu_open(&be, 2);
+    return open_arenas(state) || vq_cpu_open(&be, 2);
 }
 
 static int teardown(void **state)
 {
-    (void)state;
     vq_cpu_close(&be);
-    vq_arena_close(&arena);
-    return 0;
+    return close_arenas(state);
 }
 
 static vq_tensor new_tensor(vq_dtype dtype, int64_t n, int64_t D)

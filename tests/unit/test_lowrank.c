@@ -7,12 +7,12 @@
 
 #include <cmocka.h>
 
+#include "arenas.h"
 #include "cpu_backend.h"
 #include "expect.h"
 #include "lowrank.h"
 #include "rng.h"
 
-static vq_arena arena;
 static vq_backend be;
 
 static vq_tensor matrix(int64_t rows, int64_t cols)
@@ -97,12 +97,12 @@ static void test_random(void **state)
 
 int main(void)
 {
-    EXPECT_OK(vq_arena_init(&arena, "test", (size_t)1 << 28));
+    open_arenas(NULL);
     EXPECT_OK(vq_cpu_open(&be, 2));
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_known_values),
                                        cmocka_unit_test(test_random)};
     const int failed = cmocka_run_group_tests(tests, NULL, NULL);
     vq_cpu_close(&be);
-    vq_arena_close(&arena);
+    close_arenas(NULL);
     return failed;
 }

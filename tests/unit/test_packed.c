@@ -10,6 +10,7 @@
 #include <cmocka.h>
 #include <jansson.h>
 
+#include "arenas.h"
 #include "expect.h"
 #include "pack.h"
 #include "packed.h"
@@ -17,21 +18,6 @@
 
 #define OUT 32
 #define IN 96
-
-static vq_arena arena;
-
-static int setup(void **state)
-{
-    (void)state;
-    return (int)vq_arena_init(&arena, "test", (size_t)64 << 20);
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    vq_arena_close(&arena);
-    return 0;
-}
 
 /* A linear's numbers: scales that f16 and bf16 hold. */
 static uint8_t q[OUT * IN];
@@ -401,5 +387,5 @@ int main(void)
         cmocka_unit_test(there_and_back),  cmocka_unit_test(words_made_by_hand),
         cmocka_unit_test(files_of_others), cmocka_unit_test(bad_contents),
         cmocka_unit_test(shapes),          cmocka_unit_test(configurations)};
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, open_arenas, close_arenas);
 }

@@ -8,11 +8,10 @@
 
 #include <cmocka.h>
 
+#include "arenas.h"
 #include "error.h"
 #include "expect.h"
 #include "plan.h"
-
-static vq_arena arena;
 
 /* LLaMA with 7 linears of [64, 64] or [128, 64] a layer, in f16. */
 static vq_plan_model model_of(int64_t N)
@@ -200,19 +199,6 @@ static void test_bad_world(void **state)
     EXPECT_ERROR(vq_plan_make(&arena, &in, &plan), VQ_EUSAGE, "4 layers");
 }
 
-static int open_arena(void **state)
-{
-    (void)state;
-    return vq_arena_init(&arena, "test", (size_t)1 << 28);
-}
-
-static int close_arena(void **state)
-{
-    (void)state;
-    vq_arena_close(&arena);
-    return 0;
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -220,5 +206,5 @@ int main(void)
         cmocka_unit_test(test_idle),      cmocka_unit_test(test_recompute_by_memory),
         cmocka_unit_test(test_bad_world), cmocka_unit_test(test_less_to_do),
     };
-    return cmocka_run_group_tests(tests, open_arena, close_arena);
+    return cmocka_run_group_tests(tests, open_arenas, close_arenas);
 }

@@ -7,10 +7,9 @@
 
 #include <cmocka.h>
 
+#include "arenas.h"
 #include "expect.h"
 #include "safetensors.h"
-
-static vq_arena arena;
 
 /* A file of this header and n zero bytes of data. */
 static vq_status parse(const char *header, size_t n, vq_safetensors *s)
@@ -171,8 +170,5 @@ int main(void)
         cmocka_unit_test(incomplete_files_do_not_appear),
         cmocka_unit_test(golden_files_open),
     };
-    if (vq_arena_init(&arena, "test", (size_t)1 << 26) != VQ_OK) return 1;
-    int failed = cmocka_run_group_tests(tests, NULL, NULL);
-    vq_arena_close(&arena);
-    return failed;
+    return cmocka_run_group_tests(tests, open_arenas, close_arenas);
 }

@@ -10,14 +10,13 @@
 
 #include <cmocka.h>
 
+#include "arenas.h"
 #include "expect.h"
 #include "fileio.h"
 #include "textio.h"
 #include "utf8.h"
 
 #define ROWS "{\"text\": \"one\"}\n\n{\"text\": \"t\\u00fc\\nwo\", \"n\": 10000000000000000000000}"
-
-static vq_arena arena, scratch;
 
 static void write_plain(const char *path, const char *text)
 {
@@ -211,21 +210,6 @@ static void holds_out_the_end(void **state)
                  "--eval-text");
 }
 
-static int setup(void **state)
-{
-    (void)state;
-    return vq_arena_init(&arena, "test", (size_t)1 << 30) != VQ_OK ||
-           vq_arena_init(&scratch, "test scratch", (size_t)1 << 30) != VQ_OK;
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    vq_arena_close(&arena);
-    vq_arena_close(&scratch);
-    return 0;
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -236,5 +220,5 @@ int main(void)
         cmocka_unit_test(rows_may_hold_broken_utf8),
         cmocka_unit_test(holds_out_the_end),
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, open_arenas, close_arenas);
 }

@@ -8,6 +8,7 @@
 
 #include <cmocka.h>
 
+#include "arenas.h"
 #include "expect.h"
 #include "fileio.h"
 #include "log.h"
@@ -23,8 +24,6 @@
     "\"12\":8,\"ba\":9,\"" E_ACUTE "\":10,\"aba\":11,\"<0xC3>\":12,\"<0xBC>\":13,\"<s>\":14,"      \
     "\" \":15}"
 #define MERGES "[\"a b\",[\"b\",\"a\"],\"1 2\",\"" MARK " a\"]"
-
-static vq_arena arena, scratch;
 
 /* A tokenizer.json: more fields of the model, and of the whole. */
 static vq_status parse(const char *model, const char *whole, vq_tokenizer **t)
@@ -395,21 +394,6 @@ static void long_runs_are_not_quadratic(void **state)
     vq_tokenizer_close(t);
 }
 
-static int setup(void **state)
-{
-    (void)state;
-    return vq_arena_init(&arena, "test", (size_t)1 << 30) != VQ_OK ||
-           vq_arena_init(&scratch, "test scratch", (size_t)1 << 30) != VQ_OK;
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    vq_arena_close(&arena);
-    vq_arena_close(&scratch);
-    return 0;
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -428,5 +412,5 @@ int main(void)
         cmocka_unit_test(broken_folders_say_why),
         cmocka_unit_test(long_runs_are_not_quadratic),
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, open_arenas, close_arenas);
 }

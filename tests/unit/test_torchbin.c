@@ -6,13 +6,12 @@
 
 #include <cmocka.h>
 
+#include "arenas.h"
 #include "expect.h"
 #include "stored_zip.h"
 #include "torchbin.h"
 
 #define SAMPLE TESTS_DIR "/unit/torch_sample.bin" /* written by make_torch_sample.py */
-
-static vq_arena arena;
 
 static const vq_tensor *find(const vq_torchbin *t, const char *name)
 {
@@ -247,8 +246,5 @@ int main(void)
         cmocka_unit_test(broken_zips_are_refused),
         cmocka_unit_test(big_endian_is_refused),
     };
-    if (vq_arena_init(&arena, "test", (size_t)1 << 26) != VQ_OK) return 1;
-    int failed = cmocka_run_group_tests(tests, NULL, NULL);
-    vq_arena_close(&arena);
-    return failed;
+    return cmocka_run_group_tests(tests, open_arenas, close_arenas);
 }

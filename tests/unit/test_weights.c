@@ -7,11 +7,10 @@
 
 #include <cmocka.h>
 
+#include "arenas.h"
 #include "expect.h"
 #include "safetensors.h"
 #include "weights.h"
-
-static vq_arena arena;
 
 static void write_text(const char *path, const char *text)
 {
@@ -182,8 +181,5 @@ int main(void)
         cmocka_unit_test(fingerprint_sees_names_and_data),
         cmocka_unit_test(wrong_folders_are_refused),
     };
-    if (vq_arena_init(&arena, "test", (size_t)1 << 26) != VQ_OK) return 1;
-    int failed = cmocka_run_group_tests(tests, NULL, NULL);
-    vq_arena_close(&arena);
-    return failed;
+    return cmocka_run_group_tests(tests, open_arenas, close_arenas);
 }

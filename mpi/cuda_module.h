@@ -9,7 +9,7 @@
 
 #include "backend.h"
 
-#define VQ_CUDA_ABI 2
+#define VQ_CUDA_ABI 3
 #define VQ_CUDA_SYMBOL "vq_cuda_module_table"
 
 typedef struct vq_cuda_module {
@@ -22,7 +22,6 @@ typedef struct vq_cuda_module {
     void (*close)(vq_backend *be);
     vq_status (*arena)(const vq_backend *be, const char *name, vq_arena *arena);
     void (*trim)(const vq_backend *be);
-    size_t (*scratch_peak)(const vq_backend *be);
     /* NULL: built without NCCL */
     vq_status (*comm_nccl)(vq_comm *comm, vq_comm *host, const vq_backend *be, const vq_topo *topo,
                            int device, vq_arena *memory);

@@ -18,7 +18,6 @@ const vq_cuda_module vq_cuda_module_table = {
     .close = vq_cuda_close,
     .arena = vq_cuda_arena,
     .trim = vq_cuda_trim,
-    .scratch_peak = vq_cuda_scratch_peak,
 #ifdef VQ_NCCL
     .comm_nccl = vq_comm_nccl,
 #endif

@@ -281,11 +281,10 @@ static vq_status run_steps(loop *L, vq_train_stats *stats)
     stats->messages_s = L->job->comm->waited_s - waited_s - stats->sums_s;
     stats->steps = steps;
     stats->seconds = L->seconds;
-    stats->last_task = r.task;
     return VQ_OK;
 }
 
-static vq_status open_state(loop *L, vq_train_stats *stats)
+static vq_status open_state(loop *L)
 {
     vq_job *job = L->job;
     const int64_t T = L->data->calib.T;
@@ -294,7 +293,6 @@ static vq_status open_state(loop *L, vq_train_stats *stats)
              "--slices %lld: a window has %lld tokens: expected at most one slice a token. Lower "
              "--slices",
              (long long)L->config->slices, (long long)T);
-    stats->kept_bytes = (int64_t)vq_pipeline_bytes(job, T, max_micro, job->keep);
     VQ_TRY(vq_pipeline_init(&job->step, job, T, max_micro, (int)L->config->slices, job->keep,
                             &L->pipeline));
     VQ_TRY(VQ_NEW(&job->step, job->pool.n_slots + N_SUMS, &L->sums));
@@ -314,10 +312,10 @@ static uint64_t key_of(const vq_job *job, const vq_data *data)
     return vq_hash_u64(h, job->teacher.dir ? job->teacher.fingerprint : job->model.fingerprint);
 }
 
-static vq_status prepare(loop *L, vq_train_stats *stats)
+static vq_status prepare(loop *L)
 {
     L->job->train_key = key_of(L->job, L->data);
-    return vq_comm_agree(L->job->comm, open_state(L, stats));
+    return vq_comm_agree(L->job->comm, open_state(L));
 }
 
 /* What is trained as the newest checkpoint has it, on the ranks that have Adam's state. */
@@ -351,7 +349,7 @@ vq_status vq_train(vq_job *job, const vq_data *data, vq_teacher *teacher, vq_tra
     size_t mark = vq_arena_mark(&job->step);
     *stats = (vq_train_stats){0};
     vq_comm_at(job->comm, "train");
-    vq_status status = prepare(&L, stats);
+    vq_status status = prepare(&L);
     if (!status) status = vq_comm_end(job->comm, run_steps(&L, stats));
     if (L.metrics) fclose(L.metrics);
     vq_arena_reset(&job->step, mark);

@@ -7,10 +7,8 @@
 #include "cache.h"
 
 typedef struct vq_train_stats {
-    int64_t steps;      /* done in all, over every resume */
-    double seconds;     /* of those steps */
-    double last_task;   /* the last step's task loss */
-    int64_t kept_bytes; /* activations of one micro-batch */
+    int64_t steps;  /* done in all, over every resume */
+    double seconds; /* of those steps */
     /* Of the steps that this process ran: all of their time on this rank, and what of it went into
      * sums and broadcasts, and into waiting for a neighbour's message. */
     double ran_s, sums_s, messages_s;

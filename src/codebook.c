@@ -27,13 +27,6 @@ static size_t aligned(int64_t count, size_t size)
     return VQ_CEIL_DIV((size_t)count * size, VQ_ALIGN) * VQ_ALIGN;
 }
 
-size_t vq_codebook_bytes(const vq_codebook_config *c, int64_t n_weights)
-{
-    int64_t n_vec = vq_codebook_vectors(c, n_weights), K = vq_codebook_codes(c, n_weights);
-    return aligned(K * c->D, sizeof(float)) + aligned(K * c->D, sizeof(uint32_t)) +
-           aligned(n_vec, vq_dtype_bytes(vq_codebook_idx_dtype(K)));
-}
-
 size_t vq_codebook_scratch_bytes(const vq_codebook_config *c, int64_t n_weights)
 {
     int64_t n_vec = vq_codebook_vectors(c, n_weights), K = vq_codebook_codes(c, n_weights);

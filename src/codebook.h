@@ -30,9 +30,7 @@ int64_t vq_codebook_codes(const vq_codebook_config *c, int64_t n_weights);
 /* u16 where K codes allow it, else u32. Pure. */
 vq_dtype vq_codebook_idx_dtype(int64_t K);
 
-/* What vq_codebook_alloc takes from its arena, and what vq_codebook_build takes from scratch at the
- * peak. Pure. */
-size_t vq_codebook_bytes(const vq_codebook_config *c, int64_t n_weights);
+/* What vq_codebook_build takes from scratch at the peak. Pure. */
 size_t vq_codebook_scratch_bytes(const vq_codebook_config *c, int64_t n_weights);
 
 /* cb's codes, counts and idx for a layer of n_weights, not set. Fails: VQ_EMEM. */

@@ -23,11 +23,6 @@ void vq_log_init(vq_log_level level, int rank)
     state.rank = rank;
 }
 
-vq_log_level vq_log_level_get(void)
-{
-    return state.level;
-}
-
 double vq_seconds(void)
 {
     struct timespec t;

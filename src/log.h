@@ -10,7 +10,6 @@ typedef enum vq_log_level { VQ_LOG_ERROR, VQ_LOG_WARN, VQ_LOG_INFO, VQ_LOG_DEBUG
 /* Sets the level up to which messages are shown, and this process's rank (others than 0 show
  * only errors). The default is VQ_LOG_INFO, rank 0. Local. */
 void vq_log_init(vq_log_level level, int rank);
-vq_log_level vq_log_level_get(void);
 
 /* Writes one line. Local. */
 void vq_log(vq_log_level level, const char *fmt, ...) VQ_PRINTF(2, 3);

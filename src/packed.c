@@ -245,14 +245,6 @@ void vq_packed_describe(const vq_packing *p, int64_t out, int64_t in, vq_dtype d
     part[VQ_SHAPE] = part_of("weight_shape", VQ_I64, 2, 0);
 }
 
-int64_t vq_packed_bytes(const vq_packed *packed)
-{
-    int64_t bytes = 0;
-    for (int i = 0; i < VQ_N_PARTS; i++)
-        if (packed->part[i].ndim > 0) bytes += (int64_t)vq_tensor_bytes(&packed->part[i]);
-    return bytes;
-}
-
 /* --- writing ---------------------------------------------------------------------------------- */
 
 /* GPTQ has a linear's columns as rows: the distance of a row's words, and of rows. */

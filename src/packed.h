@@ -64,9 +64,6 @@ bool vq_packing_holds(const vq_packing *packing, int64_t out, int64_t in, char w
 void vq_packed_describe(const vq_packing *packing, int64_t out, int64_t in, vq_dtype dtype,
                         vq_packed *packed);
 
-/* Bytes of all parts. */
-int64_t vq_packed_bytes(const vq_packed *packed);
-
 /* Fills the parts, whose data the caller has put there.
  *
  * q      u8 [out, in]

@@ -362,7 +362,8 @@ static vq_status read_errors(vq_arena *arena, vq_run_info *run)
 
 /* --- folders --------------------------------------------------------------------------------- */
 
-vq_status vq_run_read(vq_arena *arena, const char *dir, const char *name, vq_run_info *run)
+/* Reads one run folder. Damaged files make it a failed run that says so. */
+static vq_status read_run(vq_arena *arena, const char *dir, const char *name, vq_run_info *run)
 {
     *run = (vq_run_info){.dir = dir,
                          .name = name,
@@ -465,7 +466,7 @@ vq_status vq_runs_find(vq_arena *arena, const char *const *dirs, int n_dirs, vq_
     for (int64_t i = 0; i < f.n; i++) {
         const char *name = f.dirs[i];
         if (n_dirs == 1) name = name_below(name, dirs[0]);
-        VQ_TRY(vq_run_read(arena, f.dirs[i], name, &(*runs)[i]));
+        VQ_TRY(read_run(arena, f.dirs[i], name, &(*runs)[i]));
     }
     qsort(*runs, (size_t)*n, sizeof **runs, by_name);
     return VQ_OK;

@@ -74,9 +74,6 @@ double vq_run_value(const vq_run_info *run, vq_run_value_kind kind);
 /* Of n runs; 0 where none is known. */
 double vq_runs_largest(const vq_run_info *runs, int64_t n, vq_run_value_kind kind);
 
-/* Reads one run folder. Damaged files make it a failed run that says so. Fails: VQ_EMEM. Local. */
-vq_status vq_run_read(vq_arena *arena, const char *dir, const char *name, vq_run_info *run);
-
 /* All run folders in dirs, sorted by name (run-2 before run-10): the folders themselves, or what
  * they hold at any depth (in a run folder, and through links, nothing is looked for). Fails:
  * VQ_EFILE (not a folder; no run in it), VQ_EMEM. Local. */

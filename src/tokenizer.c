@@ -71,11 +71,6 @@ void vq_tokenizer_close(vq_tokenizer *t)
     if (t) vq_tokenizer_release(t);
 }
 
-int64_t vq_tokenizer_vocab_size(const vq_tokenizer *t)
-{
-    return t->vocab_size;
-}
-
 const char *vq_tokenizer_kind(const vq_tokenizer *t)
 {
     return t->kind;

@@ -36,8 +36,5 @@ void vq_tokenizer_close(vq_tokenizer *t);
 vq_status vq_tokenizer_encode(const vq_tokenizer *t, vq_arena *arena, vq_arena *scratch,
                               const char *text, size_t n_bytes, int32_t **ids, int64_t *count);
 
-/* The highest id plus one, added tokens included. */
-int64_t vq_tokenizer_vocab_size(const vq_tokenizer *t);
-
 /* A few words for logs, such as "byte-level BPE, tokenizer.json". */
 const char *vq_tokenizer_kind(const vq_tokenizer *t);

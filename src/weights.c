@@ -210,34 +210,6 @@ const char *vq_weights_path(const vq_weights *w, const vq_tensor *tensor)
     return w->path[w->file[tensor - w->tensor]];
 }
 
-vq_status vq_weights_get(const vq_weights *w, const char *name, int ndim, const int64_t *dim,
-                         const vq_tensor **out)
-{
-    char found[96], expected[96];
-    const vq_tensor *t = vq_weights_find(w, name);
-    vq_tensor shape = {.ndim = ndim, .dtype = t ? t->dtype : VQ_F32};
-    VQ_ASSERT(ndim >= 0 && ndim <= VQ_MAX_NDIM);
-    for (int i = 0; i < ndim; i++) shape.dim[i] = dim[i];
-    const char *dims = strchr(vq_tensor_text(&shape, expected), '[');
-    VQ_CHECK(t, VQ_EFILE,
-             "%s: %s is missing among %lld tensors, expected it with dims %s. Use the config.json "
-             "that came with these weights",
-             w->dir, name, (long long)w->n, dims);
-    VQ_CHECK(vq_dtype_is_float(t->dtype), VQ_EFILE,
-             "%s: %s is %s, expected f32, f16, bf16 or f64 %s. Use the model in its original, "
-             "unquantized precision",
-             vq_weights_path(w, t), name, vq_tensor_text(t, found), dims);
-    VQ_CHECK(vq_tensor_same_shape(t, &shape), VQ_EFILE,
-             "%s: %s is %s, expected %s. Use the config.json that came with these weights",
-             vq_weights_path(w, t), name, vq_tensor_text(t, found), dims);
-    VQ_CHECK(vq_tensor_contiguous(t), VQ_EUNSUPPORTED,
-             "%s: %s is %s with strides that are not row-major, expected a contiguous tensor. Load "
-             "the model in Python, and save it as safetensors",
-             vq_weights_path(w, t), name, vq_tensor_text(t, found));
-    *out = t;
-    return VQ_OK;
-}
-
 uint64_t vq_weights_fingerprint(const vq_weights *w)
 {
     uint64_t h = vq_hash_u64(VQ_HASH_START, (uint64_t)w->n);

@@ -26,13 +26,6 @@ void vq_weights_close(vq_weights *w);
 /* The tensor of that name, or NULL. */
 const vq_tensor *vq_weights_find(const vq_weights *w, const char *name);
 
-/* The tensor of that name, of a float type, contiguous and of these dims:
- * vq_weights_get(w, name, VQ_DIMS(out, in), &tensor).
- * Fails: VQ_EFILE (missing, another shape or type; found and expected are in the message),
- * VQ_EUNSUPPORTED (not contiguous). */
-vq_status vq_weights_get(const vq_weights *w, const char *name, int ndim, const int64_t *dim,
-                         const vq_tensor **out);
-
 /* The file that tensor (one of w->tensor) is in, for messages. */
 const char *vq_weights_path(const vq_weights *w, const vq_tensor *tensor);
 

@@ -399,8 +399,3 @@ void vq_cuda_trim(const vq_backend *be)
 {
     vq_arena_trim(&((state *)be->ctx)->cuda.scratch);
 }
-
-size_t vq_cuda_scratch_peak(const vq_backend *be)
-{
-    return ((const state *)be->ctx)->cuda.scratch.peak_bytes;
-}

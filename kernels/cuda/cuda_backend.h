@@ -27,6 +27,3 @@ vq_status vq_cuda_before(const vq_backend *be, void *stream);
 
 /* Gives scratch memory that is not in use back to the device. */
 void vq_cuda_trim(const vq_backend *be);
-
-/* Bytes of scratch memory on the device at the peak so far. */
-size_t vq_cuda_scratch_peak(const vq_backend *be);

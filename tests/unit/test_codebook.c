@@ -90,13 +90,11 @@ static void check_build(int64_t out, int64_t in, int64_t K, int64_t D, bool roun
     assert_int_equal(vq_tensor_new(&arena, VQ_HOST, VQ_F32, VQ_DIMS(n_vec, D), &logits), VQ_OK);
     assert_int_equal(vq_codebook_logits(&logits, &rest), VQ_OK);
 
-    size_t before = vq_arena_mark(&arena), planned = vq_codebook_bytes(&c, n);
     assert_int_equal(vq_codebook_alloc(&cb, &arena, &c, n), VQ_OK);
-    assert_in_range(vq_arena_mark(&arena) - before, planned, planned + 3 * VQ_ALIGN);
     scratch.peak_bytes = 0;
     assert_int_equal(vq_codebook_build(&be, &scratch, &cb, &rest, NULL, &c), VQ_OK);
     assert_int_equal(vq_arena_mark(&scratch), 0);
-    planned = vq_codebook_scratch_bytes(&c, n);
+    const size_t planned = vq_codebook_scratch_bytes(&c, n);
     assert_in_range(scratch.peak_bytes, planned, planned + 4 * VQ_ALIGN);
 
     const float *codes = cb.codes.data, *a = logits.data;

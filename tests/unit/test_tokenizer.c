@@ -163,7 +163,6 @@ static void added_tokens(void **state)
         expect_ids("", whole, "anew ba", "0 16 17 0");
     }
     EXPECT_OK(parse("", ADDED("new", ""), &t));
-    assert_int_equal(vq_tokenizer_vocab_size(t), 17);
     assert_non_null(strstr(vq_tokenizer_kind(t), "tokenizer.json"));
     vq_tokenizer_close(t);
 }

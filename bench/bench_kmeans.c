@@ -104,7 +104,7 @@ static void bench_linear(shape *s, const vq_tensor *w, int bits, bool with_faiss
     rest.name = w->name;
 
     double start = vq_seconds();
-    RUN(vq_grid_make(&be, &q, &rest, w, &grid));
+    RUN(vq_grid_make(&be, &q, &rest, w, NULL, &grid));
     double made = vq_seconds(), cpu = cpu_seconds();
     RUN(vq_codebook_build(&be, &scratch, &cb, &rest, NULL, &c));
     double end = vq_seconds();

@@ -197,7 +197,7 @@ static void study(const vq_tensor *w, int bits)
     vq_tensor rest = new_matrix(VQ_F32, out, in), padded, a, y = new_matrix(VQ_F32, out, in);
     vq_quant q;
     RUN(vq_grid_alloc(&be, &q, &run, &grid, out, in));
-    RUN(vq_grid_make(&be, &q, &rest, w, &grid));
+    RUN(vq_grid_make(&be, &q, &rest, w, NULL, &grid));
     padded = new_matrix(VQ_F32, VQ_CEIL_DIV(out * in, D), D);
     RUN(vq_codebook_logits(&padded, &rest));
     a = vq_tensor_2d(padded.data, VQ_F32, out, in);

@@ -44,7 +44,7 @@ static void quantize(int64_t slot)
     const int64_t n_vec = VQ_CEIL_DIV(vq_tensor_count(w), 8);
     RUN(vq_grid_alloc(&be, &l->quant, &arena, &grid, w->dim[0], w->dim[1]));
     RUN(vq_tensor_new(&arena, VQ_HOST, VQ_F32, VQ_DIMS(w->dim[0], w->dim[1]), &rest));
-    RUN(vq_grid_make(&be, &l->quant, &rest, w, &grid));
+    RUN(vq_grid_make(&be, &l->quant, &rest, w, NULL, &grid));
     RUN(vq_tensor_new(&arena, VQ_HOST, VQ_U16, VQ_DIMS(n_vec), &l->quant.idx));
     vq_pool_attach(&pool, slot, l);
     for (int64_t i = 0; i < n_vec; i++)

@@ -18,7 +18,7 @@
 #define KIND "init"
 #define LAYOUT 1
 #define PREFIX "init-"
-#define GRID_KIND "grid" /* what GPTQ gives, for runs with other codebooks */
+#define GRID_KIND "grid" /* what a sweep gives, for runs with other codebooks */
 #define GRID_PREFIX "grid-"
 
 /* The settings in the form that grid and codebook take. */
@@ -42,7 +42,7 @@ static settings settings_of(const vq_config *c, vq_dtype model_dtype)
                  .symmetric = c->sym,
                  .include_zero = c->grid.include_zero,
                  .scale_dtype = scale,
-                 .search = c->grid.search == VQ_SEARCH_MSE},
+                 .search = c->grid.search != VQ_SEARCH_MINMAX},
         .gptq = {.bits = (int)c->bits,
                  .percdamp = c->gptq.percdamp,
                  .act_order = c->gptq.act_order,
@@ -52,7 +52,8 @@ static settings settings_of(const vq_config *c, vq_dtype model_dtype)
                           .static_groups =
                               groups == VQ_ON || (groups == VQ_AUTO && c->gptq.act_order),
                           .hessian_residual = c->gptq.residual == VQ_RESIDUAL_HESSIAN,
-                          .search = c->grid.search == VQ_SEARCH_MSE}},
+                          .search = c->grid.search != VQ_SEARCH_MINMAX,
+                          .weigh = c->grid.search == VQ_SEARCH_OUTPUT}},
         .codebook = {.K = c->K,
                      .D = c->D,
                      .round_f16 = c->kmeans.round_f16,
@@ -116,7 +117,7 @@ static vq_status residual(vq_job *job, const settings *set, vq_vqlinear *l, vq_t
     VQ_TRY(vq_tensor_new(&job->scratch, job->be.place, job->be.real, VQ_DIMS(w.dim[0], w.dim[1]),
                          rest));
     rest->name = l->source->name;
-    VQ_TRY(vq_grid_make(&job->be, &l->quant, rest, &w, &set->grid));
+    VQ_TRY(vq_grid_make(&job->be, &l->quant, rest, &w, NULL, &set->grid));
     vq_weights_release(&job->model.weights, &w);
     return VQ_OK;
 }
@@ -300,6 +301,7 @@ static vq_status keep_rounded(void *ctx, vq_vqlinear *l, const vq_tensor *rest, 
     char name[320];
     VQ_TRY(keep_linear(m, l, rest));
     if (m->grid_out.id >= 0) VQ_TRY(offer_grid(m, l, rest, error));
+    if (!vq_config_uses_gptq(m->job->config)) return VQ_OK;
     snprintf(name, sizeof name, "%s/base", l->source->name);
     return vq_h5_set_f64(&m->file, name, "gptq_error", error);
 }
@@ -338,13 +340,14 @@ static bool is_rounded_here(void *ctx, const vq_vqlinear *l)
     return false;
 }
 
-/* This rank's share by GPTQ. */
+/* This rank's share by what its linears read. */
 static vq_status sweep_share(maker *m, const vq_data *data)
 {
     const vq_config *c = m->job->config;
     vq_sweep s = {.job = m->job,
                   .stage = &m->job->stage,
                   .config = &m->set->gptq,
+                  .grid = vq_config_uses_gptq(c) ? NULL : &m->set->grid,
                   .quantized = c->gptq.propagate == VQ_PROPAGATE_AUTO
                                    ? c->method == VQ_METHOD_GPTQ
                                    : c->gptq.propagate == VQ_PROPAGATE_QUANTIZED,
@@ -411,8 +414,7 @@ static vq_status fill_file(maker *m, const vq_data *data, const vq_share *share)
     VQ_TRY(vq_h5_set_u64(&m->file, NULL, "key", job->init_key));
     if (m->start->data && job->comm->rank == 0) VQ_TRY(vq_h5_write(&m->file, "start", m->start));
     if (share->dir) VQ_TRY(open_grids(m, share));
-    VQ_TRY(vq_config_uses_gptq(job->config) && m->n_grids == 0 ? sweep_share(m, data)
-                                                               : make_share(m));
+    VQ_TRY(vq_config_sweeps(job->config) && m->n_grids == 0 ? sweep_share(m, data) : make_share(m));
     if (m->grid_out.id >= 0) VQ_TRY(vq_h5_finish(&m->grid_out));
     return vq_h5_finish(&m->file);
 }
@@ -437,15 +439,15 @@ static vq_status remove_grid(vq_job *job)
     return unlink(path) == 0 || errno == ENOENT ? VQ_OK : vq_file_error(path, "removed");
 }
 
-/* Makes all files. GPTQ's grids are shared with runs of other codebooks; those of rounding to
- * nearest take less time to make than to read. Collective. */
+/* Makes all files. Grids by the inputs are shared with runs of other codebooks; others take less
+ * time to make than to read. Collective. */
 static vq_status make_files(vq_job *job, const settings *set, const vq_data *data)
 {
     const vq_config *c = job->config;
     vq_tensor start;
     vq_share share = {.job = job};
     VQ_TRY(make_start(job, set, &start));
-    if (vq_config_uses_gptq(c) && vq_config_learns(c))
+    if (vq_config_sweeps(c) && vq_config_learns(c))
         VQ_TRY(vq_share_begin(job, GRID_KIND, job->grid_key, GRID_PREFIX, false, &share));
     vq_comm_at(job->comm, "init");
     VQ_TRY(
@@ -587,7 +589,7 @@ static void set_keys(vq_job *job, const vq_data *data)
     for (int i = 0; i < VQ_COUNT(keys); i++) {
         *keys[i].key =
             vq_hash_u64(vq_config_phase_hash(job->config, keys[i].phase), job->model.fingerprint);
-        if (vq_config_uses_gptq(job->config))
+        if (vq_config_sweeps(job->config))
             *keys[i].key = vq_hash_u64(*keys[i].key, data->calib_hash);
     }
 }

@@ -52,7 +52,7 @@ static double logits_bytes(const vq_plan_view *v, int64_t n, int n_models)
     return v->is_last ? VQ_MIN(all, LOGITS_BYTES) : 0;
 }
 
-static double gptq_bytes(const vq_plan_view *v)
+static double sweep_bytes(const vq_plan_view *v)
 {
     const vq_model_config *m = &v->job.model.config;
     const vq_config *c = v->c;
@@ -66,7 +66,8 @@ static double gptq_bytes(const vq_plan_view *v)
         (double)vq_acts_bytes(&v->job.be, m, 1, c->seqlen) + (double)c->seqlen * E * v->act;
     const double ints = v->own.weights / (double)(v->job.stage.last - v->job.stage.first);
     const double room = v->in->memory_bytes / 2;
-    return hessians + factor + (room > 0 && inputs > room ? 0 : inputs) + VQ_MAX(pass, ints);
+    const double kept = room > 0 && inputs > room ? 0 : inputs;
+    return vq_config_uses_gptq(c) ? hessians + factor + kept + VQ_MAX(pass, ints) : kept + pass;
 }
 
 static double init_bytes(const vq_plan_view *v)
@@ -82,7 +83,7 @@ static double init_bytes(const vq_plan_view *v)
         bytes += (double)vq_codebook_scratch_bytes(&codebook, n) + 8 * (double)n_vec;
         if (c->kmeans.engine == VQ_KMEANS_FAISS) bytes += 2 * sample;
     }
-    return bytes + (vq_config_uses_gptq(c) ? gptq_bytes(v) : 0);
+    return bytes + (vq_config_sweeps(c) ? sweep_bytes(v) : 0);
 }
 
 static double train_work_bytes(const vq_plan_view *v, vq_keep keep)
@@ -147,7 +148,7 @@ static void phase_bytes(const vq_plan_view *v, vq_plan_phase phase, vq_keep keep
     switch (phase) {
     case VQ_PLAN_INIT:
         part[VQ_PLAN_WEIGHTS] = v->own.largest * v->weight;
-        if (vq_config_uses_gptq(c))
+        if (vq_config_sweeps(c))
             part[VQ_PLAN_WEIGHTS] = linears / (double)(v->job.stage.last - v->job.stage.first) +
                                     (v->is_first ? ends : 0);
         part[VQ_PLAN_WORK] = init_bytes(v);

@@ -35,8 +35,9 @@ static double init_work(const vq_plan_view *v)
         const double codes = (double)c->K / (patterns <= (double)c->K ? patterns : 1);
         flops = KMEANS_COST * 2 * codes * (double)c->D * (passes * sample + n_vec);
     }
+    if (vq_config_sweeps(c)) flops += 2 * n * v->own.weights;
     if (!vq_config_uses_gptq(c)) return flops;
-    return flops + 2 * n * v->own.weights + layers * n * (3 * E * E + F * F) +
+    return flops + layers * n * (3 * E * E + F * F) +
            layers * (2 * F * F * F + 8 * E * E * E + 10 * E * E * F);
 }
 

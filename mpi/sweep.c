@@ -134,6 +134,31 @@ vq_status vq_sweep_pass_on(vq_sweep *s, bool on)
 
 /* --- one layer ------------------------------------------------------------------------------- */
 
+/* sums f64 [2, in] += alpha x^2 and alpha x, column by column. */
+static vq_status add_sums(vq_sweep *s, vq_tensor *sums, const vq_tensor *x, double alpha)
+{
+    const int64_t n = sums->dim[1];
+    const size_t mark = vq_arena_mark(s->arena), bytes = vq_dtype_bytes(x->dtype);
+    double *row, *squares = sums->data, *means = squares + n;
+    VQ_TRY(VQ_NEW(s->arena, n, &row));
+    for (int64_t i = 0; i < x->dim[0]; i++) {
+        const uint8_t *from = (const uint8_t *)x->data + (size_t)(i * x->stride[0]) * bytes;
+        VQ_TRY(vq_convert(row, VQ_F64, from, x->dtype, n));
+        for (int64_t j = 0; j < n; j++) {
+            squares[j] += alpha * row[j] * row[j];
+            means[j] += alpha * row[j];
+        }
+    }
+    vq_arena_reset(s->arena, mark);
+    return VQ_OK;
+}
+
+static vq_status add_inputs(vq_sweep *s, vq_tensor *hessian, const vq_tensor *x)
+{
+    if (s->grid) return add_sums(s, hessian, x, 1 / (double)(s->n_all * s->T));
+    return vq_syrk(s->stage->be, hessian, x, 2 / (double)s->n_all);
+}
+
 /* All windows through the layer. hessian: what is read adds to those that have data; may be NULL.
  * keep: the outputs become the inputs of the next layer. Windows go one at a time: products of
  * matrices have the same shapes then, and the same bits, on any number of replicas. */
@@ -155,7 +180,7 @@ static vq_status pass(vq_sweep *s, int64_t layer, vq_mode mode, vq_tensor *hessi
                                                [MLP_IN] = &acts.mlp_in,
                                                [ACT] = &acts.act};
         for (int r = 0; r < N_READ && hessian; r++)
-            if (hessian[r].data) VQ_TRY(vq_syrk(be, &hessian[r], read[r], 2 / (double)s->n_all));
+            if (hessian[r].data) VQ_TRY(add_inputs(s, &hessian[r], read[r]));
         if (keep) VQ_TRY(vq_sweep_set_inputs(s, i, &y));
         vq_arena_reset(s->arena, mark);
     }
@@ -174,7 +199,10 @@ static vq_status make_hessians(vq_sweep *s, int64_t layer, vq_tensor *hessian)
         vq_tensor *h = &hessian[read_by[k]];
         if (!l || h->data) continue;
         const int64_t in = l->source->weight.dim[1];
-        VQ_TRY(vq_tensor_new(s->arena, s->stage->be->place, VQ_F64, VQ_DIMS(in, in), h));
+        if (s->grid)
+            VQ_TRY(vq_tensor_new(s->arena, VQ_HOST, VQ_F64, VQ_DIMS(2, in), h));
+        else
+            VQ_TRY(vq_tensor_new(s->arena, s->stage->be->place, VQ_F64, VQ_DIMS(in, in), h));
         VQ_TRY(vq_zero(s->stage->be, h));
     }
     return VQ_OK;
@@ -240,6 +268,40 @@ static vq_status round_linear(vq_sweep *s, vq_vqlinear *l, const vq_gptq_factor 
     return VQ_OK;
 }
 
+/* Variances and means of the inputs from the means of their squares and their own. */
+static vq_status read_inputs(vq_sweep *s, const vq_tensor *sums, vq_tensor *inputs)
+{
+    const int64_t n = sums->dim[1];
+    double *variance, *squares = sums->data;
+    VQ_TRY(vq_tensor_new(s->stage->scratch, VQ_HOST, s->stage->be->real, VQ_DIMS(2, n), inputs));
+    const size_t mark = vq_arena_mark(s->arena);
+    VQ_TRY(VQ_NEW(s->arena, 2 * n, &variance));
+    for (int64_t j = 0; j < n; j++) {
+        const double mean = squares[n + j], rest = squares[j] - mean * mean;
+        variance[j] = rest > 0 ? rest : 0;
+        variance[n + j] = mean;
+    }
+    VQ_TRY(vq_convert(inputs->data, inputs->dtype, variance, VQ_F64, 2 * n));
+    vq_arena_reset(s->arena, mark);
+    return VQ_OK;
+}
+
+static vq_status round_nearest(vq_sweep *s, vq_vqlinear *l, const vq_tensor *sums)
+{
+    const vq_backend *be = s->stage->be;
+    vq_arena *scratch = s->stage->scratch;
+    vq_tensor w = l->source->weight, inputs, rest;
+    const size_t mark = vq_arena_mark(scratch);
+    VQ_TRY(read_inputs(s, sums, &inputs));
+    VQ_TRY(vq_tensor_new(scratch, VQ_HOST, be->real, VQ_DIMS(w.dim[0], w.dim[1]), &rest));
+    rest.name = w.name = l->source->name;
+    VQ_TRY(vq_grid_make(be, &l->quant, &rest, &w, &inputs, s->grid));
+    vq_weights_release(&s->stage->model->weights, &w);
+    VQ_TRY(s->take(s->ctx, l, &rest, 0));
+    vq_arena_reset(scratch, mark);
+    return VQ_OK;
+}
+
 /* Every linear, those that read the same one after the other, with one factor. */
 static vq_status round_layer(vq_sweep *s, int64_t layer, vq_tensor *hessian, double *error)
 {
@@ -250,6 +312,10 @@ static vq_status round_layer(vq_sweep *s, int64_t layer, vq_tensor *hessian, dou
         for (int k = 0; k < VQ_N_KINDS; k++) {
             vq_vqlinear *l = linear_of(s, layer, k);
             if (!l || read_by[k] != r || !is_wanted(s, l)) continue;
+            if (s->grid) {
+                VQ_TRY(round_nearest(s, l, &hessian[r]));
+                continue;
+            }
             if (!f.u.data)
                 VQ_TRY(vq_gptq_factor_make(s->stage->be, s->stage->scratch, &f, &hessian[r],
                                            l->source->name, s->config));
@@ -299,12 +365,16 @@ static vq_status run_layers(vq_sweep *s, const vq_windows *windows)
         VQ_TRY(embed_share(s, windows));
     else
         VQ_TRY(vq_sweep_pass_on(s, false));
-    vq_progress_begin(&p, "gptq", "layers", 0, stage->last - stage->first);
+    const char *what = s->grid ? "grid" : "gptq";
+    vq_progress_begin(&p, what, "layers", 0, stage->last - stage->first);
     for (int64_t layer = stage->first; layer < stage->last; layer++) {
         double error;
-        vq_comm_at(s->job->comm, "gptq, layer %lld", (long long)layer);
+        vq_comm_at(s->job->comm, "%s, layer %lld", what, (long long)layer);
         VQ_TRY(vq_sweep_layer(s, layer, &error));
-        vq_progress_step(&p, layer + 1 - stage->first, "output error %.3g", error);
+        if (s->grid)
+            vq_progress_step(&p, layer + 1 - stage->first, "layer %lld", (long long)layer);
+        else
+            vq_progress_step(&p, layer + 1 - stage->first, "output error %.3g", error);
     }
     vq_progress_end(&p);
     return vq_stage_is_last(stage) ? VQ_OK : vq_sweep_pass_on(s, true);

@@ -1,9 +1,11 @@
-/* sweep.h - GPTQ through the layers, one after the other.
+/* sweep.h - GPTQ through the layers, one after the other; or grids by what the linears read.
  *
  * All calibration windows pass through layer l with its own weights, and what its linears read adds
  * up to their Hessians; then each linear is rounded; then the windows have passed (or, with
- * quantized propagation, pass once more with the new weights) and are layer l + 1's inputs. These
- * are kept for all windows, in memory or in a file that goes away with the sweep.
+ * quantized propagation, pass once more with the new weights) and are layer l + 1's inputs. With a
+ * grid in GPTQ's place the variances and means of the inputs do for Hessians, and linears are
+ * rounded to nearest. The inputs of the layer at work are kept for all windows, in memory or in a
+ * file that goes away with the sweep.
  *
  * Among ranks: a stage begins when the one before hands it the inputs of its first layer, so any
  * number of stages gives the same bits. Replicas share the windows, their Hessians are summed in
@@ -12,10 +14,11 @@
 #pragma once
 #include "feed.h"
 #include "gptq.h"
+#include "grid.h"
 
 /* Takes a linear that was just rounded: its quant has base, scale and zero, ints is set, and where
  * it has an order, that too. rest real [out, in], columns as quant's; error: of its outputs, as
- * vq_gptq_sweep says. */
+ * vq_gptq_sweep says. Rounded to nearest, it has no ints, and error is 0. */
 typedef vq_status (*vq_sweep_fn)(void *ctx, vq_vqlinear *linear, const vq_tensor *rest,
                                  double error);
 
@@ -23,6 +26,7 @@ typedef struct vq_sweep {
     vq_job *job;                  /* borrowed; NULL: there are no other ranks */
     vq_stage *stage;              /* borrowed */
     const vq_gptq_config *config; /* borrowed */
+    const vq_grid_config *grid;   /* borrowed; what is rounded to instead, or NULL */
     bool quantized;               /* a layer reads what the quantized layers before it give */
     vq_sweep_fn take;             /* is called for the linears of which is_mine is true */
     bool (*is_mine)(void *ctx, const vq_vqlinear *linear); /* NULL: all */

@@ -387,14 +387,16 @@ vq_status vq_grid_minmax(const vq_backend *be, vq_tensor *scale, vq_tensor *zero
 }
 
 vq_status vq_grid_search(const vq_backend *be, vq_tensor *scale, vq_tensor *zero,
-                         const vq_tensor *w, int bits, int64_t group_size, bool symmetric,
-                         vq_dtype scale_dtype)
+                         const vq_tensor *w, const vq_tensor *inputs, int bits, int64_t group_size,
+                         bool symmetric, vq_dtype scale_dtype)
 {
     WANT(w, FLOATS, ANY, ANY);
+    if (inputs) WANT(inputs, REAL, 2, w->dim[1]);
     VQ_ASSERT(group_size > 0 && bits >= 1 && bits <= 8 && vq_dtype_is_float(scale_dtype));
     WANT(scale, REAL, w->dim[0], VQ_CEIL_DIV(w->dim[1], group_size));
     WANT_LIKE(zero, REAL, scale);
-    return be->ops->grid_search(be->ctx, scale, zero, w, bits, group_size, symmetric, scale_dtype);
+    return be->ops->grid_search(be->ctx, scale, zero, w, inputs, bits, group_size, symmetric,
+                                scale_dtype);
 }
 
 vq_status vq_grid_split(const vq_backend *be, vq_tensor *base, vq_tensor *rest, const vq_tensor *w,

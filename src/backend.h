@@ -48,6 +48,8 @@ typedef struct vq_sweep_rule {
                               otherwise of its turn, found when that comes */
     bool hessian_residual; /* rest = clamp(u - floor(u) - e, 0, 1) in place of u - floor(u) */
     bool search;           /* grids of vq_grid_search in place of vq_grid_minmax */
+    bool weigh;            /* in the search the error of column j's weight counts 1 / U[j, j]^2, as
+                              in the sweep's own */
 } vq_sweep_rule;
 
 typedef struct vq_ops {
@@ -116,7 +118,8 @@ typedef struct vq_ops {
                              int bits, int64_t group_size, bool symmetric, bool include_zero,
                              vq_dtype scale_dtype);
     vq_status (*grid_search)(void *ctx, vq_tensor *scale, vq_tensor *zero, const vq_tensor *w,
-                             int bits, int64_t group_size, bool symmetric, vq_dtype scale_dtype);
+                             const vq_tensor *inputs, int bits, int64_t group_size, bool symmetric,
+                             vq_dtype scale_dtype);
     vq_status (*grid_split)(void *ctx, vq_tensor *base, vq_tensor *rest, const vq_tensor *w,
                             const vq_tensor *scale, const vq_tensor *zero, int bits,
                             int64_t group_size);
@@ -309,12 +312,14 @@ vq_status vq_grid_minmax(const vq_backend *be, vq_tensor *scale, vq_tensor *zero
 
 /* Scale and zero of every row's groups from the part of their range that rounds them best: those of
  * vq_grid_minmax with include_zero for p min and p max, with the p of 1, 0.99, ... 0.21 that has
- * the least sum of |s (clamp(round(w / s) + z, 0, qmax) - z) - w|^2.4 over the group, the largest p
- * among equals. A group whose sums are not finite keeps p = 1. scale, zero real [out, groups], out;
- * w weight [out, in]. Sums in real, in a fixed order. */
+ * the least sum over the group of |d|^2.4 (GPTQ's mse), or, with inputs, of v d^2 and the square of
+ * the sum of m d: what d = s (clamp(round(w / s) + z, 0, qmax) - z) - w does to the output where
+ * the inputs have variances v and means m, and no more in common. The largest p among equals; a
+ * group whose sums are not finite keeps p = 1. scale, zero real [out, groups], out; w weight [out,
+ * in]; inputs real [2, in]: v, then m; or NULL. Sums in real, in a fixed order. */
 vq_status vq_grid_search(const vq_backend *be, vq_tensor *scale, vq_tensor *zero,
-                         const vq_tensor *w, int bits, int64_t group_size, bool symmetric,
-                         vq_dtype scale_dtype);
+                         const vq_tensor *w, const vq_tensor *inputs, int bits, int64_t group_size,
+                         bool symmetric, vq_dtype scale_dtype);
 
 /* base = clamp(floor(w / s) + z, -1, qmax),  rest = w / s - floor(w / s) in [0, 1].
  * base i8 or i16 [out, in], rest real [out, in], both out. */

@@ -124,9 +124,10 @@ static const key keys[] = {
      .help = "leave linear layers with this in their name unquantized; may be repeated",
      .commands = Q, .phases = FOR_INIT},
     {"grid.search", "grid", in_grid, CHOICE, AT(grid.search), .standard = "minmax",
-     .choices = "minmax|mse",
+     .choices = "minmax|mse|output",
      .help = "a scale spans its weights from the least to the greatest, or the part of that range "
-             "that rounds them best; mse helps at 2 and 3 bits",
+             "that rounds them best (mse), or that changes the linear's outputs least (output), "
+             "which helps at any bits",
      .commands = Q, .phases = FOR_INIT},
     {"grid.include_zero", NULL, in_grid, BOOL, AT(grid.include_zero), .standard = "true",
      .help = "every row's range includes 0; needed by packed formats", .commands = Q,
@@ -358,7 +359,7 @@ static const struct {
     unsigned recipes;
     const char *name, *value;
 } recipes[] = {
-    {FAST | BEST, "grid.search", "mse"},
+    {FAST | BEST, "grid.search", "output"},
     {FAST | BEST, "kmeans.by_sign", "true"},
     {FAST | BEST, "train.rounding", "hard"},
     {FAST | BEST, "train.lr_schedule", "cosine"},
@@ -949,6 +950,11 @@ int64_t vq_config_eval_seqlen(const vq_config *config)
     return config->eval.seqlen ? config->eval.seqlen : config->seqlen;
 }
 
+bool vq_config_sweeps(const vq_config *config)
+{
+    return vq_config_uses_gptq(config) || config->grid.search == VQ_SEARCH_OUTPUT;
+}
+
 bool vq_config_scatters(const vq_config *config)
 {
     return vq_config_uses_gptq(config) && config->gptq.act_order && config->group_size > 0 &&
@@ -1021,9 +1027,10 @@ vq_status vq_config_check(const vq_config *config, vq_command command)
              vq_config_where(config, "eval.seqlen", where), name);
     VQ_TRY(check_gptq(config));
     VQ_CHECK(config->grid.search == VQ_SEARCH_MINMAX || config->grid.include_zero, VQ_EUNSUPPORTED,
-             "%s = mse: expected minmax with grid.include_zero = false (%s), since a range shrinks "
+             "%s = %s: expected minmax with grid.include_zero = false (%s), since a range shrinks "
              "towards 0. Leave one of them out",
              vq_config_where(config, "grid.search", where),
+             config->grid.search == VQ_SEARCH_MSE ? "mse" : "output",
              vq_config_where(config, "grid.include_zero", other));
     VQ_CHECK(
         !config->kmeans.by_sign || config->kmeans.start == VQ_START_OWN, VQ_EUNSUPPORTED,

@@ -31,7 +31,8 @@ typedef enum vq_calib_mode {
 } vq_calib_mode;
 typedef enum vq_grid_search_kind {
     VQ_SEARCH_MINMAX, /* the whole range */
-    VQ_SEARCH_MSE     /* the part of it that rounds best */
+    VQ_SEARCH_MSE,    /* the part of it that rounds the weights best */
+    VQ_SEARCH_OUTPUT  /* the part of it that gives the best outputs: by what the inputs are like */
 } vq_grid_search_kind;
 typedef enum vq_scale_dtype {
     VQ_SCALE_AUTO, /* bf16 for a bf16 model, else f16: exact in packed files */
@@ -226,6 +227,10 @@ bool vq_config_has_teacher(const vq_config *config);
 
 /* Tokens of a window in evaluation. */
 int64_t vq_config_eval_seqlen(const vq_config *config);
+
+/* Whether the grid depends on the calibration windows: GPTQ's, and one that is searched by output.
+ */
+bool vq_config_sweeps(const vq_config *config);
 
 /* Whether a group's columns are not neighbours: act-order with groups found on the way. */
 bool vq_config_scatters(const vq_config *config);

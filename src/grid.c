@@ -74,12 +74,12 @@ vq_status vq_grid_check_finite(const vq_quant *q, const vq_tensor *w, vq_dtype s
 }
 
 vq_status vq_grid_make(const vq_backend *be, vq_quant *q, vq_tensor *rest, const vq_tensor *w,
-                       const vq_grid_config *c)
+                       const vq_tensor *inputs, const vq_grid_config *c)
 {
     VQ_ASSERT(!c->search || c->include_zero);
     if (c->search)
-        VQ_TRY(vq_grid_search(be, &q->scale, &q->zero, w, c->bits, q->group_size, c->symmetric,
-                              c->scale_dtype));
+        VQ_TRY(vq_grid_search(be, &q->scale, &q->zero, w, inputs, c->bits, q->group_size,
+                              c->symmetric, c->scale_dtype));
     else
         VQ_TRY(vq_grid_minmax(be, &q->scale, &q->zero, w, c->bits, q->group_size, c->symmetric,
                               c->include_zero, c->scale_dtype));

@@ -35,13 +35,15 @@ vq_status vq_grid_alloc(const vq_backend *be, vq_quant *q, vq_arena *arena, cons
  * q     out; from vq_grid_alloc with the same c
  * rest  real [out, in], out: in [0, 1]
  * w     weight [out, in], in; its name is used in messages
+ * inputs  real [2, in], in: the variances of what the columns multiply, and its means: of a search
+ *         by what becomes of outputs; NULL: by the weights alone
  *
  * A bf16 scale is one that f16 holds as well, but above 65504: packed files have either. A scale
  * that scale_dtype would round to 0 is its least positive number instead: such a group's
  * weights are all but 0, and they stay so. With include_zero or symmetric, z is within [0, qmax].
  * Fails: VQ_ENOTFINITE (a weight), VQ_EUNSUPPORTED (a scale above scale_dtype's range). */
 vq_status vq_grid_make(const vq_backend *be, vq_quant *q, vq_tensor *rest, const vq_tensor *w,
-                       const vq_grid_config *c);
+                       const vq_tensor *inputs, const vq_grid_config *c);
 
 /* Looks for the first weight of w, then the first of q's scales, that is not finite: a pass over
  * both, for when a result says that there may be one.

@@ -741,15 +741,19 @@ static vq_status grid_minmax_run(const vq_backend *be, const int64_t *s, op_args
                           (vq_dtype)s[7]);
 }
 
-/* size = out, in, bits, group, symmetric, type of w, type of scale. Rows of many sizes and kinds:
- * small and large, of one sign, of zeros, with an outlier. */
+/* size = out, in, bits, group, symmetric, type of w, type of scale, with inputs. Rows of many sizes
+ * and kinds: small and large, of one sign, of zeros, with an outlier.
+ */
 static vq_status grid_search_make(const vq_backend *be, vq_arena *arena, const int64_t *s,
                                   op_args *a)
 {
     const int64_t groups = VQ_CEIL_DIV(s[1], s[3]);
     OP_IN(op_dtype(be, s[5]), -1, 1, s[0], s[1]);
+    OP_IN(be->real, 0, 2, 2, s[1]);
     OP_OUT(be->real, s[0], groups);
     OP_OUT(be->real, s[0], groups);
+    for (int64_t i = 0; i < 2 * s[1]; i++) /* some are 0, some large */
+        op_set(&a->in[1], i, i % 13 == 5 ? 0 : pow(op_get(&a->in[1], i), 3));
     for (int64_t i = 0; i < s[0] * s[1]; i++) {
         const int64_t o = i / s[1];
         const double u = op_get(&a->in[0], i), x = u * u * u * exp2((double)(o % 9) - 7);
@@ -765,8 +769,8 @@ static vq_status grid_search_make(const vq_backend *be, vq_arena *arena, const i
 
 static vq_status grid_search_run(const vq_backend *be, const int64_t *s, op_args *a)
 {
-    return vq_grid_search(be, &a->out[0], &a->out[1], &a->in[0], (int)s[2], s[3], s[4],
-                          s[6] == VQ_F32 ? be->real : (vq_dtype)s[6]);
+    return vq_grid_search(be, &a->out[0], &a->out[1], &a->in[0], s[7] ? &a->in[1] : NULL, (int)s[2],
+                          s[3], s[4], s[6] == VQ_F32 ? be->real : (vq_dtype)s[6]);
 }
 
 static void grid_search_reference(const int64_t *s, op_args *a)
@@ -784,15 +788,18 @@ static void grid_search_reference(const int64_t *s, op_args *a)
         if (s[4]) high = fmax(high, -low), low = low < 0 ? -high : 0;
         if (low == high) low = -1, high = 1;
         for (int p = 100; p > 20; p--) {
-            double scale = (p / 100. * high - p / 100. * low) / qmax, error = 0;
+            double scale = (p / 100. * high - p / 100. * low) / qmax, error = 0, bias = 0;
             if (s[6] == VQ_F16) scale = (double)vq_f16_to_f32(vq_f32_to_f16((float)scale));
             if (s[6] == VQ_BF16) scale = (double)vq_bf16_to_f32(vq_f32_to_bf16((float)scale));
             const double zero = s[4] ? (qmax + 1) / 2 : rint(-(p / 100. * low) / scale);
             for (int64_t i = first; i < end; i++) {
                 const double w = op_get(&a->in[0], i);
                 const double q = fmin(fmax(rint(w / scale) + zero, 0), qmax);
-                error += pow(fabs(scale * (q - zero) - w), 2.4);
+                const double d = scale * (q - zero) - w;
+                error += s[7] ? op_get(&a->in[1], i % s[1]) * d * d : pow(fabs(d), 2.4);
+                if (s[7]) bias += op_get(&a->in[1], s[1] + i % s[1]) * d;
             }
+            error += bias * bias;
             if (!(error < least)) continue;
             least = error;
             op_set(&a->out[0], at, scale);
@@ -1190,7 +1197,7 @@ static const op_kind OP_GRID_MINMAX = {"grid_minmax",
                                        NULL,
                                        NULL};
 static const op_kind OP_GRID_SEARCH = {
-    "grid_search",         "out in bits group sym type scale_type",
+    "grid_search",         "out in bits group sym type scale_type inputs",
     grid_search_make,      grid_search_run,
     grid_search_reference, grid_search_flops};
 static const op_kind OP_GRID_SPLIT = {"grid_split",   "out in bits group type", grid_make,
@@ -1308,11 +1315,13 @@ static const op_case OP_CASES[] = {
     {&OP_GRID_MINMAX, {37, 83, 3, 20, VQ_F16, 0, 1, VQ_F16}},
     {&OP_GRID_MINMAX, {37, 2089, 2, 2089, VQ_BF16, 0, 0, VQ_F32}},
     {&OP_GRID_MINMAX, {37, 83, 4, 83, VQ_F32, 1, 1, VQ_BF16}},
-    {&OP_GRID_SEARCH, {1, 1, 4, 1, 0, VQ_F32, VQ_F32}},
-    {&OP_GRID_SEARCH, {9, 1100, 2, 1100, 0, VQ_F32, VQ_F32}},
-    {&OP_GRID_SEARCH, {30, 83, 3, 20, 1, VQ_BF16, VQ_BF16}},
-    {&OP_GRID_SEARCH, {30, 83, 8, 32, 0, VQ_F16, VQ_F16}},
-    {&OP_GRID_SEARCH, {9, 640, 4, 640, 1, VQ_F16, VQ_F32}},
+    {&OP_GRID_SEARCH, {1, 1, 4, 1, 0, VQ_F32, VQ_F32, 0}},
+    {&OP_GRID_SEARCH, {9, 1100, 2, 1100, 0, VQ_F32, VQ_F32, 0}},
+    {&OP_GRID_SEARCH, {30, 83, 3, 20, 1, VQ_BF16, VQ_BF16, 0}},
+    {&OP_GRID_SEARCH, {30, 83, 8, 32, 0, VQ_F16, VQ_F16, 0}},
+    {&OP_GRID_SEARCH, {9, 640, 4, 640, 1, VQ_F16, VQ_F32, 0}},
+    {&OP_GRID_SEARCH, {9, 1100, 2, 1100, 0, VQ_F32, VQ_F32, 1}},
+    {&OP_GRID_SEARCH, {30, 83, 3, 20, 1, VQ_BF16, VQ_BF16, 1}},
     {&OP_GRID_SPLIT, {1, 1, 4, 1, VQ_F32}},
     {&OP_GRID_SPLIT, {37, 83, 3, 20, VQ_F16}},
     {&OP_GRID_SPLIT, {3, 2089, 8, 2089, VQ_BF16}},

@@ -172,6 +172,8 @@ typedef struct rows {
     const vq_tensor *ints, *rest;
     const real *u;
     const int32_t *order;
+    const real
+        *variance[2]; /* [in] of w's columns, and in the order of the sweep; NULL: all alike */
     const uint8_t *dead;
     int64_t first, n;   /* of w's rows */
     int64_t height;     /* n, up to a multiple of LANES */
@@ -195,14 +197,16 @@ static bool has_running_groups(const rows *t)
     return t->groups > 1 && !t->rule->static_groups;
 }
 
-/* The grid of a group of one row, from its n weights. */
-static void find_grid(const rows *t, int64_t group, int64_t r, const real *w, int64_t n)
+/* The grid of a group of one row, from its n weights and their inputs' variances. */
+static void find_grid(const rows *t, int64_t group, int64_t r, const real *w, const real *variance,
+                      int64_t n)
 {
     const vq_sweep_rule *rule = t->rule;
     real *scale = &t->scale[group * t->height + r], *zero = &t->zero[group * t->height + r];
     real low = 0, high = 0;
     if (rule->search) {
-        vq_cpu_grid_of_weights(w, n, t->qmax, rule->symmetric, rule->scale_dtype, scale, zero);
+        vq_cpu_grid_of_weights(w, variance, NULL, n, t->qmax, rule->symmetric, rule->scale_dtype,
+                               scale, zero);
         return;
     }
     for (int64_t i = 0; i < n; i++) {
@@ -212,11 +216,17 @@ static void find_grid(const rows *t, int64_t group, int64_t r, const real *w, in
     vq_cpu_grid_of_range(low, high, t->qmax, rule->symmetric, true, rule->scale_dtype, scale, zero);
 }
 
+static const real *variance_from(const real *variance, int64_t first)
+{
+    return variance ? variance + first : NULL;
+}
+
 /* Grids of the row in t->row, for groups of `width` columns in their places. */
 static void find_row_grids(const rows *t, int64_t r, int64_t width)
 {
     for (int64_t g = 0; g < t->groups; g++)
-        find_grid(t, g, r, t->row + g * width, VQ_MIN(width, t->in - g * width));
+        find_grid(t, g, r, t->row + g * width, variance_from(t->variance[0], g * width),
+                  VQ_MIN(width, t->in - g * width));
 }
 
 /* The grid of a running group that begins with column p of the sweep, for rows [r, r + LANES). */
@@ -225,7 +235,7 @@ static void find_running_grid(const rows *t, int64_t p, int64_t r)
     const int64_t n = VQ_MIN(t->q->group_size, t->in - p);
     for (int64_t l = 0; l < LANES; l++) {
         for (int64_t k = 0; k < n; k++) t->row[k] = t->w[(p + k) * t->height + r + l];
-        find_grid(t, p / t->q->group_size, r + l, t->row, n);
+        find_grid(t, p / t->q->group_size, r + l, t->row, variance_from(t->variance[1], p), n);
     }
 }
 
@@ -308,6 +318,17 @@ static void sweep_block(rows *t, int64_t from, int64_t to, int64_t r)
     }
 }
 
+/* 1 / U[j, j]^2, what of an input's square those behind it do not tell, in both orders:
+ * variance [2 in]. */
+static void read_variances(real *variance, const vq_tensor *u, const int32_t *order)
+{
+    const int64_t in = u->dim[0];
+    for (int64_t p = 0; p < in; p++) {
+        const real diagonal = ((const real *)u->data)[p * in + p];
+        variance[order[p]] = variance[in + p] = 1 / (diagonal * diagonal);
+    }
+}
+
 static double sweep_rows(rows *t, const vq_tensor *w)
 {
     const int64_t height = t->height, block = t->rule->block_size;
@@ -343,9 +364,13 @@ vq_status vq_cpu_gptq_sweep(void *ctx, vq_quant *q, vq_tensor *ints, vq_tensor *
     const int threads = vq_cpu_threads(cpu, out * in);
     const int64_t per_thread =
         (in + block + 2 * groups) * height + block * LANES + VQ_CEIL_DIV(in, LANES) * LANES;
-    real *memory;
+    real *memory, *variance = NULL;
     double *errors;
     const size_t mark = vq_arena_mark(&cpu->scratch);
+    if (rule->weigh) {
+        VQ_TRY(VQ_NEW(&cpu->scratch, 2 * in, &variance));
+        read_variances(variance, u, order->data);
+    }
     VQ_TRY(VQ_NEW(&cpu->scratch, threads * per_thread, &memory));
     VQ_TRY(VQ_NEW(&cpu->scratch, tiles, &errors));
 
@@ -358,6 +383,7 @@ vq_status vq_cpu_gptq_sweep(void *ctx, vq_quant *q, vq_tensor *ints, vq_tensor *
                   .rest = rest,
                   .u = u->data,
                   .order = order->data,
+                  .variance = {variance, variance_from(variance, in)},
                   .dead = dead->data,
                   .first = i * height,
                   .n = VQ_MIN(height, out - i * height),

@@ -87,35 +87,51 @@ vq_status vq_cpu_grid_minmax(void *ctx, vq_tensor *scale, vq_tensor *zero, const
 #define SHRINKS 80       /* ranges tried: p = 1 - i / 100 */
 #define CHECK_EVERY 1024 /* weights between two looks at whether a range has lost already */
 
-/* Adds the errors of LANES weights, in units. */
-static inline void add_errors(real *sum, const real *w, real s, real z, real qmax, real unit)
+/* How far LANES weights are from the grid, in units. */
+static inline void distances(real *d, const real *w, real s, real z, real qmax, real unit)
 {
     for (int64_t l = 0; l < LANES; l++) {
         const real n = VQ_RINT(w[l] / s) + z, q = n > 0 ? (n < qmax ? n : qmax) : 0;
-        sum[l] += vq_power_2_4((s * (q - z) - w[l]) * unit);
+        d[l] = (s * (q - z) - w[l]) * unit;
     }
+}
+
+/* LANES of n from the i-th on; those behind the end are 0. */
+static inline const real *piece_of(const real *from, int64_t i, int64_t n, real *piece)
+{
+    if (n - i >= LANES) return from + i;
+    memset(piece, 0, LANES * sizeof *piece);
+    return memcpy(piece, from + i, (size_t)(n - i) * sizeof *piece);
 }
 
 /* The sum of all errors; once it is above `least` any number that is. */
-static real error_of(const real *w, int64_t n, real s, real z, real qmax, real unit, real least)
+static real error_of(const real *w, const real *variance, const real *mean, int64_t n, real s,
+                     real z, real qmax, real unit, real least)
 {
-    real sum[LANES] = {0}, rest[LANES] = {0}, total = 0;
+    real sum[LANES] = {0}, bias[LANES] = {0}, d[LANES], piece[LANES], total = 0;
     for (int64_t i = 0; i < n; i += LANES) {
-        const real *from = w + i;
-        if (n - i < LANES) { /* zeros have no error */
-            memcpy(rest, from, (size_t)(n - i) * sizeof *rest);
-            from = rest;
+        distances(d, piece_of(w, i, n, piece), s, z, qmax, unit);
+        if (variance) {
+            const real *v = piece_of(variance, i, n, piece);
+            for (int64_t l = 0; l < LANES; l++) sum[l] += v[l] * d[l] * d[l];
+        } else {
+            for (int64_t l = 0; l < LANES; l++) sum[l] += vq_power_2_4(d[l]);
         }
-        add_errors(sum, from, s, z, qmax, unit);
+        if (mean) {
+            const real *m = piece_of(mean, i, n, piece);
+            for (int64_t l = 0; l < LANES; l++) bias[l] += m[l] * d[l];
+        }
         if ((i + LANES) % CHECK_EVERY && i + LANES < n) continue;
         total = lanes_sum(sum, LANES);
-        if (total > least) break;
+        if (total > least) return total;
     }
-    return total;
+    const real all = lanes_sum(bias, LANES);
+    return total + all * all;
 }
 
-void vq_cpu_grid_of_weights(const real *w, int64_t n, real qmax, bool symmetric,
-                            vq_dtype scale_dtype, real *scale, real *zero)
+void vq_cpu_grid_of_weights(const real *w, const real *variance, const real *mean, int64_t n,
+                            real qmax, bool symmetric, vq_dtype scale_dtype, real *scale,
+                            real *zero)
 {
     real low = 0, high = 0, least = (real)INFINITY, unit = 0;
     for (int64_t i = 0; i < n; i++) {
@@ -127,15 +143,18 @@ void vq_cpu_grid_of_weights(const real *w, int64_t n, real qmax, bool symmetric,
         real s, z;
         vq_cpu_grid_of_range(p * low, p * high, qmax, symmetric, true, scale_dtype, &s, &z);
         if (i == 0) *scale = s, *zero = z, unit = 1 / s; /* steps: squares stay in range */
-        const real error = error_of(w, n, s, z, qmax, unit, least);
+        const real error = error_of(w, variance, mean, n, s, z, qmax, unit, least);
         if (error < least) least = error, *scale = s, *zero = z;
     }
 }
 
 vq_status vq_cpu_grid_search(void *ctx, vq_tensor *scale, vq_tensor *zero, const vq_tensor *w,
-                             int bits, int64_t group_size, bool symmetric, vq_dtype scale_dtype)
+                             const vq_tensor *inputs, int bits, int64_t group_size, bool symmetric,
+                             vq_dtype scale_dtype)
 {
     vq_cpu *cpu = ctx;
+    const real *variance = inputs ? inputs->data : NULL,
+               *mean = inputs ? variance + w->dim[1] : NULL;
     const int64_t out = w->dim[0], in = w->dim[1], groups = scale->dim[1];
     const real qmax = (real)((1 << bits) - 1);
     const size_t bytes = vq_dtype_bytes(w->dtype);
@@ -151,7 +170,8 @@ vq_status vq_cpu_grid_search(void *ctx, vq_tensor *scale, vq_tensor *zero, const
             const int64_t first = g * group_size, n = VQ_MIN(group_size, in - first);
             vq_cpu_to_real(group, (const uint8_t *)w->data + (size_t)(o * in + first) * bytes,
                            w->dtype, n);
-            vq_cpu_grid_of_weights(group, n, qmax, symmetric, scale_dtype,
+            vq_cpu_grid_of_weights(group, variance ? variance + first : NULL,
+                                   mean ? mean + first : NULL, n, qmax, symmetric, scale_dtype,
                                    (real *)scale->data + o * groups + g,
                                    (real *)zero->data + o * groups + g);
         }

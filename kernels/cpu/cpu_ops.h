@@ -96,16 +96,19 @@ real vq_cpu_round_scale(real s, vq_dtype scale_dtype);
 void vq_cpu_grid_of_range(real low, real high, real qmax, bool symmetric, bool include_zero,
                           vq_dtype scale_dtype, real *scale, real *zero);
 
-/* Scale and zero of a group of n weights, as vq_grid_search says. Pure. */
-void vq_cpu_grid_of_weights(const real *w, int64_t n, real qmax, bool symmetric,
-                            vq_dtype scale_dtype, real *scale, real *zero);
+/* Scale and zero of a group of n weights, as vq_grid_search says; variance may be NULL, and mean.
+ * Pure. */
+void vq_cpu_grid_of_weights(const real *w, const real *variance, const real *mean, int64_t n,
+                            real qmax, bool symmetric, vq_dtype scale_dtype, real *scale,
+                            real *zero);
 
 /* init: cpu_grid.c, cpu_gptq.c, cpu_kmeans.c */
 vq_status vq_cpu_grid_minmax(void *ctx, vq_tensor *scale, vq_tensor *zero, const vq_tensor *w,
                              int bits, int64_t group_size, bool symmetric, bool include_zero,
                              vq_dtype scale_dtype);
 vq_status vq_cpu_grid_search(void *ctx, vq_tensor *scale, vq_tensor *zero, const vq_tensor *w,
-                             int bits, int64_t group_size, bool symmetric, vq_dtype scale_dtype);
+                             const vq_tensor *inputs, int bits, int64_t group_size, bool symmetric,
+                             vq_dtype scale_dtype);
 vq_status vq_cpu_grid_round(void *ctx, vq_tensor *out, const vq_tensor *w, const vq_quant *q);
 vq_status vq_cpu_grid_split(void *ctx, vq_tensor *base, vq_tensor *rest, const vq_tensor *w,
                             const vq_tensor *scale, const vq_tensor *zero, int bits,

@@ -298,6 +298,16 @@ static vq_status sweep_block(vq_cuda *cuda, const sweep *t, const vq_quant *q, v
     return update(cuda, t, from, from, to, to, t->in);
 }
 
+/* 1 / U[j, j]^2 of w's columns, and behind them in the order of the sweep: variance [2 in]. */
+static __global__ void __launch_bounds__(THREADS)
+    read_variances(float *variance, const float *u, const int32_t *order, int64_t in)
+{
+    for (int64_t p = vq_thread(); p < in; p += vq_threads()) {
+        const float diagonal = u[p * in + p];
+        variance[order[p]] = variance[in + p] = 1 / (diagonal * diagonal);
+    }
+}
+
 vq_status vq_cuda_gptq_sweep(void *ctx, vq_quant *q, vq_tensor *ints, vq_tensor *rest,
                              double *error, const vq_tensor *w, const vq_tensor *u,
                              const vq_tensor *order, const vq_tensor *dead,
@@ -305,7 +315,7 @@ vq_status vq_cuda_gptq_sweep(void *ctx, vq_quant *q, vq_tensor *ints, vq_tensor 
 {
     vq_cuda *cuda = static_cast<vq_cuda *>(ctx);
     const uint8_t *is_dead = static_cast<const uint8_t *>(dead->data);
-    const vq_cuda_grid_rule grid = {rule->symmetric, true, rule->search, rule->scale_dtype};
+    vq_cuda_grid_rule grid = {rule->symmetric, true, rule->search, rule->scale_dtype, NULL, NULL};
     *error = 0;
     if (vq_tensor_count(w) == 0) return VQ_OK;
     sweep t = {};
@@ -323,6 +333,13 @@ vq_status vq_cuda_gptq_sweep(void *ctx, vq_quant *q, vq_tensor *ints, vq_tensor 
     VQ_TRY(VQ_NEW(&cuda->scratch, t.out * t.in, &t.w));
     VQ_TRY(VQ_NEW(&cuda->scratch, t.out * t.block, &t.e));
     VQ_TRY(VQ_NEW(&cuda->scratch, t.out, &t.row_error));
+    if (rule->weigh) {
+        float *variance;
+        VQ_TRY(VQ_NEW(&cuda->scratch, 2 * t.in, &variance));
+        VQ_LAUNCH(cuda, read_variances, vq_cuda_blocks(t.in, THREADS), THREADS, 0, variance, t.u,
+                  t.order, t.in);
+        grid.variance = variance + (t.running ? t.in : 0);
+    }
     VQ_FLOAT_TYPE(w->dtype,
                   VQ_LAUNCH(cuda, load_columns<T>, vq_cuda_blocks(t.out, 1),
                             vq_cuda_row_threads(t.in, 1), 0, t.w, static_cast<const T *>(w->data),

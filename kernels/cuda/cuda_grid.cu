@@ -27,22 +27,29 @@ static __device__ __forceinline__ void grid_of_range(const groups &g, float low,
 /* Each range in turn, by the block: errors in units of the first scale, whose squares stay in
  * range. The grid of the least error, the first among equals; all threads get it. */
 template <class T>
-static __device__ void search(const groups &g, const T *w, const uint8_t *dead, int64_t n,
-                              float low, float high, float *scale, float *zero)
+static __device__ void search(const groups &g, const T *w, const float *variance, const float *mean,
+                              const uint8_t *dead, int64_t n, float low, float high, float *scale,
+                              float *zero)
 {
     float least = INFINITY, unit = 0;
     for (int i = 0; i < SHRINKS; i++) {
         const float p = float(1 - double(i) / 100);
-        float s, z, sum = 0;
+        float s, z, sum = 0, bias = 0;
         grid_of_range(g, p * low, p * high, &s, &z);
         if (i == 0) *scale = s, *zero = z, unit = 1 / s;
         for (int64_t j = threadIdx.x; j < n; j += blockDim.x) {
             if (dead && dead[j]) continue;
             const float x = vq_load(w[j]), level = rintf(x / s) + z;
             const float q = level > 0 ? (level < g.qmax ? level : g.qmax) : 0;
-            sum += vq_power_2_4((s * (q - z) - x) * unit);
+            const float d = (s * (q - z) - x) * unit;
+            sum += variance ? variance[j] * d * d : vq_power_2_4(d);
+            if (mean) bias += mean[j] * d;
         }
         sum = vq_block_sum(sum);
+        if (mean) {
+            bias = vq_block_sum(bias);
+            sum += bias * bias;
+        }
         if (sum < least) least = sum, *scale = s, *zero = z;
     }
 }
@@ -67,7 +74,8 @@ static __global__ void __launch_bounds__(VQ_BLOCK_MAX)
         low = -vq_block_max(-low);
         high = vq_block_max(high);
         if (g.rule.search)
-            search(g, from, none, n, low, high, &s, &z);
+            search(g, from, g.rule.variance ? g.rule.variance + first : NULL,
+                   g.rule.mean ? g.rule.mean + first : NULL, none, n, low, high, &s, &z);
         else
             grid_of_range(g, low, high, &s, &z);
         if (threadIdx.x == 0) scale[at] = s, zero[at] = z;
@@ -104,14 +112,17 @@ vq_status vq_cuda_grid_minmax(void *ctx, vq_tensor *scale, vq_tensor *zero, cons
                               int bits, int64_t group_size, bool symmetric, bool include_zero,
                               vq_dtype scale_dtype)
 {
-    const vq_cuda_grid_rule rule = {symmetric, include_zero, false, scale_dtype};
+    const vq_cuda_grid_rule rule = {symmetric, include_zero, false, scale_dtype, NULL, NULL};
     return find_all(ctx, scale, zero, w, bits, group_size, &rule);
 }
 
 vq_status vq_cuda_grid_search(void *ctx, vq_tensor *scale, vq_tensor *zero, const vq_tensor *w,
-                              int bits, int64_t group_size, bool symmetric, vq_dtype scale_dtype)
+                              const vq_tensor *inputs, int bits, int64_t group_size, bool symmetric,
+                              vq_dtype scale_dtype)
 {
-    const vq_cuda_grid_rule rule = {symmetric, true, true, scale_dtype};
+    const float *variance = inputs ? static_cast<const float *>(inputs->data) : NULL;
+    const vq_cuda_grid_rule rule = {symmetric,   true,     true,
+                                    scale_dtype, variance, inputs ? variance + w->dim[1] : NULL};
     return find_all(ctx, scale, zero, w, bits, group_size, &rule);
 }
 

@@ -67,6 +67,7 @@ vq_status vq_cuda_sum(vq_cuda *cuda, double *out_host, const double *partial, in
 typedef struct vq_cuda_grid_rule {
     bool symmetric, include_zero, search;
     vq_dtype scale_dtype;
+    const float *variance, *mean; /* [in], device: of the search; may be NULL */
 } vq_cuda_grid_rule;
 
 /* The grids of q's groups [first_group, first_group + n_groups) into its scale and zero, with q's
@@ -145,7 +146,8 @@ vq_status vq_cuda_grid_minmax(void *ctx, vq_tensor *scale, vq_tensor *zero, cons
                               int bits, int64_t group_size, bool symmetric, bool include_zero,
                               vq_dtype scale_dtype);
 vq_status vq_cuda_grid_search(void *ctx, vq_tensor *scale, vq_tensor *zero, const vq_tensor *w,
-                              int bits, int64_t group_size, bool symmetric, vq_dtype scale_dtype);
+                              const vq_tensor *inputs, int bits, int64_t group_size, bool symmetric,
+                              vq_dtype scale_dtype);
 vq_status vq_cuda_grid_round(void *ctx, vq_tensor *out, const vq_tensor *w, const vq_quant *q);
 vq_status vq_cuda_grid_split(void *ctx, vq_tensor *base, vq_tensor *rest, const vq_tensor *w,
                              const vq_tensor *scale, const vq_tensor *zero, int bits,

@@ -36,7 +36,21 @@ static void test_stages(void **state)
     (void)state;
     BASELINE(MODELS "tiny-llama", "--group-size", "64", "--grid", "mse");
     BASELINE(MODELS "tiny-opt", "--gptq.act_order", "--gptq.propagate", "float");
-    BASELINE(MODELS "tiny-qwen3", "--sym", "--gptq.act_order", "--group-size", "100");
+    BASELINE(MODELS "tiny-qwen3", "--sym", "--gptq.act_order", "--group-size", "100", "--grid",
+             "output");
+}
+
+/* A grid by the outputs, without GPTQ, is made in the same way. */
+static void test_stages_by_output(void **state)
+{
+    (void)state;
+    static const char *const out[] = {"one", "two", "four"};
+    for (int i = 0; i < 3; i++)
+        QUANTIZE(i == 0 ? 0 : 2 * i, MODELS "tiny-opt", "--grid", "output", "--group-size", "100",
+                 "--K", "64", "--D", "4", "--kmeans.iters", "5", "--steps", "2", "--stages",
+                 text("%d", i == 0 ? 1 : 2 * i), "--threads", "1", "--out", out[i]);
+    expect_same_run("one", "two", 2);
+    expect_same_run("one", "four", 2);
 }
 
 static void test_stages_as_a_start(void **state)
@@ -134,6 +148,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(test_stages, clear_folder),
+        cmocka_unit_test_teardown(test_stages_by_output, clear_folder),
         cmocka_unit_test_teardown(test_stages_as_a_start, clear_folder),
         cmocka_unit_test_teardown(test_replicas, clear_folder),
     };

@@ -74,7 +74,7 @@ static void quantize(bed *b, const setup *set, int64_t slot)
     vq_tensor rest;
     EXPECT_OK(vq_grid_alloc(&b->be, &l->quant, &b->arena, &grid, w->dim[0], w->dim[1]));
     EXPECT_OK(vq_tensor_new(&b->arena, VQ_HOST, VQ_F64, VQ_DIMS(w->dim[0], w->dim[1]), &rest));
-    EXPECT_OK(vq_grid_make(&b->be, &l->quant, &rest, w, &grid));
+    EXPECT_OK(vq_grid_make(&b->be, &l->quant, &rest, w, NULL, &grid));
     l->quantized = true;
     l->scale_dtype = VQ_F64; /* central differences see no rounding */
     vq_pool_attach(&b->pool, slot, l);

@@ -206,22 +206,25 @@ typedef struct sweep_case {
     vq_sweep_rule rule;
 } sweep_case;
 
-#define RULE(block, symmetric, dtype, statics, hessian, search)                                    \
+#define RULE(block, symmetric, dtype, statics, hessian, search, weigh)                             \
     {                                                                                              \
-        block, symmetric, dtype, statics, hessian, search                                          \
+        block, symmetric, dtype, statics, hessian, search, weigh                                   \
     }
 
 static const sweep_case SWEEP[] = {
-    {1, 1, 4, 1, VQ_F32, false, RULE(128, false, VQ_F32, false, false, false)},
-    {5, 37, 3, 37, VQ_F32, false, RULE(16, false, VQ_F32, false, false, false)},
-    {201, 83, 2, 83, VQ_F16, true, RULE(128, true, VQ_F16, false, true, false)},
-    {201, 83, 3, 20, VQ_BF16, false, RULE(32, false, VQ_BF16, false, false, false)},
-    {40, 83, 4, 16, VQ_F32, true, RULE(7, true, VQ_F32, false, true, false)},
-    {40, 200, 8, 64, VQ_F32, true, RULE(128, false, VQ_F16, true, false, false)},
-    {300, 131, 8, 1, VQ_F32, false, RULE(1, false, VQ_F32, true, false, false)},
-    {40, 83, 2, 83, VQ_F32, true, RULE(32, false, VQ_F32, false, false, true)},
-    {40, 83, 3, 20, VQ_BF16, false, RULE(32, true, VQ_BF16, false, false, true)},
-    {40, 83, 2, 20, VQ_F16, true, RULE(32, false, VQ_F16, true, false, true)},
+    {1, 1, 4, 1, VQ_F32, false, RULE(128, false, VQ_F32, false, false, false, false)},
+    {5, 37, 3, 37, VQ_F32, false, RULE(16, false, VQ_F32, false, false, false, false)},
+    {201, 83, 2, 83, VQ_F16, true, RULE(128, true, VQ_F16, false, true, false, false)},
+    {201, 83, 3, 20, VQ_BF16, false, RULE(32, false, VQ_BF16, false, false, false, false)},
+    {40, 83, 4, 16, VQ_F32, true, RULE(7, true, VQ_F32, false, true, false, false)},
+    {40, 200, 8, 64, VQ_F32, true, RULE(128, false, VQ_F16, true, false, false, false)},
+    {300, 131, 8, 1, VQ_F32, false, RULE(1, false, VQ_F32, true, false, false, false)},
+    {40, 83, 2, 83, VQ_F32, true, RULE(32, false, VQ_F32, false, false, true, false)},
+    {40, 83, 3, 20, VQ_BF16, false, RULE(32, true, VQ_BF16, false, false, true, false)},
+    {40, 83, 2, 20, VQ_F16, true, RULE(32, false, VQ_F16, true, false, true, false)},
+    {40, 83, 2, 83, VQ_F32, true, RULE(32, false, VQ_F32, false, false, true, true)},
+    {40, 83, 3, 20, VQ_BF16, true, RULE(32, true, VQ_BF16, false, false, true, true)},
+    {40, 83, 2, 20, VQ_F16, true, RULE(32, false, VQ_F16, true, false, true, true)},
 };
 
 typedef struct swept {
@@ -270,14 +273,17 @@ static void run_sweep(const vq_backend *be, const sweep_case *c, const sweep_inp
 }
 
 /* Scale and zero of n weights by the slots that are tested elsewhere. */
-static void find_grid(const vq_backend *be, const sweep_case *c, double *w, int64_t n, double *s,
-                      double *z)
+static void find_grid(const vq_backend *be, const sweep_case *c, double *w, double *variance,
+                      int64_t n, double *s, double *z)
 {
-    const vq_tensor row = vq_tensor_2d(w, VQ_F64, 1, n);
+    double *both = new_tensor(VQ_F64, 2, n).data; /* means are 0 */
+    const vq_tensor row = vq_tensor_2d(w, VQ_F64, 1, n), by = vq_tensor_2d(both, VQ_F64, 2, n);
     vq_tensor scale = vq_tensor_2d(s, VQ_F64, 1, 1), zero = vq_tensor_2d(z, VQ_F64, 1, 1);
+    memset(both, 0, 2 * (size_t)n * sizeof *both);
+    memcpy(both, variance, (size_t)n * sizeof *both);
     if (c->rule.search)
-        EXPECT_OK(vq_grid_search(be, &scale, &zero, &row, c->bits, n, c->rule.symmetric,
-                                 c->rule.scale_dtype));
+        EXPECT_OK(vq_grid_search(be, &scale, &zero, &row, c->rule.weigh ? &by : NULL, c->bits, n,
+                                 c->rule.symmetric, c->rule.scale_dtype));
     else
         EXPECT_OK(vq_grid_minmax(be, &scale, &zero, &row, c->bits, n, c->rule.symmetric, true,
                                  c->rule.scale_dtype));
@@ -292,13 +298,18 @@ static double sweep_row(const vq_backend *be, const sweep_case *c, const sweep_i
     double *w = new_tensor(VQ_F64, 1, in).data, *seen = new_tensor(VQ_F64, 1, in).data;
     double *s = new_tensor(VQ_F64, 1, groups).data, *z = new_tensor(VQ_F64, 1, groups).data;
     const int32_t *order = a->order.data;
+    /* As the sweep goes, and by their places in w. */
+    double *by_turn = new_tensor(VQ_F64, 1, in).data, *by_place = new_tensor(VQ_F64, 1, in).data;
     double error = 0;
+    for (int64_t p = 0; p < in; p++)
+        by_place[order[p]] = by_turn[p] = 1 / (get(&a->u, p * in + p) * get(&a->u, p * in + p));
     for (int64_t i = 0; i < in; i++) w[i] = get(&a->w, o * in + i);
-    if (groups == 1) find_grid(be, c, w, in, s, z);
+    if (groups == 1) find_grid(be, c, w, by_place, in, s, z);
     for (int64_t i = 0; i < in; i++)
         if (((const uint8_t *)a->dead.data)[i]) w[i] = 0;
     for (int64_t g = 0; g < groups && groups > 1 && c->rule.static_groups; g++)
-        find_grid(be, c, w + g * size, VQ_MIN(size, in - g * size), &s[g], &z[g]);
+        find_grid(be, c, w + g * size, by_place + g * size, VQ_MIN(size, in - g * size), &s[g],
+                  &z[g]);
     memcpy(seen, w, (size_t)in * sizeof *w);
     for (int64_t p = 0; p < in; p++) w[p] = seen[order[p]];
     for (int64_t p = 0; p < in; p++) {
@@ -306,7 +317,7 @@ static double sweep_row(const vq_backend *be, const sweep_case *c, const sweep_i
         const int64_t i = order[p];
         const int64_t g = groups == 1 ? 0 : (c->rule.static_groups ? i : p) / size;
         if (groups > 1 && !c->rule.static_groups && p % size == 0)
-            find_grid(be, c, seen + p, VQ_MIN(size, in - p), &s[g], &z[g]);
+            find_grid(be, c, seen + p, by_turn + p, VQ_MIN(size, in - p), &s[g], &z[g]);
         const double u = w[p] / s[g], n = fmax(0, fmin(rint(u) + z[g], qmax));
         const double e = (w[p] - s[g] * (n - z[g])) / get(&a->u, p * in + p);
         const double exact = u - floor(u);

@@ -30,7 +30,8 @@ static vq_status take(void *ctx, vq_vqlinear *l, const vq_tensor *rest, double e
 {
     swept *s = ctx;
     assert_true(isfinite(error));
-    s->hash = mix(mix(mix(s->hash, rest), &l->ints), &l->quant.scale);
+    s->hash = mix(mix(mix(s->hash, rest), &l->quant.base), &l->quant.scale);
+    if (!s->sweep.grid) s->hash = mix(s->hash, &l->ints);
     s->n_linears++;
     return VQ_OK;
 }
@@ -61,10 +62,13 @@ static void swept_open(swept *s, const char *model, int bits, int64_t group_size
     }
 }
 
-static void sweep_open(swept *s, bool quantized, size_t memory_bytes)
+/* search: a grid by the outputs in GPTQ's place. */
+static void sweep_open(swept *s, bool quantized, bool search, size_t memory_bytes)
 {
+    s->grid.include_zero = s->grid.search = search;
     s->sweep = (vq_sweep){.stage = &s->f.stage,
                           .config = &s->config,
+                          .grid = search ? &s->grid : NULL,
                           .quantized = quantized,
                           .take = take,
                           .ctx = s,
@@ -125,7 +129,7 @@ static double rtn_error(swept *s, const vq_vqlinear *l, const vq_tensor *x)
     EXPECT_OK(vq_grid_alloc(&s->f.be, &q, &s->f.arena, &grid, out, in));
     EXPECT_OK(vq_tensor_new(&s->f.arena, VQ_HOST, VQ_F32, VQ_DIMS(out, in), &rest));
     EXPECT_OK(vq_tensor_new(&s->f.arena, VQ_HOST, VQ_F32, VQ_DIMS(out, in), &w));
-    EXPECT_OK(vq_grid_make(&s->f.be, &q, &rest, source, &grid));
+    EXPECT_OK(vq_grid_make(&s->f.be, &q, &rest, source, NULL, &grid));
     EXPECT_OK(vq_grid_round(&s->f.be, &w, source, &q));
     return output_error(s, x, &w, source);
 }
@@ -135,8 +139,9 @@ static void check_below_rtn(const char *model, int64_t group_size, bool act_orde
     swept s;
     swept_open(&s, model, 3, group_size, 2);
     s.config.act_order = s.config.rule.static_groups = act_order;
-    s.config.rule.search = s.grid.search = search;
-    sweep_open(&s, false, SIZE_MAX);
+    s.config.rule.search = search;
+    sweep_open(&s, false, false, SIZE_MAX);
+    s.grid.search = search;
     for (int64_t layer = 0; layer < s.f.model.config.N; layer++) {
         vq_acts acts;
         vq_tensor read[VQ_N_KINDS];
@@ -172,13 +177,54 @@ static void test_below_rtn(void **state)
     check_below_rtn("rand-opt350", -1, true, true);
 }
 
+/* A grid by the outputs changes them less than the whole range's, in almost every linear: its
+ * measure leaves out only how inputs vary together. */
+static void test_by_output(void **state)
+{
+    (void)state;
+    static const char *const models[] = {"tiny-llama", "tiny-opt", "tiny-qwen3"};
+    for (int m = 0; m < 6; m++) {
+        swept s;
+        double sum = 0, sum_rtn = 0;
+        int64_t worse = 0;
+        swept_open(&s, models[m / 2], 2, m % 2 ? 64 : -1, 2);
+        sweep_open(&s, false, true, SIZE_MAX);
+        for (int64_t layer = 0; layer < s.f.model.config.N; layer++) {
+            vq_acts acts;
+            vq_tensor read[VQ_N_KINDS];
+            double error;
+            run_layer(&s, layer, &acts, read);
+            EXPECT_OK(vq_sweep_layer(&s.sweep, layer, &error));
+            s.grid.search = false;
+            for (int k = 0; k < VQ_N_KINDS; k++) {
+                const vq_vqlinear *l = vq_stage_linear(&s.f.stage, layer, (vq_linear_kind)k);
+                vq_tensor w;
+                if (!l) continue;
+                EXPECT_OK(vq_vqlinear_weight(&s.f.be, l, VQ_MODE_RTN, &s.f.arena, &w));
+                const double ours = output_error(&s, &read[k], &w, &l->source->weight);
+                const double rtn = rtn_error(&s, l, &read[k]);
+                worse += ours > rtn;
+                sum += ours / rtn;
+                sum_rtn += 1;
+            }
+            s.grid.search = true;
+        }
+        if (sum > (m % 2 ? 0.8 : 0.65) * sum_rtn || (double)worse > 0.1 * sum_rtn)
+            fail_msg("%s, groups of %lld: %.3g of the whole range's error, %lld of %g worse",
+                     models[m / 2], (long long)s.grid.group_size, sum / sum_rtn, (long long)worse,
+                     sum_rtn);
+        swept_close(&s);
+    }
+}
+
 /* --- however it runs ------------------------------------------------------------------------- */
 
-static uint64_t hash_of_run(const char *model, bool quantized, int threads, size_t memory_bytes)
+static uint64_t hash_of_run(const char *model, bool quantized, bool search, int threads,
+                            size_t memory_bytes)
 {
     swept s;
     swept_open(&s, model, 4, 24, threads);
-    sweep_open(&s, quantized, memory_bytes);
+    sweep_open(&s, quantized, search, memory_bytes);
     assert_int_equal(s.sweep.inputs.data != NULL, memory_bytes > 0);
     for (int64_t layer = 0; layer < s.f.model.config.N; layer++) {
         double error;
@@ -198,11 +244,13 @@ static uint64_t hash_of_run(const char *model, bool quantized, int threads, size
 static void test_same_bits(void **state)
 {
     (void)state;
-    for (int quantized = 0; quantized < 2; quantized++) {
-        const uint64_t hash = hash_of_run("rand-llama-gqa-tied", quantized, 1, SIZE_MAX);
-        assert_true(hash_of_run("rand-llama-gqa-tied", quantized, 2, SIZE_MAX) == hash);
-        assert_true(hash_of_run("rand-llama-gqa-tied", quantized, 3, SIZE_MAX) == hash);
-        assert_true(hash_of_run("rand-llama-gqa-tied", quantized, 1, 0) == hash); /* by a file */
+    static const char model[] = "rand-llama-gqa-tied";
+    for (int i = 0; i < 3; i++) {
+        const bool quantized = i == 1, search = i == 2;
+        const uint64_t hash = hash_of_run(model, quantized, search, 1, SIZE_MAX);
+        assert_true(hash_of_run(model, quantized, search, 2, SIZE_MAX) == hash);
+        assert_true(hash_of_run(model, quantized, search, 3, SIZE_MAX) == hash);
+        assert_true(hash_of_run(model, quantized, search, 1, 0) == hash); /* by a file */
         FILE *left = fopen("sweep.h5", "r");
         assert_null(left);
     }
@@ -217,7 +265,7 @@ static void test_skipped(void **state)
     swept_open(&s, "rand-qwen3-tied", 4, -1, 2);
     for (int64_t layer = 0; layer < s.f.model.config.N; layer++)
         vq_stage_linear(&s.f.stage, layer, VQ_DOWN)->quantized = false;
-    sweep_open(&s, true, SIZE_MAX);
+    sweep_open(&s, true, false, SIZE_MAX);
     for (int64_t layer = 0; layer < s.f.model.config.N; layer++)
         EXPECT_OK(vq_sweep_layer(&s.sweep, layer, &error));
     assert_int_equal(s.n_linears, 6 * s.f.model.config.N);
@@ -308,8 +356,8 @@ static void test_settings(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_below_rtn), cmocka_unit_test(test_same_bits),
-        cmocka_unit_test(test_skipped), cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_settings)};
+        cmocka_unit_test(test_below_rtn), cmocka_unit_test(test_by_output),
+        cmocka_unit_test(test_same_bits), cmocka_unit_test(test_skipped),
+        cmocka_unit_test(test_refusals),  cmocka_unit_test(test_settings)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

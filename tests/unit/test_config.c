@@ -357,7 +357,7 @@ static void recipes_set_defaults(void **state)
     assert_true(config.train.lr == 0.02);
     EXPECT_OK(load(VQ_QUANTIZE, QUANTIZE "--recipe best"));
     assert_int_equal(config.train.steps, 5000);
-    assert_int_equal(config.grid.search, VQ_SEARCH_MSE);
+    assert_int_equal(config.grid.search, VQ_SEARCH_OUTPUT);
     EXPECT_OK(load(VQ_QUANTIZE, QUANTIZE "--recipe paper"));
     assert_int_equal(config.train.steps, 5000);
     assert_true(config.train.lr == 0.01);

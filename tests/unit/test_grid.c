@@ -112,7 +112,7 @@ static void check_case(const vq_grid_config *c, vq_dtype w_dtype)
     assert_int_equal(vq_grid_alloc(&be, &q, &arena, c, OUT, IN), VQ_OK);
     size_t used = vq_arena_mark(&arena) - before, planned = vq_grid_bytes(c, OUT, IN);
     assert_in_range(used, planned, planned + 3 * VQ_ALIGN); /* ASan's gaps */
-    assert_int_equal(vq_grid_make(&be, &q, &rest, &w, c), VQ_OK);
+    assert_int_equal(vq_grid_make(&be, &q, &rest, &w, NULL, c), VQ_OK);
     assert_int_equal(vq_grid_round(&be, &rounded, &w, &q), VQ_OK);
 
     int64_t width = c->group_size < 0 ? IN : VQ_MIN(c->group_size, IN);
@@ -200,9 +200,9 @@ static void test_search(void **state)
         assert_int_equal(vq_tensor_new(&arena, VQ_HOST, VQ_F32, VQ_DIMS(OUT, IN), &rest), VQ_OK);
         assert_int_equal(vq_grid_alloc(&be, &whole, &arena, &c, OUT, IN), VQ_OK);
         assert_int_equal(vq_grid_alloc(&be, &part, &arena, &c, OUT, IN), VQ_OK);
-        assert_int_equal(vq_grid_make(&be, &whole, &rest, &t, &c), VQ_OK);
+        assert_int_equal(vq_grid_make(&be, &whole, &rest, &t, NULL, &c), VQ_OK);
         c.search = true;
-        assert_int_equal(vq_grid_make(&be, &part, &rest, &t, &c), VQ_OK);
+        assert_int_equal(vq_grid_make(&be, &part, &rest, &t, NULL, &c), VQ_OK);
         for (int64_t g = 0; g < OUT * vq_grid_groups(&c, IN); g++) {
             const int64_t o = g / vq_grid_groups(&c, IN), at = g % vq_grid_groups(&c, IN);
             const double s = (double)((float *)part.scale.data)[g];
@@ -234,7 +234,7 @@ static vq_status make_with(float value, int64_t row, int64_t column, vq_dtype sc
                         .search = search};
     vq_arena_reset(&arena, 0);
     assert_int_equal(vq_grid_alloc(&be, q, &arena, &c, 4, IN), VQ_OK);
-    return vq_grid_make(&be, q, &rest, &w, &c);
+    return vq_grid_make(&be, q, &rest, &w, NULL, &c);
 }
 
 static void test_not_finite(void **state)
@@ -276,7 +276,7 @@ static void test_bf16_scales_are_f16_scales(void **state)
     vq_quant q;
     vq_arena_reset(&arena, 0);
     assert_int_equal(vq_grid_alloc(&be, &q, &arena, &c, 1, N), VQ_OK);
-    assert_int_equal(vq_grid_make(&be, &q, &rest, &w, &c), VQ_OK);
+    assert_int_equal(vq_grid_make(&be, &q, &rest, &w, NULL, &c), VQ_OK);
     for (int i = 0; i < N; i++) {
         const float s = ((const float *)q.scale.data)[i];
         assert_true(s > 0 && s == vq_bf16_to_f32(vq_f32_to_bf16(s)));

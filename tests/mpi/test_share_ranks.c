@@ -16,7 +16,7 @@
          "1", "--checkpoint-every", "1")
 
 /* A run of n ranks (0: no launcher) to its end. */
-#define QUANTIZE(n, ...)                                                                           \
+#define RUN_RANKS(n, ...)                                                                          \
     do {                                                                                           \
         finish(start_ranks(n, VQROUND, COMMON, LIST(__VA_ARGS__)));                                \
         expect_code(0);                                                                            \
@@ -25,22 +25,22 @@
 static void test_other_numbers_of_ranks(void **state)
 {
     (void)state;
-    QUANTIZE(0, "--K", "16", "--out", "alone16");
-    QUANTIZE(0, "--K", "32", "--out", "alone32");
-    QUANTIZE(3, "--K", "16", "--out", "three", "--share", "shared");
+    RUN_RANKS(0, "--K", "16", "--out", "alone16");
+    RUN_RANKS(0, "--K", "32", "--out", "alone32");
+    RUN_RANKS(3, "--K", "16", "--out", "three", "--share", "shared");
     expect_words("tokens made", "grid made", "init made", "eval_rtn made", "teacher made", NULL);
 
     /* Other codebooks from the grids of three ranks. */
-    QUANTIZE(2, "--K", "32", "--out", "two", "--share", "shared");
+    RUN_RANKS(2, "--K", "32", "--out", "two", "--share", "shared");
     expect_words("grid from another run", "init made", "teacher from another run", NULL);
     assert_null(strstr(last.err, "gptq     "));
     expect_same_run("alone32", "two", 3);
 
     /* All of init from three ranks, or from two. */
-    QUANTIZE(0, "--K", "16", "--out", "one", "--share", "shared");
+    RUN_RANKS(0, "--K", "16", "--out", "one", "--share", "shared");
     expect_words("init from another run", "eval_rtn from another run", NULL);
     expect_same_run("alone16", "one", 3);
-    QUANTIZE(4, "--K", "32", "--out", "four", "--share", "shared");
+    RUN_RANKS(4, "--K", "32", "--out", "four", "--share", "shared");
     expect_words("init from another run", NULL);
     expect_same_run("alone32", "four", 3);
     assert_true(exists("four/init-0001.h5") && !exists("four/init-0002.h5"));

@@ -1,14 +1,13 @@
 """gptq_reference.py REFERENCE_DIR [OUT IN TOKENS]... - the reference's GPTQ on the shapes of bench_gptq.
 
-By hand, with torch and the reference's requirements; OMP_NUM_THREADS sets the threads of both. Times are the
-median of 5 runs: the Hessian (add_batch over sequences of 512 tokens), then fasterquant; at the end the peak memory,
-beside that before the first shape.
+By hand, with torch and the reference's requirements; OMP_NUM_THREADS sets the threads of both. Times are processor
+times, the least of 5 runs: the Hessian (add_batch, a sequence of 512 tokens after the other), then fasterquant; at the
+end the peak memory, beside that before the first shape.
 """
 import contextlib
 import importlib
 import io
 import resource
-import statistics
 import sys
 import time
 import types
@@ -20,23 +19,24 @@ SMOLLM2 = [(576, 576, 8192), (192, 576, 8192), (1536, 576, 8192), (576, 1536, 81
 
 
 def bench(reference, out, columns, tokens):
-    x = torch.rand(tokens, columns) - 0.5
     hessian, sweep = [], []
     for _ in range(RUNS):
         linear = torch.nn.Linear(columns, out, bias=False)
         gptq = reference.GPTQ(linear)
         gptq.quantizer = reference.Quantizer()
         gptq.quantizer.configure(bits=4, perchannel=True, sym=False, mse=False)
-        start = time.perf_counter()
-        for sequence in x.split(SEQUENCE):
-            gptq.add_batch(sequence[None], None)
-        hessian.append(time.perf_counter() - start)
-        start = time.perf_counter()
+        hessian.append(0)
+        for first in range(0, tokens, SEQUENCE):
+            x = torch.rand(1, min(SEQUENCE, tokens - first), columns).sub_(0.5)
+            start = time.process_time()
+            gptq.add_batch(x, None)
+            hessian[-1] += time.process_time() - start
+        start = time.process_time()
         with contextlib.redirect_stdout(io.StringIO()):
             gptq.fasterquant_return(blocksize=128, percdamp=0.01, groupsize=-1, actorder=False,
                                     static_groups=False)
-        sweep.append(time.perf_counter() - start)
-    parts = [1e3 * statistics.median(seconds) for seconds in (hessian, sweep)]
+        sweep.append(time.process_time() - start)
+    parts = [1e3 * min(seconds) for seconds in (hessian, sweep)]
     print(f"{out:6} {columns:6} {tokens:6} | hessian {parts[0]:9.2f} ms | factor and sweep {parts[1]:9.2f} ms"
           f" | all {sum(parts):9.2f} ms")
 

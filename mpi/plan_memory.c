@@ -59,7 +59,7 @@ static double sweep_bytes(const vq_plan_view *v)
     const int64_t widest = VQ_MAX(m->F, m->H * m->S);
     const double E = (double)m->E, attn = (double)(m->H * m->S), F = (double)m->F;
     const double n = (double)VQ_MAX(widest, m->E);
-    const double hessians = 8 * (2 * E * E + attn * attn + F * F), factor = n * n * (4 + 8);
+    const double hessians = 8 * (2 * E * E + attn * attn + F * F), factor = n * n * 4;
     const double windows = (double)VQ_CEIL_DIV(c->nsamples, v->job.topo.n_replicas);
     const double inputs = windows * (double)c->seqlen * E * v->act;
     const double pass =

@@ -139,7 +139,7 @@ vq_status vq_syrk(const vq_backend *be, vq_tensor *h, const vq_tensor *x, double
     return be->ops->syrk(be->ctx, h, x, alpha);
 }
 
-vq_status vq_inverse_factor(const vq_backend *be, vq_tensor *u, bool *positive, const vq_tensor *h,
+vq_status vq_inverse_factor(const vq_backend *be, vq_tensor *u, bool *positive, vq_tensor *h,
                             const vq_tensor *order, double damp)
 {
     WANT(h, TYPE(VQ_F64), ANY, ANY);

@@ -69,7 +69,7 @@ typedef struct vq_ops {
     vq_status (*gemm)(void *ctx, vq_tensor *c, const vq_tensor *a, bool trans_a, const vq_tensor *b,
                       bool trans_b, double alpha, double beta);
     vq_status (*syrk)(void *ctx, vq_tensor *h, const vq_tensor *x, double alpha);
-    vq_status (*inverse_factor)(void *ctx, vq_tensor *u, bool *positive, const vq_tensor *h,
+    vq_status (*inverse_factor)(void *ctx, vq_tensor *u, bool *positive, vq_tensor *h,
                                 const vq_tensor *order, double damp);
 
     /* layer */
@@ -190,11 +190,11 @@ vq_status vq_syrk(const vq_backend *be, vq_tensor *h, const vq_tensor *x, double
  * u         real [n, n], out; zeros below the diagonal
  * positive  out: whether H + damp I is positive definite, no pivot being lost in rounding; if not,
  *           u is not set
- * h         f64 [n, n], its lower triangle
+ * h         f64 [n, n], in/out: its lower triangle, which stays; what is above the diagonal is lost
  * order     i32 [n]: a permutation
  *
  * In f64 up to the last rounding. Synchronous. */
-vq_status vq_inverse_factor(const vq_backend *be, vq_tensor *u, bool *positive, const vq_tensor *h,
+vq_status vq_inverse_factor(const vq_backend *be, vq_tensor *u, bool *positive, vq_tensor *h,
                             const vq_tensor *order, double damp);
 
 /* --- layer ----------------------------------------------------------------------------------- */

@@ -27,7 +27,8 @@ typedef struct vq_gptq_factor {
  * damping is tried, up to three times, with a line in the log.
  *
  * f     out; its tensors are in arena
- * h     f64 [in, in], in/out: the lower triangle, from vq_syrk; a diagonal element of 0 becomes 1
+ * h     f64 [in, in], in/out: the lower triangle, from vq_syrk; a diagonal element of 0 becomes 1.
+ *       What is above the diagonal is lost
  * name  of the input, for messages
  *
  * Fails: VQ_ENOTFINITE (an element of the diagonal), VQ_EUSAGE (not positive definite), VQ_EMEM. */

@@ -1,7 +1,7 @@
 /* cpu_gptq - the Hessian of a linear, its inverse's factor, and GPTQ's pass over the columns.
  *
- * The factor is had without inverting: with the order of rows and columns reversed, H = L L^T, and
- * L^-1, reversed back, is the upper triangular U with U^T U = H^-1. All of it is tiles that depend
+ * The factor is had without inverting: with the order of rows and columns reversed, H = R^T R, and
+ * R^-T, reversed back, is the upper triangular U with U^T U = H^-1. All of it is tiles that depend
  * on the size alone, one BLAS call on one thread each.
  *
  * In the sweep rows are independent: a thread takes some and carries them through all columns. Its
@@ -18,7 +18,13 @@
 
 /* --- h += alpha x^T x ------------------------------------------------------------------------ */
 
-#define SYRK_TILE 192
+#ifdef VQ_CPU_F64
+#define BLAS_SYRK cblas_dsyrk
+#else
+#define BLAS_SYRK cblas_ssyrk
+#endif
+
+#define SYRK_TILE 288
 #define SYRK_DEPTH 1024 /* rows whose products are summed in real */
 
 vq_status vq_cpu_syrk(void *ctx, vq_tensor *h, const vq_tensor *x, double alpha)
@@ -34,8 +40,13 @@ vq_status vq_cpu_syrk(void *ctx, vq_tensor *h, const vq_tensor *x, double alpha)
         real *sum = vq_cpu_slab(cpu);
         for (int64_t r = 0; r < rows; r += SYRK_DEPTH) {
             const real *from = (const real *)x->data + r * ld;
-            vq_cpu_blas_gemm(true, false, height, width, VQ_MIN(SYRK_DEPTH, rows - r), 1, from + i,
-                             ld, from + j, ld, 0, sum, width);
+            const int64_t depth = VQ_MIN(SYRK_DEPTH, rows - r);
+            if (i == j)
+                BLAS_SYRK(CblasRowMajor, CblasLower, CblasTrans, (int)height, (int)depth, 1,
+                          from + i, (int)ld, 0, sum, (int)width);
+            else
+                vq_cpu_blas_gemm(true, false, height, width, depth, 1, from + i, ld, from + j, ld,
+                                 0, sum, width);
             for (int64_t a = 0; a < height; a++) {
                 double *to = (double *)h->data + (i + a) * n + j;
                 const int64_t end = i == j ? a + 1 : width;
@@ -51,25 +62,22 @@ vq_status vq_cpu_syrk(void *ctx, vq_tensor *h, const vq_tensor *x, double alpha)
 #define BLOCK ((int64_t)128) /* columns factored at a time */
 #define TILE ((int64_t)256)  /* of the update behind them */
 
-/* One block on the diagonal, a = L L^T in its lower triangle. A pivot that is not above its noise
+/* One block on the diagonal, a = R^T R in its upper triangle. A pivot that is not above its noise
  * is what rounding left of a zero: false. */
 static bool factor_block(double *a, int64_t ld, int64_t n, const double *noise)
 {
-    double column[BLOCK];
     for (int64_t j = 0; j < n; j++) {
-        if (!(a[j * ld + j] > noise[j])) return false;
-        const double root = sqrt(a[j * ld + j]);
-        a[j * ld + j] = root;
-        for (int64_t i = j + 1; i < n; i++) column[i] = a[i * ld + j] /= root;
-        for (int64_t i = j + 1; i < n; i++) {
-            double *row = a + i * ld;
-            for (int64_t k = j + 1; k <= i; k++) row[k] -= row[j] * column[k];
-        }
+        double *row = a + j * ld;
+        if (!(row[j] > noise[j])) return false;
+        row[j] = sqrt(row[j]);
+        for (int64_t k = j + 1; k < n; k++) row[k] /= row[j];
+        for (int64_t i = j + 1; i < n; i++)
+            for (int64_t k = i; k < n; k++) a[i * ld + k] -= row[i] * row[k];
     }
     return true;
 }
 
-/* a [n, n] = L L^T, lower triangle, in place. */
+/* a [n, n] = R^T R, in its upper triangle alone. */
 static bool factor(const vq_cpu *cpu, double *a, int64_t n, const double *noise)
 {
     const int threads = n <= 2 * BLOCK ? 1 : cpu->n_threads;
@@ -79,24 +87,27 @@ static bool factor(const vq_cpu *cpu, double *a, int64_t n, const double *noise)
         if (!factor_block(a + k * n + k, n, width, noise + k)) return false;
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
         for (int64_t t = 0; t < tiles; t++) {
-            const int64_t i = first + t * TILE;
-            cblas_dtrsm(CblasRowMajor, CblasRight, CblasLower, CblasTrans, CblasNonUnit,
-                        (int)VQ_MIN(TILE, n - i), (int)width, 1, a + k * n + k, (int)n,
-                        a + i * n + k, (int)n);
+            const int64_t j = first + t * TILE;
+            cblas_dtrsm(CblasRowMajor, CblasLeft, CblasUpper, CblasTrans, CblasNonUnit, (int)width,
+                        (int)VQ_MIN(TILE, n - j), 1, a + k * n + k, (int)n, a + k * n + j, (int)n);
         }
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
         for (int64_t t = 0; t < tiles * tiles; t++) {
             const int64_t i = first + t / tiles * TILE, j = first + t % tiles * TILE;
-            if (j > i) continue;
-            cblas_dgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)VQ_MIN(TILE, n - i),
-                        (int)VQ_MIN(TILE, n - j), (int)width, -1, a + i * n + k, (int)n,
-                        a + j * n + k, (int)n, 1, a + i * n + j, (int)n);
+            const int height = (int)VQ_MIN(TILE, n - i);
+            if (i == j)
+                cblas_dsyrk(CblasRowMajor, CblasUpper, CblasTrans, height, (int)width, -1,
+                            a + k * n + i, (int)n, 1, a + i * n + i, (int)n);
+            else if (i < j)
+                cblas_dgemm(CblasRowMajor, CblasTrans, CblasNoTrans, height,
+                            (int)VQ_MIN(TILE, n - j), (int)width, -1, a + k * n + i, (int)n,
+                            a + k * n + j, (int)n, 1, a + i * n + j, (int)n);
         }
     }
     return true;
 }
 
-/* Columns [first, first + width) of L^-1 from row `first` down, into x [n - first, width]. */
+/* Columns [first, first + width) of R^-T from row `first` down, into x [n - first, width]. */
 static void invert_columns(const double *a, int64_t n, int64_t first, int64_t width, double *x)
 {
     memset(x, 0, (size_t)((n - first) * width) * sizeof *x);
@@ -105,15 +116,15 @@ static void invert_columns(const double *a, int64_t n, int64_t first, int64_t wi
         const int64_t height = VQ_MIN(BLOCK, n - i);
         double *to = x + (i - first) * width;
         if (i > first)
-            cblas_dgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (int)height, (int)width,
-                        (int)(i - first), -1, a + i * n + first, (int)n, x, (int)width, 0, to,
+            cblas_dgemm(CblasRowMajor, CblasTrans, CblasNoTrans, (int)height, (int)width,
+                        (int)(i - first), -1, a + first * n + i, (int)n, x, (int)width, 0, to,
                         (int)width);
-        cblas_dtrsm(CblasRowMajor, CblasLeft, CblasLower, CblasNoTrans, CblasNonUnit, (int)height,
+        cblas_dtrsm(CblasRowMajor, CblasLeft, CblasUpper, CblasTrans, CblasNonUnit, (int)height,
                     (int)width, 1, a + i * n + i, (int)n, to, (int)width);
     }
 }
 
-/* u = the inverse of a's lower triangle, both orders reversed. */
+/* u = the inverse of R^T, both orders reversed. */
 static vq_status invert(vq_cpu *cpu, real *u, const double *a, int64_t n)
 {
     double *columns;
@@ -125,36 +136,40 @@ static vq_status invert(vq_cpu *cpu, real *u, const double *a, int64_t n)
         invert_columns(a, n, first, width, x);
         for (int64_t i = 0; i < n; i++) {
             real *to = u + (n - 1 - i) * n + n - 1 - first;
-            for (int64_t j = 0; j < width; j++)
-                to[-j] = i < first + j ? 0 : (real)x[(i - first) * width + j];
+            const int64_t below = VQ_MIN(VQ_MAX(i - first + 1, 0), width);
+            for (int64_t j = 0; j < below; j++) to[-j] = (real)x[(i - first) * width + j];
+            for (int64_t j = below; j < width; j++) to[-j] = 0;
         }
     }
     return VQ_OK;
 }
 
-vq_status vq_cpu_inverse_factor(void *ctx, vq_tensor *u, bool *positive, const vq_tensor *h,
+/* H's upper triangle, where nothing is, takes the reordered H and its factor; the two share the
+ * diagonal, so h's own is kept aside. */
+vq_status vq_cpu_inverse_factor(void *ctx, vq_tensor *u, bool *positive, vq_tensor *h,
                                 const vq_tensor *order, double damp)
 {
     vq_cpu *cpu = ctx;
     const int64_t n = h->dim[0];
     const int32_t *of = order->data;
-    const double *from = h->data;
-    double *a, *noise;
+    double *a = h->data, *diagonal, *noise;
     const size_t mark = vq_arena_mark(&cpu->scratch);
-    VQ_TRY(VQ_NEW(&cpu->scratch, n * n, &a));
+    VQ_TRY(VQ_NEW(&cpu->scratch, n, &diagonal));
     VQ_TRY(VQ_NEW(&cpu->scratch, n, &noise));
+    for (int64_t i = 0; i < n; i++) diagonal[i] = a[i * n + i];
 #pragma omp parallel for num_threads(vq_cpu_threads(cpu, n *n))
     for (int64_t i = 0; i < n; i++) {
         const int64_t row = of[n - 1 - i];
-        for (int64_t j = 0; j <= i; j++) {
-            const int64_t column = of[n - 1 - j];
-            a[i * n + j] = from[VQ_MAX(row, column) * n + VQ_MIN(row, column)];
-        }
-        a[i * n + i] += damp;
+        a[i * n + i] = diagonal[row] + damp;
         noise[i] = (double)n * DBL_EPSILON * a[i * n + i];
+        for (int64_t j = i + 1; j < n; j++) {
+            const int64_t column = of[n - 1 - j];
+            a[i * n + j] = a[VQ_MAX(row, column) * n + VQ_MIN(row, column)];
+        }
     }
     *positive = factor(cpu, a, n, noise);
-    vq_status status = *positive ? invert(cpu, u->data, a, n) : VQ_OK;
+    const vq_status status = *positive ? invert(cpu, u->data, a, n) : VQ_OK;
+    for (int64_t i = 0; i < n; i++) a[i * n + i] = diagonal[i];
     vq_arena_reset(&cpu->scratch, mark);
     return status;
 }

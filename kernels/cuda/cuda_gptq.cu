@@ -142,7 +142,7 @@ static vq_status factor_and_invert(vq_cuda *cuda, const solver *s, double *a, co
     return VQ_OK;
 }
 
-vq_status vq_cuda_inverse_factor(void *ctx, vq_tensor *u, bool *positive, const vq_tensor *h,
+vq_status vq_cuda_inverse_factor(void *ctx, vq_tensor *u, bool *positive, vq_tensor *h,
                                  const vq_tensor *order, double damp)
 {
     vq_cuda *cuda = static_cast<vq_cuda *>(ctx);

@@ -18,10 +18,12 @@
 #define CODES20_RELATIVE 1e-3
 
 /* GPTQ. H is f32 in the reference, sums over 240 tokens; where its last bits end up in a scale, a
- * running group's, or in rest, a fraction of a step. Integers and bases are equal. */
+ * running group's, or in rest, a fraction of a step. Bases are equal, and integers unless a weight
+ * is halfway between two as far as f32 can tell. */
 #define GPTQ_HESSIAN_RELATIVE 1e-5
 #define GPTQ_SCALE_RELATIVE 1e-6f
 #define GPTQ_REST 2e-5f
+#define GPTQ_TIE 2e-6f
 
 /* The same behind a layer or two: noise of 2e-7 in the inputs moves rest by up to 1e-5,
  * and with it the weights that a running group's scale is found from. */

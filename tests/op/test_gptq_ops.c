@@ -133,7 +133,8 @@ static void test_inverse_factor(void **state)
         const size_t mark = vq_arena_mark(&arena);
         const int64_t n = sizes[c];
         const double damp = 0.05;
-        const vq_tensor h = moments(n, n / 2 + 1), order = shuffled(n, 7);
+        const vq_tensor order = shuffled(n, 7);
+        vq_tensor h = moments(n, n / 2 + 1);
         const int32_t *of = order.data;
         vq_tensor u = new_tensor(VQ_F64, n, n), first = {0};
         vq_backend be;

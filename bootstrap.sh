@@ -8,11 +8,13 @@ usage() {
 usage: ./bootstrap.sh COMMAND [OPTIONS]
 
   deps              install the packages that are missing (apt-get), or name them
-  build [CMAKE...]  deps, then build/vqround; CMAKE are options such as -DVQ_ARCH=x86-64-v3
+  build [CMAKE...]  deps, then build/vqround, and its GPU module where nvcc is found; CMAKE are
+                    options such as -DVQ_ARCH=x86-64-v3
   demo [VQROUND...] build, then quantize the bundled model to 2 bits into runs/demo
                     (made anew; with --resume true as it was left)
   check             formatting, layers, sanitizers, fuzzing and all tests
   bundle [CMAKE...] build a folder and a .tar.gz that run where nothing is installed (build-bundle/)
+  bundle --from DIR the same of the tree DIR as it was built, into DIR (for processors like this one)
   bench [NAME ...]  build the programs of bench/, and run build/bench/bench_NAME (ops)
   clean             remove all that was built (runs/ stays)
 
@@ -51,6 +53,7 @@ wish  slurmd                slurm         -                command slurmd
 wish  slurm-client          slurm         -                command srun
 wish  munge                 munge         -                command munged
 wish  chromium              -             -                command chromium
+wish   patchelf             patchelf      patchelf         command patchelf
 bundle patchelf             patchelf      patchelf         command patchelf
 END
 }
@@ -160,12 +163,14 @@ tree() {
 
 build() { # [CMAKE...]
     deps build
-    say "building build/vqround"
-    tree build vqround "$@"
+    say "building build/vqround, and its GPU module where nvcc is found"
+    tree build program "$@"
 }
 
 demo() {
-    build
+    deps build
+    say "building build/vqround"
+    tree build vqround
     [[ " $* " == *" --resume"* ]] || rm -rf runs/demo
     say "quantizing configs/demo-model to 2 bits (configs/demo.yaml)"
     build/vqround quantize --config configs/demo.yaml "$@"
@@ -181,8 +186,12 @@ formatting() {
         fail "the files above are not formatted. Run: cmake --build build --target format"
 }
 
+# ctest says that a test was skipped, and not why.
 run_tests() { # FOLDER LABELS
-    ctest --test-dir "$1" --output-on-failure --no-tests=error --parallel "$(nproc)" -L "$2"
+    local status=0
+    ctest --test-dir "$1" --output-on-failure --no-tests=error --parallel "$(nproc)" -L "$2" || status=$?
+    grep -h '^SKIPPED' "$1/Testing/Temporary/LastTest.log" | sort -u >&2 || true
+    return $status
 }
 
 check() {
@@ -230,15 +239,21 @@ bundle_mpi() { # FOLDER
 }
 
 # Programs find their libraries by their own place; Open MPI is told by a wrapper where it is.
-bundle() { # [CMAKE...]
-    local version folder files libs glibc
+bundle() { # [CMAKE...] | --from DIR
+    local built=build-bundle version folder files libs glibc
     deps bundle
-    say "building for any x86-64 with AVX2"
-    tree build-bundle all -DVQ_ARCH=x86-64-v3 -DVQ_TESTS=OFF "$@"
-    version=$(build-bundle/vqround --version | cut -d ' ' -f 2)
-    folder=build-bundle/vqround-$version-$(uname -s)-$(uname -m)
+    if [ "${1:-}" = --from ]; then
+        built=${2:-}
+        [ -x "$built/vqround" ] ||
+            fail "bundle --from '$built': there is no $built/vqround: expected a tree that is built. Run: ./bootstrap.sh build" 2
+    else
+        say "building for any x86-64 with AVX2"
+        tree build-bundle all -DVQ_ARCH=x86-64-v3 -DVQ_TESTS=OFF "$@"
+    fi
+    version=$("$built/vqround" --version | cut -d ' ' -f 2)
+    folder=$built/vqround-$version-$(uname -s)-$(uname -m)
     rm -rf "$folder"
-    cmake --install build-bundle --prefix "$folder" --strip >/dev/null
+    cmake --install "$built" --prefix "$folder" --strip >/dev/null
     mkdir -p "$folder/lib"
     bundle_mpi "$folder"
     mapfile -t files < <(find "$folder/bin" "$folder/lib" -type f)
@@ -250,7 +265,7 @@ bundle() { # [CMAKE...]
     cp packaging/bundle.sh "$folder/vqround"
     [ ! -e "$folder/bin/mpirun" ] || ln -s vqround "$folder/mpirun"
     cp README.md "$folder"
-    tar -C build-bundle -czf "$folder.tar.gz" "$(basename "$folder")"
+    tar -C "$built" -czf "$folder.tar.gz" "$(basename "$folder")"
     glibc=$({ objdump -T "${files[@]}" "$folder"/lib/*.so* || true; } | grep -o 'GLIBC_[0-9.]*' | sort -uV | tail -n 1)
     say "$folder.tar.gz: $(du -m "$folder.tar.gz" | cut -f 1) MiB, $(du -sm "$folder" | cut -f 1) MiB unpacked; needs ${glibc/_/ } or later"
     tests/install/bare.sh "$folder.tar.gz" || [ $? = 77 ]

@@ -9,6 +9,7 @@ demo=$root/configs/demo-model
 dir=$(mktemp -d /tmp/vqround-slurm.XXXXXX)
 chmod 0755 "$dir" # munged wants to be reached
 what="start"
+begun=""
 
 clean_up() {
     "$root/tests/slurm/down.sh" "$dir/lab"
@@ -24,6 +25,7 @@ skip() {
 
 begin() {
     what=$*
+    begun+="$what"$'\n'
     echo "[$SECONDS s] $what"
 }
 
@@ -282,5 +284,12 @@ within 90 is_over "$second" || fail "not over" twice-*.out
     fail "not both ended well" twice-*.out
 [ "$(grep -c 'train .* 40 steps in' sweep/twice/job.log)" = 1 ] || fail "trained twice" sweep/twice/job.log
 [ ! -e sweep/twice/error.txt ] || fail "an error" sweep/twice/error.txt
+
+# What jobs on a cluster are promised to do: whatever else is tried above, this was.
+for check in 'srun with 4 ranks on 2 nodes' 'USR1: a checkpoint, code 75, queued again, the same bits' \
+    'kill -9 of one rank: the job ends, nothing is left' 'scancel: no process is left' \
+    'a sweep of 6 rows, 2 at a time' 'a second submission runs the other 3; nothing is made or trained twice'; do
+    [[ $begun == *"$check"* ]] || fail "\"$check\" was not tried"
+done
 
 begin "done"

@@ -359,12 +359,13 @@ static const struct {
     unsigned recipes;
     const char *name, *value;
 } recipes[] = {
+    {FAST | BEST, "init", "gptq"},
     {FAST | BEST, "grid.search", "output"},
     {FAST | BEST, "kmeans.by_sign", "true"},
     {FAST | BEST, "train.rounding", "hard"},
     {FAST | BEST, "train.lr_schedule", "cosine"},
     {FAST | BEST, "train.learn_scale", "true"},
-    {FAST | BEST, "train.scale_lr", "0.005"},
+    {FAST | BEST, "train.scale_lr", "0.002"},
     {FAST, "train.steps", "400"},
     {FAST, "train.lr", "0.02"},
 };
@@ -964,7 +965,9 @@ bool vq_config_scatters(const vq_config *config)
 static vq_status check_gptq(const vq_config *config)
 {
     char where[256], other[256];
-    VQ_CHECK(config->method != VQ_METHOD_RTN || config->init == VQ_INIT_RTN, VQ_EUSAGE,
+    VQ_CHECK(config->method != VQ_METHOD_RTN || config->init == VQ_INIT_RTN ||
+                 config->recipe != VQ_RECIPE_PAPER, /* a recipe is for what is learned, if it is */
+             VQ_EUSAGE,
              "%s = gptq: with %s = rtn expected rtn, since nothing is learned. Leave it out, or "
              "give --method gptq",
              vq_config_where(config, "init", where), vq_config_where(config, "method", other));

@@ -351,6 +351,9 @@ static void recipes_set_defaults(void **state)
     assert_int_equal(config.train.rounding, VQ_ROUNDING_HARD);
     assert_int_equal(config.train.lr_schedule, VQ_LR_COSINE);
     assert_true(config.train.learn_scale && config.kmeans.by_sign);
+    assert_int_equal(config.init, VQ_INIT_GPTQ);
+    EXPECT_OK(load(VQ_QUANTIZE, QUANTIZE "--recipe fast --method rtn"));
+    assert_false(vq_config_uses_gptq(&config));
     EXPECT_OK(load(VQ_QUANTIZE, QUANTIZE "--recipe fast --steps 50 --no-learn-scale"));
     assert_int_equal(config.train.steps, 50);
     assert_false(config.train.learn_scale);

@@ -61,6 +61,7 @@ vq_status vq_export_check(vq_job *job)
     size_t mark = vq_arena_mark(&job->scratch);
     VQ_TRY(vq_export_choose(&job->scratch, &job->model, &c->skip, &packing, &rule));
     vq_arena_reset(&job->scratch, mark);
+    vq_export_say(&job->model, &c->skip, &packing);
     return VQ_OK;
 }
 

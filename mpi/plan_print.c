@@ -7,6 +7,7 @@
 #include "log.h"
 
 #define GIB ((double)(1 << 30))
+#define MIB ((double)(1 << 20))
 
 static const char *keep_name(vq_keep keep)
 {
@@ -17,20 +18,26 @@ static const char *keep_name(vq_keep keep)
     return names[keep];
 }
 
+/* In GiB, or in MiB where that says more. */
 static void print_memory(const vq_plan *p)
 {
-    printf("\nMemory by rank in its dearest phase, GiB (activations: %s)\n",
+    double most = 0;
+    for (int i = 0; i < p->input.n_ranks; i++) most = VQ_MAX(most, p->rank[i].total_bytes);
+    const bool in_gib = most >= GIB;
+    printf("\nMemory by rank in its dearest phase, %s (activations: %s)\n", in_gib ? "GiB" : "MiB",
            keep_name(p->rank[0].keep));
     printf("%5s %5s %9s  %-8s %8s %8s %8s %8s %8s %8s %8s %8s\n", "rank", "node", "layers", "phase",
            "weights", "integers", "codes", "kept", "teacher", "work", "program", "total");
     for (int i = 0; i < p->input.n_ranks; i++) {
         const vq_plan_rank *r = &p->rank[i];
+        const double unit = in_gib ? GIB : MIB;
         char layers[32];
         snprintf(layers, sizeof layers, "%lld-%lld", (long long)r->topo.first,
                  (long long)r->topo.last - 1);
         printf("%5d %5d %9s  %-8s", i, r->node, layers, vq_plan_phase_name(r->phase));
-        for (int k = 0; k < VQ_PLAN_N_PARTS; k++) printf(" %8.3f", r->bytes[k] / GIB);
-        printf(" %8.3f\n", r->total_bytes / GIB);
+        for (int k = 0; k < VQ_PLAN_N_PARTS; k++)
+            printf(" %8.*f", in_gib ? 2 : 1, r->bytes[k] / unit);
+        printf(" %8.*f\n", in_gib ? 2 : 1, r->total_bytes / unit);
     }
 }
 
@@ -58,9 +65,18 @@ static void print_fit(const vq_plan *p)
         printf("All fit into %s a rank\n", text);
 }
 
+static const char *flops_text(double flops, char text[32])
+{
+    static const char *const units[] = {"GFLOP", "TFLOP", "PFLOP"};
+    int i = 0;
+    for (flops /= 1e9; flops >= 1000 && i < VQ_COUNT(units) - 1; i++) flops /= 1000;
+    snprintf(text, 32, "%.4g %s", flops, units[i]);
+    return text;
+}
+
 static void print_step(const vq_plan *p)
 {
-    char forward[32], backward[32], pool[32], spent[32];
+    char forward[32], backward[32], pool[32], spent[32], flops[32];
     printf("\nA step of %lld x %lld tokens\n", (long long)p->input.config->train.batch,
            (long long)p->input.config->seqlen);
     if (p->n_stages > 1)
@@ -73,44 +89,61 @@ static void print_step(const vq_plan *p)
         printf("  among all ranks    %s summed, %s broadcast\n",
                vq_bytes_text(p->step.reduce_bytes, pool),
                vq_bytes_text(p->step.broadcast_bytes, backward));
-    printf("  operations         %.4g TFLOP\n", p->step.flops / 1e12);
+    printf("  operations         %s\n", flops_text(p->step.flops, flops));
     printf("  pipeline idle      %.1f %%\n", 100 * p->step.idle_ratio);
     if (p->step.seconds > 0)
         printf("  time               %s at %.4g GFLOP/s a rank\n",
                vq_duration_text(p->step.seconds, spent), p->input.gflops);
 }
 
-static void print_rest(const vq_plan *p)
+/* A line for a number; none for 0. */
+static void print_row(const char *name, double value, const char *(*text_of)(double, char[32]))
 {
-    char a[32], b[32], c[32], d[32], e[32];
-    if (p->seconds.total > 0) {
-        printf("\nTime: init %s", vq_duration_text(p->seconds.init, a));
-        if (p->seconds.blocks > 0) printf(", blocks %s", vq_duration_text(p->seconds.blocks, a));
-        printf(", teacher %s, train %s", vq_duration_text(p->seconds.teacher, b),
-               vq_duration_text(p->seconds.train, c));
-        if (p->seconds.eval > 0) printf(", eval %s", vq_duration_text(p->seconds.eval, d));
-        printf("; in all %s%s\n", vq_duration_text(p->seconds.total, e),
-               p->seconds.eval > 0 ? "" : ", evaluation not counted");
-    }
-    printf("\nDisk: init %s, teacher %s, checkpoints %s, model %s; in all %s\n",
-           vq_bytes_text(p->disk_bytes.init, a), vq_bytes_text(p->disk_bytes.teacher, b),
-           vq_bytes_text(p->disk_bytes.checkpoints, c), vq_bytes_text(p->disk_bytes.model, d),
-           vq_bytes_text(p->disk_bytes.total, e));
+    char text[32];
+    if (value > 0) printf("  %-14s %14s\n", name, text_of(value, text));
+}
+
+static void print_time(const vq_plan *p)
+{
+    if (p->seconds.total == 0) return;
+    printf("\nTime\n");
+    print_row("init", p->seconds.init, vq_duration_text);
+    print_row("blocks", p->seconds.blocks, vq_duration_text);
+    print_row("teacher", p->seconds.teacher, vq_duration_text);
+    print_row("train", p->seconds.train, vq_duration_text);
+    print_row("evaluation", p->seconds.eval, vq_duration_text);
+    print_row("in all", p->seconds.total, vq_duration_text);
+    if (p->input.config->eval.run && p->seconds.eval == 0)
+        printf("  The evaluation is not counted: how long its text is shows when it is read; "
+               "--eval-max-windows bounds it\n");
+}
+
+static void print_disk(const vq_plan *p)
+{
+    printf("\nDisk\n");
+    print_row("init", p->disk_bytes.init, vq_bytes_text);
+    print_row("teacher", p->disk_bytes.teacher, vq_bytes_text);
+    print_row("checkpoints", p->disk_bytes.checkpoints, vq_bytes_text);
+    print_row("model", p->disk_bytes.model, vq_bytes_text);
+    print_row("in all", p->disk_bytes.total, vq_bytes_text);
 }
 
 void vq_plan_print(const vq_plan *p)
 {
     const vq_model_config *m = &p->input.model->config;
-    printf("%s: %s, %lld layers, %.4g billion weights in %s; %lld bits\n", p->input.config->model,
-           vq_family_name(m->family), (long long)m->N, (double)vq_model_weights(m) / 1e9,
-           vq_dtype_name(p->input.model->dtype), (long long)p->input.config->bits);
+    char count[32];
+    printf("%s: %s, %lld layers, %s weights in %s; to %lld bits\n", p->input.config->model,
+           vq_family_name(m->family), (long long)m->N,
+           vq_count_text((double)vq_model_weights(m), count), vq_dtype_name(p->input.model->dtype),
+           (long long)p->input.config->bits);
     printf("%d rank%s on %d node%s: %d stage%s x %d replica%s\n", p->input.n_ranks,
            p->input.n_ranks == 1 ? "" : "s", p->input.n_nodes, p->input.n_nodes == 1 ? "" : "s",
            p->n_stages, p->n_stages == 1 ? "" : "s", p->n_replicas, p->n_replicas == 1 ? "" : "s");
     print_memory(p);
     print_fit(p);
     if (vq_config_learns(p->input.config)) print_step(p);
-    print_rest(p);
+    print_time(p);
+    print_disk(p);
 }
 
 static json_t *rank_json(const vq_plan_rank *r)

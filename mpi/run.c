@@ -122,6 +122,16 @@ static vq_status find_results(vq_job *job, vq_results *r, int64_t *found)
     return vq_comm_broadcast(job->comm, &t, 0);
 }
 
+/* What may be done with the model. */
+static void say_next(const vq_config *c)
+{
+    printf("  %-24s vqround eval --model %s/model --text TEXT\n", "next", c->out);
+    if (c->export.format == VQ_EXPORT_DENSE)
+        printf("  %-24s vqround export --run %s --format gptq --out DIR\n", "", c->out);
+    puts("");
+    fflush(stdout);
+}
+
 static vq_status print_results(vq_job *job, const vq_results *r)
 {
     char *path;
@@ -129,6 +139,7 @@ static vq_status print_results(vq_job *job, const vq_results *r)
     VQ_TRY(vq_job_path(job, &path, "results.json"));
     if (job->config->json) return vq_results_print_json(path);
     vq_results_print(r);
+    say_next(job->config);
     return VQ_OK;
 }
 
@@ -140,7 +151,7 @@ static vq_status write_results(vq_job *job, vq_results *r)
     VQ_TRY(vq_job_path(job, &path, "results.json"));
     VQ_TRY(vq_results_write(r, path));
     vq_dashboard d;
-    VQ_TRY(vq_dashboard_write(&job->config->out, 1, job->config->out, false, &d));
+    VQ_TRY(vq_dashboard_write(&job->config->out, 1, job->config->out, false, NULL, &d));
     return print_results(job, r);
 }
 
@@ -163,6 +174,16 @@ static vq_status gather_ranks(vq_job *job, const vq_train_stats *t, vq_results *
     VQ_TRY(gather(job, (t->ran_s - t->sums_s - t->messages_s) / ran_s, &r->compute_ratio));
     VQ_TRY(gather(job, t->sums_s / ran_s, &r->sums_ratio));
     return gather(job, t->messages_s / ran_s, &r->messages_ratio);
+}
+
+static void say_model(const vq_job *job)
+{
+    const vq_model_config *m = &job->model.config;
+    char count[32];
+    vq_log(VQ_LOG_INFO, "model    %s: %s, %lld layers, %s weights in %s", job->config->model,
+           vq_family_name(m->family), (long long)m->N,
+           vq_count_text((double)vq_model_weights(m), count),
+           vq_dtype_name(job->model.embed.dtype));
 }
 
 static vq_status run(vq_job *job, vq_folder *folder, int argc, const char *const *argv)
@@ -195,6 +216,7 @@ static vq_status run(vq_job *job, vq_folder *folder, int argc, const char *const
     char *model_dir;
 
     VQ_TRY(vq_model_require_dense(&job->model.config, c->model));
+    say_model(job);
     VQ_TRY(vq_export_check(job));
     vq_status opened = VQ_OK;
     if (job->comm->rank == 0) opened = vq_folder_open(job, argc, argv, folder);

@@ -348,8 +348,8 @@ static const key keys[] = {
     {"plan.link_gbs", NULL, in_plan, REAL, AT(plan.link_gbs), .standard = "10", RANGE(1e-3, 1e6),
      .unit = "GB/s", .help = "speed of the links between ranks", .commands = P},
     {"plan.act_bytes", NULL, in_plan, INTEGER, AT(plan.act_bytes), .standard = "4",
-     .choices = "2|4", .unit = "bytes", .help = "of an activation: 4 on the CPU, 2 on a GPU (bf16)",
-     .commands = P},
+     .choices = "2|4", .unit = "bytes",
+     .help = "bytes of an activation: 4 on the CPU, 2 on a GPU (bf16)", .commands = P},
 };
 
 /* What recipes set instead of the defaults, which are the paper's. */
@@ -1292,12 +1292,15 @@ static const char *negatable(const key *k)
 /* The help with default and unit, in one line. */
 static void describe(const key *k, char *text, size_t size)
 {
-    bool number = k->type == INTEGER || k->type == REAL;
-    if (!k->standard)
+    const char *unit = k->type == INTEGER || k->type == REAL ? k->unit : NULL;
+    int n = unit ? (int)strlen(unit) : 0;
+    if (!k->standard) {
         snprintf(text, size, "%s", k->help);
-    else
-        snprintf(text, size, "%s (default %s%s%s)", k->help, k->standard,
-                 number && k->unit ? " " : "", number && k->unit ? k->unit : "");
+        return;
+    }
+    if (n > 0 && !strcmp(k->standard, "1") && unit[n - 1] == 's') n--; /* 1 window */
+    snprintf(text, size, "%s (default %s%s%.*s)", k->help, k->standard, n > 0 ? " " : "", n,
+             n > 0 ? unit : "");
 }
 
 /* Words of text from the current column on, broken at HELP_WIDTH. */
@@ -1323,8 +1326,8 @@ static void print_key_help(FILE *file, const key *k)
     const char *value = value_name(k);
     snprintf(left, sizeof left, "  --%s%s%s%s", negatable(k), shown_flag(k, flag),
              *value ? " " : "", value);
-    int n = fprintf(file, "%-*s", HELP_COLUMN, left);
-    if (n > HELP_COLUMN) fprintf(file, "\n%*s", HELP_COLUMN, "");
+    fprintf(file, "%-*s", HELP_COLUMN, left);
+    if (strlen(left) >= HELP_COLUMN) fprintf(file, "\n%*s", HELP_COLUMN, "");
     describe(k, text, sizeof text);
     print_wrapped(file, text, HELP_COLUMN);
 }

@@ -607,6 +607,39 @@ static void write_page(const page *p, const vq_dashboard *d, const char *title)
     fprintf(p->to, "<script>\n%s</script>\n</body>\n</html>\n", one ? "" : script);
 }
 
+/* --- as text ---------------------------------------------------------------------------------- */
+
+static void print_perplexity(FILE *to, double x)
+{
+    x > 0 ? fprintf(to, " %9.2f", x) : fprintf(to, " %9s", "-");
+}
+
+/* The main numbers of each run. */
+static void print_table(const page *p, FILE *to)
+{
+    size_t width = strlen("run");
+    for (int64_t i = 0; i < p->n; i++) width = VQ_MAX(width, strlen(p->runs[i].name));
+    fprintf(to, "%-*s  %-10s %-8s %4s %9s %9s %9s %8s %9s\n", (int)width, "run", "state", "method",
+            "bits", "full", "RTN", "quantized", "above", "time");
+    for (int64_t i = 0; i < p->n; i++) {
+        const vq_run_info *run = &p->runs[i];
+        const vq_results *r = &run->results;
+        char text[32];
+        fprintf(to, "%-*s  %-10s %-8s", (int)width, run->name, vq_run_state_name(run->state),
+                r->method ? r->method : "-");
+        r->bits > 0 ? fprintf(to, " %4lld", (long long)r->bits) : fprintf(to, " %4s", "-");
+        print_perplexity(to, vq_run_value(run, VQ_VALUE_FP));
+        print_perplexity(to, vq_run_value(run, VQ_VALUE_RTN));
+        print_perplexity(to, vq_run_value(run, VQ_VALUE_FINAL));
+        const double fp = vq_run_value(run, VQ_VALUE_FP), x = vq_run_value(run, VQ_VALUE_FINAL),
+                     seconds = vq_run_value(run, VQ_VALUE_SECONDS);
+        snprintf(text, sizeof text, "%+.1f %%", 100 * (x / fp - 1));
+        fprintf(to, " %8s", isnan(x / fp) ? "-" : text);
+        fprintf(to, " %9s\n", seconds > 0 ? vq_duration_text(seconds, text) : "-");
+    }
+    fputs("\n", to);
+}
+
 /* --- all of it -------------------------------------------------------------------------------- */
 
 static bool is_separator(char c)
@@ -658,7 +691,7 @@ static vq_status write_file(page *p, const char *out, const char *name, char pat
 }
 
 static vq_status write_all(page *p, const char *const *dirs, int n_dirs, const char *out,
-                           bool with_csv, vq_dashboard *d)
+                           bool with_csv, FILE *table, vq_dashboard *d)
 {
     char title[512] = "Runs in";
     VQ_TRY(vq_runs_find(p->arena, dirs, n_dirs, &p->runs, &p->n));
@@ -675,11 +708,13 @@ static vq_status write_all(page *p, const char *const *dirs, int n_dirs, const c
         snprintf(title + n, sizeof title - n, "%s %s", i > 0 ? "," : "", dirs[i]);
     }
     VQ_TRY(write_file(p, out, "report.html", d->html, d, p->n == 1 ? p->runs[0].dir : title));
-    return with_csv ? write_file(p, out, "report.csv", d->csv, d, NULL) : VQ_OK;
+    if (with_csv) VQ_TRY(write_file(p, out, "report.csv", d->csv, d, NULL));
+    if (table) print_table(p, table);
+    return VQ_OK;
 }
 
 vq_status vq_dashboard_write(const char *const *dirs, int n_dirs, const char *out, bool with_csv,
-                             vq_dashboard *d)
+                             FILE *table, vq_dashboard *d)
 {
     vq_arena arena = {0};
     *d = (vq_dashboard){0};
@@ -688,7 +723,7 @@ vq_status vq_dashboard_write(const char *const *dirs, int n_dirs, const char *ou
     vq_status status = VQ_NEW(&arena, 1, &p);
     if (!status) {
         *p = (page){.arena = &arena};
-        status = write_all(p, dirs, n_dirs, out, with_csv, d);
+        status = write_all(p, dirs, n_dirs, out, with_csv, table, d);
     }
     vq_arena_close(&arena);
     return status;

@@ -5,6 +5,7 @@
  * those that are not done, and figures that compare. */
 #pragma once
 #include <limits.h>
+#include <stdio.h>
 
 #include "runs.h"
 
@@ -15,6 +16,7 @@ typedef struct vq_dashboard {
 } vq_dashboard;
 
 /* Reports on the runs in dirs (as vq_runs_find takes them) in the folder out, which is made.
+ * table: where their main numbers are printed as text; NULL: nowhere.
  * Fails: VQ_EFILE (no run in a folder, out cannot be written), VQ_EMEM. Local. */
 vq_status vq_dashboard_write(const char *const *dirs, int n_dirs, const char *out, bool with_csv,
-                             vq_dashboard *d);
+                             FILE *table, vq_dashboard *d);

@@ -142,8 +142,9 @@ static void say_what_stays(const vq_model *m, const vq_list *skip, const vq_pack
             memcpy(first_why, why, sizeof why);
         }
         if (n > 0)
-            vq_log(VQ_LOG_WARN, "export   dense, in %lld of %lld layers: %s: %s", (long long)n,
-                   (long long)m->config.N, m->layers[first].linear[k].name, first_why);
+            vq_log(VQ_LOG_WARN, "export   %s stays dense, as in %lld of %lld layers: %s",
+                   m->layers[first].linear[k].name, (long long)n, (long long)m->config.N,
+                   first_why);
     }
 }
 
@@ -170,13 +171,18 @@ vq_status vq_export_choose(vq_arena *arena, const vq_model *m, const vq_list *sk
         list->item[list->n++] = l->name;
         if (why[0]) memcpy(last_why, why, sizeof why);
     }
-    say_what_stays(m, skip, packing);
     VQ_CHECK(rule->packed.n > 0, VQ_EUNSUPPORTED,
              "export.format: no linear of %s can be packed: %s. Expected one at least: export "
              "dense, or change --bits, --group-size or --skip",
              m->dir, last_why);
-    say_who_loads(packing);
     return VQ_OK;
+}
+
+void vq_export_say(const vq_model *m, const vq_list *skip, const vq_packing *packing)
+{
+    if (packing->format == VQ_EXPORT_DENSE) return;
+    say_what_stays(m, skip, packing);
+    say_who_loads(packing);
 }
 
 /* --- what a stage writes -----------------------------------------------------------------------

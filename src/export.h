@@ -39,11 +39,15 @@ typedef struct vq_export {
 
 /* Decides which linears of the whole model are packed: the quantized ones whose shape the format
  * holds and whose type is the embedding's, but q, k, v (gate, up) together or not at all, since
- * engines fuse them. Says what stays dense and why, and which engines load the result.
+ * engines fuse them.
  * skip: words in the names of linears that are not quantized. Local; the same on every rank.
  * Fails: VQ_EUNSUPPORTED (none can be packed), VQ_EMEM. */
 vq_status vq_export_choose(vq_arena *arena, const vq_model *model, const vq_list *skip,
                            const vq_packing *packing, vq_export_rule *rule);
+
+/* Says in the log what stays dense of a model whose packing was chosen, and why, and which engines
+ * load the result. Nothing for a dense one. */
+void vq_export_say(const vq_model *model, const vq_list *skip, const vq_packing *packing);
 
 /* Plans the stage's part: the tensors of its layers, and those outside the layers on the first
  * stage or the last. Local, pure. Fails: VQ_EMEM. */

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "error.h"
 #include "h5.h"
@@ -34,13 +35,13 @@ static vq_status inspect_h5(vq_arena *arena, const char *path, json_t *to)
         uint64_t key;
         double real;
         char *text, hex[24];
-        if (vq_h5_get_text(&h, arena, NULL, names[i], &text) == VQ_OK) {
+        if (!strcmp(names[i], "key") && vq_h5_get_u64(&h, NULL, "key", &key) == VQ_OK) {
+            snprintf(hex, sizeof hex, "%016" PRIx64, key); /* as in results.json */
+            json_object_set_new(to, "key", json_string(hex));
+        } else if (vq_h5_get_text(&h, arena, NULL, names[i], &text) == VQ_OK) {
             json_object_set_new(to, names[i], json_string(text));
         } else if (vq_h5_get_i64(&h, NULL, names[i], &integer) == VQ_OK) {
             json_object_set_new(to, names[i], json_integer(integer));
-        } else if (vq_h5_get_u64(&h, NULL, names[i], &key) == VQ_OK) {
-            snprintf(hex, sizeof hex, "%016" PRIx64, key);
-            json_object_set_new(to, names[i], json_string(hex));
         } else if (vq_h5_get_f64(&h, NULL, names[i], &real) == VQ_OK) {
             json_object_set_new(to, names[i], json_real(real));
         }
@@ -98,12 +99,20 @@ static vq_status inspect_model(vq_arena *arena, const char *dir, json_t *to)
     return VQ_OK;
 }
 
-/* A run folder: its files, and the results if it is finished. */
+static json_int_t file_bytes(const char *path)
+{
+    struct stat st;
+    return stat(path, &st) == 0 ? (json_int_t)st.st_size : 0;
+}
+
+/* A run folder: the results if it is finished, and its files. */
 static vq_status inspect_run(vq_arena *arena, const char *dir, json_t *to)
 {
     char **names, *path;
     int64_t n;
-    json_t *files = json_object();
+    VQ_TRY(vq_path_join(arena, dir, "results.json", &path));
+    json_t *results = json_load_file(path, 0, NULL), *files = json_object();
+    if (results) json_object_set_new(to, "results", results);
     json_object_set_new(to, "files", files);
     VQ_TRY(vq_folder_list(arena, dir, "", &names, &n));
     for (int64_t i = 0; i < n; i++) {
@@ -111,6 +120,7 @@ static vq_status inspect_run(vq_arena *arena, const char *dir, json_t *to)
         const size_t length = strlen(names[i]);
         json_t *file = json_object();
         json_object_set_new(files, names[i], file);
+        if (!vq_is_folder(path)) json_object_set_new(file, "bytes", json_integer(file_bytes(path)));
         if (length > 3 && !strcmp(names[i] + length - 3, ".h5")) {
             VQ_TRY(inspect_h5(arena, path, file));
             if (json_object_size(json_object_get(file, "datasets")) > 16)
@@ -119,9 +129,6 @@ static vq_status inspect_run(vq_arena *arena, const char *dir, json_t *to)
                     json_integer((json_int_t)json_object_size(json_object_get(file, "datasets"))));
         }
     }
-    VQ_TRY(vq_path_join(arena, dir, "results.json", &path));
-    json_t *results = json_load_file(path, 0, NULL);
-    if (results) json_object_set_new(to, "results", results);
     return VQ_OK;
 }
 
@@ -153,19 +160,43 @@ static vq_status inspect_path(vq_arena *arena, const char *path, json_t *to)
             path);
 }
 
-/* key: value lines, deeper levels indented. */
-static void print_text(const json_t *object, int depth)
+/* Numbers as people read them: six digits, bytes with their unit too. */
+static void print_number(const json_t *value, bool is_bytes)
+{
+    const double number = json_number_value(value);
+    char text[32];
+    if (json_is_integer(value))
+        printf("%lld", (long long)json_integer_value(value));
+    else
+        printf(is_bytes ? "%.0f" : "%.6g", number);
+    if (is_bytes && number >= 1024) printf(" (%s)", vq_bytes_text(number, text));
+}
+
+/* key: value lines, deeper levels indented. is_bytes: the numbers in it are. */
+static void print_text(const json_t *object, int depth, bool is_bytes)
 {
     const char *key;
     json_t *value;
     json_object_foreach((json_t *)(uintptr_t)object, key, value)
     {
+        const size_t n = strlen(key), m = strlen("bytes");
+        const bool has_bytes = is_bytes || (n >= m && !strcmp(key + n - m, "bytes"));
         printf("%*s%s:", 2 * depth, "", key);
         if (json_is_object(value)) {
             puts("");
-            print_text(value, depth + 1);
+            print_text(value, depth + 1, has_bytes);
         } else if (json_is_string(value)) {
             printf(" %s\n", json_string_value(value));
+        } else if (json_is_number(value)) {
+            putchar(' ');
+            print_number(value, has_bytes);
+            puts("");
+        } else if (json_is_number(json_array_get(value, 0))) {
+            for (size_t i = 0; i < json_array_size(value); i++) {
+                fputs(i > 0 ? ", " : " ", stdout);
+                print_number(json_array_get(value, i), has_bytes);
+            }
+            puts("");
         } else {
             char *text = json_dumps(value, JSON_ENCODE_ANY | JSON_COMPACT);
             printf(" %s\n", text ? text : "");
@@ -185,7 +216,7 @@ vq_status vq_inspect(const char *path, bool json)
         puts(text ? text : "{}");
         free(text);
     } else if (!status) {
-        print_text(to, 0);
+        print_text(to, 0, false);
     }
     json_decref(to);
     vq_arena_close(&arena);

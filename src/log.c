@@ -105,12 +105,24 @@ void vq_progress_end(vq_progress *p)
 const char *vq_duration_text(double seconds, char text[32])
 {
     int64_t s = (int64_t)(seconds + 0.5);
-    if (seconds < 60)
+    if (seconds >= 0.0005 && seconds < 0.0995)
+        snprintf(text, 32, "%.0fms", 1000 * seconds);
+    else if (seconds < 60)
         snprintf(text, 32, "%.1fs", seconds);
     else if (s < 3600)
         snprintf(text, 32, "%dm %02ds", (int)(s / 60), (int)(s % 60));
     else
         snprintf(text, 32, "%lldh %02dm", (long long)(s / 3600), (int)(s % 3600 / 60));
+    return text;
+}
+
+const char *vq_count_text(double count, char text[32])
+{
+    if (count < 1e6)
+        snprintf(text, 32, "%.0f", count);
+    else
+        snprintf(text, 32, "%.4g %s", count / (count < 1e9 ? 1e6 : 1e9),
+                 count < 1e9 ? "million" : "billion");
     return text;
 }
 

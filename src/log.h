@@ -36,8 +36,11 @@ void vq_progress_step(vq_progress *p, int64_t done, const char *fmt, ...) VQ_PRI
 /* Ends the phase with a line that says how long it took. */
 void vq_progress_end(vq_progress *p);
 
-/* "1h 02m", "3m 20s", "4.2s" into text. Returns text. */
+/* "1h 02m", "3m 20s", "4.2s", "35ms" into text. Returns text. */
 const char *vq_duration_text(double seconds, char text[32]);
+
+/* "6.738 billion", "1.153 million", "512" into text. Returns text. */
+const char *vq_count_text(double count, char text[32]);
 
 /* "1.5 GiB" into text. Returns text. */
 const char *vq_bytes_text(double bytes, char text[32]);

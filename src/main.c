@@ -106,7 +106,7 @@ static vq_status report(const vq_config *config, vq_comm *comm, int argc, const 
     vq_dashboard d;
     if (comm->rank != 0) return VQ_OK;
     const char *out = config->out ? config->out : dirs->n == 1 ? dirs->item[0] : ".";
-    VQ_TRY(vq_dashboard_write(dirs->item, dirs->n, out, true, &d));
+    VQ_TRY(vq_dashboard_write(dirs->item, dirs->n, out, true, config->json ? NULL : stdout, &d));
     if (*d.no_figures) vq_log(VQ_LOG_WARN, "the report has no figures: %s", d.no_figures);
     if (config->json) {
         json_t *row = json_pack("{s:I, s:s, s:s}", "runs", (json_int_t)d.n_runs, "html", d.html,

@@ -300,7 +300,7 @@ static void engines_are_named(void **state)
         {"compressed-tensors", {"--bits", "3", "--sym"}, {"vLLM from 2026 on"}},
         {"gptq",
          {"--bits", "4", "--group-size", "128"},
-         {"dense, in 4 of 4 layers: model.layers.0.mlp.down_proj", "groups of 128", "688"}},
+         {"model.layers.0.mlp.down_proj stays dense, as in 4 of 4 layers", "groups of 128", "688"}},
         {"compressed-tensors",
          {"--bits", "4", "--skip", "k_proj"},
          {"model.layers.0.self_attn.q_proj", "together with model.layers.0.self_attn.k_proj"}},

@@ -111,6 +111,8 @@ static void families_are_quantized(void **state)
         assert_string_equal(last.err, "");
         assert_non_null(strstr(last.out, "VQRound, hard"));
         assert_non_null(strstr(last.out, "run/model"));
+        assert_non_null(strstr(last.out, " %\n")); /* above full precision */
+        assert_non_null(strstr(last.out, "vqround export --run run --format gptq --out DIR\n"));
         check_run("run", "m", cases[i].tolerance);
         json_t *results = load_json("run/results.json");
         const bool with_start = !strcmp(cases[i].more, "--eval-start");
@@ -404,8 +406,14 @@ static void inspect_reads_what_jobs_write(void **state)
         RUN_OK("inspect", "--json", paths[i]);
         json_t *row = last_json();
         if (!strchr(last.out, '\n') || strchr(last.out, '\n')[1]) fail_msg("not one line");
+        const char *key = json_string_value(json_object_get(row, "key"));
+        if (strstr(paths[i], ".h5") && (!key || strspn(key, "0123456789abcdef") != 16))
+            fail_msg("%s: the key is %s, expected 16 hexadecimal digits", paths[i], key);
         json_decref(row);
     }
+    RUN_OK("inspect", "seen");
+    if (!strstr(last.out, "results:\n") || !strstr(last.out, "iB)\n"))
+        fail_msg("no results, or no sizes of files, in %s", last.out);
 }
 
 int main(void)

@@ -172,6 +172,8 @@ static void runs_are_a_page(void **state)
     (void)state;
     make_sweep();
     RUN_OK("report", "sweep");
+    EXPECT_IN(last.out, "killed          unfinished");
+    EXPECT_IN(last.out, "    2 done\n");
     char *page = read_file("sweep/report.html", NULL);
     EXPECT_IN(page, "odd &lt;b&gt;&amp;&quot;&#39;x, y");
     EXPECT_IN(page, "task 1: &lt;Killed&gt;\nfor &quot;memory&quot;");

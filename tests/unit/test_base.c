@@ -261,15 +261,26 @@ static void durations_and_bytes_as_text(void **state)
     const struct {
         double seconds;
         const char *text;
-    } duration[] = {{0, "0.0s"},      {4.24, "4.2s"},   {59.94, "59.9s"},
-                    {60, "1m 00s"},   {200, "3m 20s"},  {3599.4, "59m 59s"},
-                    {3600, "1h 00m"}, {3720, "1h 02m"}, {3600.0 * 100, "100h 00m"}};
+    } duration[] = {{0, "0.0s"},      {0.0351, "35ms"},          {0.0996, "0.1s"},
+                    {4.24, "4.2s"},   {59.94, "59.9s"},          {60, "1m 00s"},
+                    {200, "3m 20s"},  {3599.4, "59m 59s"},       {3600, "1h 00m"},
+                    {3720, "1h 02m"}, {3600.0 * 100, "100h 00m"}};
     const struct {
         double bytes;
         const char *text;
     } size[] = {{0, "0 B"},        {1023, "1023 B"},        {1024, "1.0 KiB"},
                 {1536, "1.5 KiB"}, {1610612736, "1.5 GiB"}, {0x1p50, "1024.0 TiB"}};
+    const struct {
+        double count;
+        const char *text;
+    } count[] = {{0, "0"},
+                 {999999, "999999"},
+                 {1153024, "1.153 million"},
+                 {6738415616, "6.738 billion"},
+                 {13015864320, "13.02 billion"}};
     char text[32];
+    for (int i = 0; i < VQ_COUNT(count); i++)
+        assert_string_equal(vq_count_text(count[i].count, text), count[i].text);
     for (int i = 0; i < VQ_COUNT(duration); i++)
         assert_string_equal(vq_duration_text(duration[i].seconds, text), duration[i].text);
     for (int i = 0; i < VQ_COUNT(size); i++)

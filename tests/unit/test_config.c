@@ -320,6 +320,8 @@ static void help_and_reference_come_from_the_table(void **state)
     check_printed(text, "--bits 2|3|4|8 ");
     check_printed(text, "(default 2048 tokens)");
     check_printed(text, "--[no-]sym");
+    check_printed(text, "  --gptq.static-groups auto|on|off\n");
+    check_printed(text, "windows in a step (default 1 window)");
     for (const char *line = text, *end; (end = strchr(line, '\n')); line = end + 1)
         assert_true(end - line <= 100);
 

@@ -31,7 +31,8 @@ static vq_status check(int code, const char *what)
     int n = 0;
     MPI_Error_string(code, text, &n);
     VQ_FAIL(VQ_EPEER,
-            "%s failed: %.*s. Look for the first message of another rank, and start all ranks with "
+            "%s failed: %.*s: expected every rank to answer. Look for the first message of another "
+            "rank, and start all ranks with "
             "the same command",
             what, n, text);
 }

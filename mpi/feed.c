@@ -115,11 +115,13 @@ static vq_status check_key(const vq_h5 *h, vq_job *job, uint64_t key)
 static vq_status load(const vq_h5 *h, vq_job *job, vq_windows *w)
 {
     vq_tensor ids, document, offset;
+    char found[96];
     VQ_TRY(vq_h5_load(h, &job->run, "ids", &ids));
     VQ_TRY(vq_h5_load(h, &job->run, "document", &document));
     VQ_TRY(vq_h5_load(h, &job->run, "offset", &offset));
     VQ_CHECK(ids.dtype == VQ_I32 && ids.ndim == 2, VQ_EFILE,
-             "%s: \"ids\" is not i32 [n, T]. Delete the file and run again", h->path);
+             "%s: \"ids\" is %s: expected i32 [n, T]. Delete the file and run again", h->path,
+             vq_tensor_text(&ids, found));
     *w = (vq_windows){ids.dim[0], ids.dim[1], ids.data, document.data, offset.data};
     return VQ_OK;
 }

@@ -60,10 +60,19 @@ static bool is_set(const reader *r, const char *key)
     return v && !json_is_null(v);
 }
 
+/* A value as it stands in the file, or the beginning of it. */
+static const char *value_text(const json_t *v, char text[64])
+{
+    const size_t n = json_dumpb(v, text, 63, JSON_ENCODE_ANY | JSON_COMPACT);
+    text[VQ_MIN(n, (size_t)63)] = '\0';
+    return text;
+}
+
 /* A positive whole number; 0 as fallback means that the key must be there. */
 static vq_status get_size(const reader *r, const char *key, int64_t fallback, int64_t *out)
 {
     const json_t *v = json_object_get(r->object, key);
+    char found[64];
     if ((!v || json_is_null(v)) && fallback) {
         *out = fallback;
         return VQ_OK;
@@ -75,9 +84,9 @@ static vq_status get_size(const reader *r, const char *key, int64_t fallback, in
     VQ_CHECK(json_is_integer(v) && json_integer_value(v) > 0 &&
                  json_integer_value(v) <= (json_int_t)1 << 31,
              VQ_EFILE,
-             "%s: \"%s\" is not a whole number from 1 to 2^31. Use the config.json that came with "
-             "the weights",
-             r->where, key);
+             "%s: \"%s\" is %s: expected a whole number from 1 to 2^31. Use the config.json that "
+             "came with the weights",
+             r->where, key, value_text(v, found));
     *out = json_integer_value(v);
     return VQ_OK;
 }
@@ -85,12 +94,14 @@ static vq_status get_size(const reader *r, const char *key, int64_t fallback, in
 static vq_status get_number(const reader *r, const char *key, double fallback, double *out)
 {
     const json_t *v = json_object_get(r->object, key);
+    char found[64];
     *out = fallback;
     if (!v || json_is_null(v)) return VQ_OK;
     VQ_CHECK(json_is_number(v) && isfinite(json_number_value(v)) && json_number_value(v) > 0,
              VQ_EFILE,
-             "%s: \"%s\" is not a positive number. Use the config.json that came with the weights",
-             r->where, key);
+             "%s: \"%s\" is %s: expected a positive number. Use the config.json that came with the "
+             "weights",
+             r->where, key, value_text(v, found));
     *out = json_number_value(v);
     return VQ_OK;
 }
@@ -98,11 +109,13 @@ static vq_status get_number(const reader *r, const char *key, double fallback, d
 static vq_status get_bool(const reader *r, const char *key, bool fallback, bool *out)
 {
     const json_t *v = json_object_get(r->object, key);
+    char found[64];
     *out = fallback;
     if (!v || json_is_null(v)) return VQ_OK;
     VQ_CHECK(json_is_boolean(v), VQ_EFILE,
-             "%s: \"%s\" is neither true nor false. Use the config.json that came with the weights",
-             r->where, key);
+             "%s: \"%s\" is %s: expected true or false. Use the config.json that came with the "
+             "weights",
+             r->where, key, value_text(v, found));
     *out = json_is_true(v);
     return VQ_OK;
 }
@@ -112,10 +125,10 @@ static vq_status expect_text(const reader *r, const char *key, const char *expec
 {
     const json_t *v = json_object_get(r->object, key);
     if (!v || json_is_null(v)) return VQ_OK;
-    const char *found = json_string_value(v);
-    VQ_CHECK(found && !strcmp(found, expected), VQ_EUNSUPPORTED,
-             "%s: \"%s\" is \"%s\": only \"%s\" is supported. Choose another model", r->where, key,
-             found ? found : "not text", expected);
+    char found[64];
+    VQ_CHECK(json_is_string(v) && !strcmp(json_string_value(v), expected), VQ_EUNSUPPORTED,
+             "%s: \"%s\" is %s: only \"%s\" is supported. Choose another model", r->where, key,
+             value_text(v, found), expected);
     return VQ_OK;
 }
 
@@ -129,11 +142,13 @@ static vq_status read_rope(const reader *r, vq_model_config *c)
     VQ_TRY(get_number(r, "partial_rotary_factor", 1, &rotary));
     for (int i = 0; i < VQ_COUNT(keys); i++) {
         if (!is_set(r, keys[i])) continue;
-        char where[512];
+        char where[512], found[64];
         snprintf(where, sizeof where, "%s: %s", r->where, keys[i]);
         const reader rope = {json_object_get(r->object, keys[i]), where};
         VQ_CHECK(json_is_object(rope.object), VQ_EFILE,
-                 "%s is not an object. Use the config.json that came with the weights", where);
+                 "%s is %s: expected an object {...}. Use the config.json that came with the "
+                 "weights",
+                 where, value_text(rope.object, found));
         VQ_TRY(get_number(&rope, "rope_theta", c->rope_theta, &c->rope_theta));
         VQ_TRY(get_number(&rope, "partial_rotary_factor", rotary, &rotary));
         const json_t *type = json_object_get(rope.object, "rope_type");
@@ -147,15 +162,16 @@ static vq_status read_rope(const reader *r, vq_model_config *c)
                                   &c->rope_scaling.original_max_positions};
             for (int j = 0; j < VQ_COUNT(need); j++) {
                 VQ_CHECK(is_set(&rope, need[j]), VQ_EFILE,
-                         "%s: no key \"%s\", which rope type llama3 needs. Use the config.json "
+                         "%s: no key \"%s\": expected it for rope type llama3. Use the config.json "
                          "that came with the weights",
                          where, need[j]);
                 VQ_TRY(get_number(&rope, need[j], 0, to[j]));
             }
-            VQ_CHECK(c->rope_scaling.high_freq_factor > c->rope_scaling.low_freq_factor, VQ_EFILE,
-                     "%s: high_freq_factor is not above low_freq_factor. Use the config.json that "
-                     "came with the weights",
-                     where);
+            VQ_CHECK(
+                c->rope_scaling.high_freq_factor > c->rope_scaling.low_freq_factor, VQ_EFILE,
+                "%s: high_freq_factor is %g and low_freq_factor %g: expected the first above the "
+                "second. Use the config.json that came with the weights",
+                where, c->rope_scaling.high_freq_factor, c->rope_scaling.low_freq_factor);
         } else {
             VQ_CHECK(!strcmp(kind, "default"), VQ_EUNSUPPORTED,
                      "%s: rope_type is \"%s\": only \"default\" and \"llama3\" are supported. "
@@ -207,8 +223,8 @@ static vq_status read_opt(const reader *r, vq_model_config *c)
     c->G = c->H;
     c->S = c->E / c->H;
     VQ_CHECK(c->E % c->H == 0, VQ_EFILE,
-             "%s: hidden_size %lld is no multiple of num_attention_heads %lld. Use the config.json "
-             "that came with the weights",
+             "%s: hidden_size is %lld: expected a multiple of num_attention_heads = %lld. Use the "
+             "config.json that came with the weights",
              r->where, (long long)c->E, (long long)c->H);
     c->final_norm = c->norm_before && !removed;
     c->attention_bias = c->mlp_bias = true;
@@ -227,10 +243,12 @@ static vq_status read_llama(const reader *r, vq_model_config *c)
     VQ_TRY(get_bool(r, "attention_bias", false, &c->attention_bias));
     if (c->family == VQ_LLAMA) VQ_TRY(get_bool(r, "mlp_bias", false, &c->mlp_bias));
     VQ_TRY(get_number(r, "rms_norm_eps", 1e-6, &c->norm_eps));
-    VQ_CHECK(c->H % c->G == 0 && c->S % 2 == 0, VQ_EFILE,
-             "%s: num_attention_heads %lld must be a multiple of num_key_value_heads %lld, and "
-             "head_dim %lld even. Use the config.json that came with the weights",
-             r->where, (long long)c->H, (long long)c->G, (long long)c->S);
+    VQ_CHECK(
+        c->H % c->G == 0 && c->S % 2 == 0, VQ_EFILE,
+        "%s: num_attention_heads is %lld, num_key_value_heads %lld, head_dim %lld: expected the "
+        "first to be a multiple of the second, and the third even. Use the config.json that "
+        "came with the weights",
+        r->where, (long long)c->H, (long long)c->G, (long long)c->S);
     c->E_embed = c->E;
     c->norm_before = c->final_norm = true;
     c->qk_norm = c->family == VQ_QWEN3;
@@ -270,8 +288,8 @@ vq_status vq_model_config_parse(const char *text, size_t n, const char *where,
 {
     json_error_t error;
     json_t *root = json_loadb(text, n, JSON_REJECT_DUPLICATES, &error);
-    VQ_CHECK(root, VQ_EFILE, "%s:%d: not JSON: %s. Copy the file again", where, error.line,
-             error.text);
+    VQ_CHECK(root, VQ_EFILE, "%s:%d: not JSON: %s: expected an object {...}. Copy the file again",
+             where, error.line, error.text);
     const reader r = {root, where};
     vq_status status = json_is_object(root)
                            ? read_config(&r, config)

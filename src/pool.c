@@ -103,7 +103,9 @@ vq_status vq_pool_init(vq_arena *arena, const vq_backend *be, const vq_model *mo
         pool->n_params += logits_of(&pool->slot[i]) + scales_of(&pool->slot[i]);
     }
     VQ_CHECK(pool->n_params > 0, VQ_EUSAGE,
-             "skip: no linear of %s is left to quantize. Give fewer words to --skip", model->dir);
+             "skip: no linear of %s is left to quantize: expected one at least. Give fewer words "
+             "to --skip",
+             model->dir);
     pool->scale_offset[0] = pool->offset[n_slots];
     for (int64_t i = 0; i < n_slots; i++)
         pool->scale_offset[i + 1] =

@@ -189,23 +189,52 @@ static vq_status load_one(vq_job *job, const char *path, vq_adam *adam, bool *is
     return status || job->pool.is_whole ? status : read_parts(job, adam);
 }
 
+/* How many ranks say so. */
+static vq_status count_ranks(vq_job *job, const bool says[2], double n[2])
+{
+    for (int i = 0; i < 2; i++) n[i] = says[i];
+    vq_tensor t = vq_tensor_1d(n, VQ_F64, 2);
+    return vq_comm_sum(job->comm, &t);
+}
+
+/* From rank 0's list, so that all ranks try the same; one that a rank cannot read is none. */
+static vq_status load_newest(vq_job *job, vq_adam *adam, char **names, int64_t n)
+{
+    const bool has_state = job->pool.is_whole ? job->comm->rank == 0 : true;
+    char name[64] = {0}, others[512], *path;
+    vq_tensor count = vq_tensor_1d(&n, VQ_I64, 1), bytes = vq_tensor_1d(name, VQ_U8, sizeof name);
+    VQ_TRY(vq_comm_broadcast(job->comm, &count, 0));
+    for (int64_t i = n - 1; i >= 0; i--) {
+        bool is_other = false;
+        double failed[2];
+        vq_status status = VQ_OK;
+        if (job->comm->rank == 0) snprintf(name, sizeof name, "%s", names[i]);
+        VQ_TRY(vq_comm_broadcast(job->comm, &bytes, 0));
+        VQ_TRY(vq_path_join(&job->scratch, job->config->out, name, &path));
+        if (has_state) status = load_one(job, path, adam, &is_other);
+        const bool is_final = status && (status != VQ_EFILE || is_other || i == 0);
+        VQ_TRY(count_ranks(job, (bool[]){status != VQ_OK, is_final}, failed));
+        if (failed[0] == 0) return VQ_OK;
+        if (failed[1] > 0) return vq_comm_agree(job->comm, status);
+        snprintf(others, sizeof others, "%s: %.0f of %d ranks cannot read their part of it", path,
+                 failed[0], job->comm->size);
+        vq_log(VQ_LOG_WARN, "resume   %s. It is passed over for the checkpoint before it",
+               status ? vq_error_message() : others);
+        vq_error_clear();
+    }
+    return VQ_OK;
+}
+
 vq_status vq_checkpoint_load(vq_job *job, vq_adam *adam)
 {
     const size_t mark = vq_arena_mark(&job->scratch);
-    char **names, *path;
-    int64_t n;
-    VQ_TRY(list(job, PREFIX, &names, &n));
-    vq_status status = VQ_OK;
-    for (int64_t i = n - 1; i >= 0; i--) {
-        bool is_other;
-        VQ_TRY(vq_path_join(&job->scratch, job->config->out, names[i], &path));
-        status = load_one(job, path, adam, &is_other);
-        if (status != VQ_EFILE || is_other || i == 0 || !job->pool.is_whole) break;
-        vq_log(VQ_LOG_WARN, "resume   %s. It is passed over for the checkpoint before it",
-               vq_error_message());
-        vq_error_clear();
-    }
-    if (n > 0 && !status) vq_log(VQ_LOG_INFO, "resume   from step %lld", (long long)adam->step);
+    char **names = NULL;
+    int64_t n = 0;
+    vq_tensor step = vq_tensor_1d(&adam->step, VQ_I64, 1);
+    VQ_TRY(vq_comm_agree(job->comm, job->comm->rank == 0 ? list(job, PREFIX, &names, &n) : VQ_OK));
+    VQ_TRY(load_newest(job, adam, names, n));
+    VQ_TRY(vq_comm_broadcast(job->comm, &step, 0));
+    if (adam->step > 0) vq_log(VQ_LOG_INFO, "resume   from step %lld", (long long)adam->step);
     vq_arena_reset(&job->scratch, mark);
-    return status;
+    return VQ_OK;
 }

@@ -12,7 +12,7 @@
 vq_status vq_checkpoint_save(vq_job *job, const vq_adam *adam);
 
 /* Loads the newest checkpoint that is whole into pool and adam, with a warning for each that is
- * passed over; adam->step stays 0 when there is none at all. Of a pool that is shared out the
- * newest counts: ranks cannot choose alike. Called by the ranks that have an Adam.
- * Fails: VQ_EFILE when it carries another key, none is whole, or a part of it is missing. */
+ * passed over; adam->step, on every rank, stays 0 when there is none at all. Of a whole pool the
+ * moments are read on rank 0 alone. Collective: all ranks fail alike.
+ * Fails: VQ_EFILE when it carries another key, or none is whole and has all its parts. */
 vq_status vq_checkpoint_load(vq_job *job, vq_adam *adam);

@@ -235,13 +235,11 @@ static vq_status run_step(loop *L, int64_t step, step_result *r)
 
 /* --- the loop -------------------------------------------------------------------------------- */
 
-/* What all ranks need of rank 0's state, and the streams. */
+/* What all ranks need of rank 0's pool, and the streams. */
 static vq_status start_streams(loop *L)
 {
     vq_job *job = L->job;
     const int64_t steps = L->config->train.steps;
-    vq_tensor step = vq_tensor_1d(&L->adam.step, VQ_I64, 1);
-    VQ_TRY(vq_comm_broadcast(job->comm, &step, 0));
     if (job->pool.is_whole) VQ_TRY(vq_comm_broadcast(job->comm, &job->pool.codes, 0));
     VQ_TRY(vq_stage_set_scales(&job->stage));
     VQ_TRY(vq_stream_steps(&job->step, job, &L->data->calib, L->adam.step, steps, &L->stream));
@@ -284,6 +282,12 @@ static vq_status run_steps(loop *L, vq_train_stats *stats)
     return VQ_OK;
 }
 
+/* Of a whole pool rank 0 has them alone. */
+static bool has_moments(const vq_job *job)
+{
+    return job->comm->rank == 0 || !job->pool.is_whole;
+}
+
 static vq_status open_state(loop *L)
 {
     vq_job *job = L->job;
@@ -298,10 +302,7 @@ static vq_status open_state(loop *L)
     VQ_TRY(VQ_NEW(&job->step, job->pool.n_slots + N_SUMS, &L->sums));
     VQ_TRY(VQ_NEW(&job->step, job->pool.n_slots, &L->norms));
     VQ_TRY(vq_stage_learn_scales(&job->stage, &job->weights));
-    if (job->comm->rank != 0 && job->pool.is_whole) return VQ_OK;
-    VQ_TRY(vq_adam_init(&job->run, &job->be, &job->pool, &L->adam));
-    VQ_TRY(vq_checkpoint_load(job, &L->adam));
-    return job->comm->rank == 0 ? open_metrics(L) : VQ_OK;
+    return has_moments(job) ? vq_adam_init(&job->run, &job->be, &job->pool, &L->adam) : VQ_OK;
 }
 
 /* What the checkpoints of this job carry. */
@@ -314,31 +315,43 @@ static uint64_t key_of(const vq_job *job, const vq_data *data)
 
 static vq_status prepare(loop *L)
 {
-    L->job->train_key = key_of(L->job, L->data);
-    return vq_comm_agree(L->job->comm, open_state(L));
+    vq_job *job = L->job;
+    job->train_key = key_of(job, L->data);
+    VQ_TRY(vq_comm_agree(job->comm, open_state(L)));
+    VQ_TRY(vq_checkpoint_load(job, &L->adam));
+    return vq_comm_agree(job->comm, job->comm->rank == 0 ? open_metrics(L) : VQ_OK);
+}
+
+static vq_status make_room(vq_job *job, vq_adam *adam)
+{
+    VQ_TRY(vq_stage_learn_scales(&job->stage, &job->weights));
+    return has_moments(job) ? vq_adam_init(&job->run, &job->be, &job->pool, adam) : VQ_OK;
+}
+
+static vq_status check_finished(const vq_job *job, const vq_adam *adam)
+{
+    const int64_t steps = job->config->train.steps;
+    VQ_CHECK(adam->step == steps, VQ_EFILE,
+             "%s: its newest checkpoint is of step %lld of %lld: expected a finished run. Run the "
+             "same quantize command again to finish it",
+             job->config->out, (long long)adam->step, (long long)steps);
+    return VQ_OK;
 }
 
 /* What is trained as the newest checkpoint has it, on the ranks that have Adam's state. */
 static vq_status load_last(vq_job *job)
 {
-    const int64_t steps = job->config->train.steps;
-    vq_adam adam;
-    VQ_TRY(vq_stage_learn_scales(&job->stage, &job->weights));
-    if (job->comm->rank != 0 && job->pool.is_whole) return VQ_OK;
-    VQ_TRY(vq_adam_init(&job->run, &job->be, &job->pool, &adam));
+    vq_adam adam = {0};
+    VQ_TRY(vq_comm_agree(job->comm, make_room(job, &adam)));
     VQ_TRY(vq_checkpoint_load(job, &adam));
-    VQ_CHECK(adam.step == steps, VQ_EFILE,
-             "%s: its newest checkpoint is of step %lld of %lld: expected a finished run. Run the "
-             "same quantize command again to finish it",
-             job->config->out, (long long)adam.step, (long long)steps);
-    return VQ_OK;
+    return vq_comm_agree(job->comm, check_finished(job, &adam));
 }
 
 vq_status vq_train_restore(vq_job *job, const vq_data *data)
 {
     vq_comm_at(job->comm, "train");
     job->train_key = key_of(job, data);
-    VQ_TRY(vq_comm_agree(job->comm, load_last(job)));
+    VQ_TRY(load_last(job));
     if (job->pool.is_whole) VQ_TRY(vq_comm_broadcast(job->comm, &job->pool.codes, 0));
     return vq_stage_set_scales(&job->stage);
 }

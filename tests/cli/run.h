@@ -119,6 +119,16 @@ static inline const char *find_name(const char *dir, const char *start, const ch
     return found;
 }
 
+/* Changes n bytes of a file from `at` on. */
+static inline void damage(const char *path, size_t at, size_t n)
+{
+    size_t bytes;
+    char *data = read_file(path, &bytes);
+    for (size_t i = at; i < at + n && i < bytes; i++) data[i] = (char)(data[i] ^ 0x55);
+    write_file(path, data, bytes);
+    free(data);
+}
+
 /* Copies a folder's files, and those of the folders in it. */
 static inline void copy_folder(const char *from, const char *to)
 {

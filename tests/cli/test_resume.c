@@ -209,16 +209,6 @@ static void other_settings_are_refused(void **state)
     free(after);
 }
 
-/* Changes n bytes of a file from `at` on. */
-static void damage(const char *path, size_t at, size_t n)
-{
-    size_t bytes;
-    char *data = read_file(path, &bytes);
-    for (size_t i = at; i < at + n && i < bytes; i++) data[i] = (char)(data[i] ^ 0x55);
-    write_file(path, data, bytes);
-    free(data);
-}
-
 static void other_inputs_are_refused(void **state)
 {
     (void)state;

@@ -99,6 +99,43 @@ static void test_parts_are_the_pool(void **state)
     expect_words("train.pool_max", NULL);
 }
 
+/* A part that is missing or that one rank alone finds damaged: all ranks go on from the checkpoint
+ * before, in whatever world, unless there is none. */
+static void test_damaged_parts_are_passed_over(void **state)
+{
+    (void)state;
+    static const char part[] = "hurt/state-0000000005-0001.h5";
+    size_t bytes;
+    QUANTIZE(2, MODELS "tiny-llama", METHOD("adaround"), STAGES_ALONE, "--out", "calm");
+    free(read_file("calm/state-0000000005-0001.h5", &bytes));
+    for (int i = 0; i < 4; i++) {
+        copy_folder("calm", "hurt");
+        remove_all("hurt/model");
+        remove_all("hurt/results.json");
+        if (i == 0) damage(part, bytes / 2, 8);
+        if (i == 1) assert_int_equal(truncate(part, (off_t)bytes / 2), 0);
+        if (i >= 2) remove_all(part);
+        if (i == 3) damage("hurt/state-0000000004-0000.h5", 0, 8);
+        finish(start_ranks(i == 1 ? 0 : 2, VQROUND, COMMON(MODELS "tiny-llama"),
+                           LIST(METHOD("adaround"), STAGES_ALONE, "--out", "hurt")));
+        expect_code(0);
+        expect_words("0000000005", "It is passed over for the checkpoint before it", NULL);
+        expect_words(i == 1 ? part : "1 of 2 ranks cannot read their part", NULL);
+        if (i == 3) expect_words("hurt/state-0000000004-0000.h5", NULL);
+        expect_same_run("calm", "hurt", 5);
+        remove_all("hurt");
+    }
+    copy_folder("calm", "hurt");
+    for (int step = 1; step < 5; step++) remove_all(text("hurt/ckpt-%010d.h5", step));
+    remove_all("hurt/results.json");
+    remove_all(part);
+    finish(start_ranks(2, VQROUND, COMMON(MODELS "tiny-llama"),
+                       LIST(METHOD("adaround"), STAGES_ALONE, "--out", "hurt")));
+    expect_code(3);
+    expect_words("hurt/state-0000000005-", "is in none of them", "Delete the checkpoint of step 5",
+                 NULL);
+}
+
 /* Replicas of a stage add up their gradients among themselves. */
 static void test_replicas_of_parts(void **state)
 {
@@ -135,6 +172,7 @@ int main(void)
         cmocka_unit_test_teardown(test_blocks, clear_folder),
         cmocka_unit_test_teardown(test_blocks_are_not_trained_again, clear_folder),
         cmocka_unit_test_teardown(test_parts_are_the_pool, clear_folder),
+        cmocka_unit_test_teardown(test_damaged_parts_are_passed_over, clear_folder),
         cmocka_unit_test_teardown(test_replicas_of_parts, clear_folder),
     };
     return cmocka_run_group_tests(tests, enter_world, leave_world);

@@ -8,7 +8,7 @@
 #define LAYOUT 1
 
 /* What the linears of a layer read: each has a Hessian of its own. */
-enum { ATTN_IN, ATTN, MLP_IN, ACT, N_READ };
+enum { ATTN_IN, ATTN, MLP_IN, ACT };
 
 static const int read_by[VQ_N_KINDS] = {
     [VQ_Q] = ATTN_IN,   [VQ_K] = ATTN_IN, [VQ_V] = ATTN_IN, [VQ_O] = ATTN,
@@ -175,11 +175,11 @@ static vq_status pass(vq_sweep *s, int64_t layer, vq_mode mode, vq_tensor *hessi
         VQ_TRY(vq_sweep_get_inputs(s, i, &acts.x));
         VQ_TRY(vq_block_fwd(&stage->block[layer - stage->first], mode, stage->scratch, &acts, 0,
                             s->T, &y));
-        const vq_tensor *const read[N_READ] = {[ATTN_IN] = &acts.attn_in,
-                                               [ATTN] = &acts.attn,
-                                               [MLP_IN] = &acts.mlp_in,
-                                               [ACT] = &acts.act};
-        for (int r = 0; r < N_READ && hessian; r++)
+        const vq_tensor *const read[VQ_N_READ] = {[ATTN_IN] = &acts.attn_in,
+                                                  [ATTN] = &acts.attn,
+                                                  [MLP_IN] = &acts.mlp_in,
+                                                  [ACT] = &acts.act};
+        for (int r = 0; r < VQ_N_READ && hessian; r++)
             if (hessian[r].data) VQ_TRY(add_inputs(s, &hessian[r], read[r]));
         if (keep) VQ_TRY(vq_sweep_set_inputs(s, i, &y));
         vq_arena_reset(s->arena, mark);
@@ -205,6 +205,16 @@ static vq_status make_hessians(vq_sweep *s, int64_t layer, vq_tensor *hessian)
             VQ_TRY(vq_tensor_new(s->arena, s->stage->be->place, VQ_F64, VQ_DIMS(in, in), h));
         VQ_TRY(vq_zero(s->stage->be, h));
     }
+    return VQ_OK;
+}
+
+vq_status vq_sweep_hessians(vq_sweep *s, int64_t layer, vq_tensor hessian[VQ_N_READ])
+{
+    for (int r = 0; r < VQ_N_READ; r++) hessian[r] = (vq_tensor){0};
+    VQ_TRY(make_hessians(s, layer, hessian));
+    VQ_TRY(pass(s, layer, VQ_MODE_FLOAT, hessian, !s->quantized));
+    for (int r = 0; r < VQ_N_READ; r++)
+        if (hessian[r].data && s->job) VQ_TRY(vq_job_sum_replicas(s->job, &hessian[r]));
     return VQ_OK;
 }
 
@@ -305,7 +315,7 @@ static vq_status round_nearest(vq_sweep *s, vq_vqlinear *l, const vq_tensor *sum
 /* Every linear, those that read the same one after the other, with one factor. */
 static vq_status round_layer(vq_sweep *s, int64_t layer, vq_tensor *hessian, double *error)
 {
-    for (int r = 0; r < N_READ; r++) {
+    for (int r = 0; r < VQ_N_READ; r++) {
         if (!hessian[r].data) continue;
         const size_t mark = vq_arena_mark(s->stage->scratch);
         vq_gptq_factor f = {0};
@@ -329,17 +339,14 @@ static vq_status round_layer(vq_sweep *s, int64_t layer, vq_tensor *hessian, dou
 vq_status vq_sweep_layer(vq_sweep *s, int64_t layer, double *error)
 {
     const size_t mark = vq_arena_mark(s->arena);
-    vq_tensor hessian[N_READ] = {{0}};
+    vq_tensor hessian[VQ_N_READ];
     bool is_kept[VQ_N_KINDS] = {0};
     *error = 0;
     for (int k = 0; k < VQ_N_KINDS; k++) {
         const vq_vqlinear *l = linear_of(s, layer, k);
         is_kept[k] = l && l->ints.data;
     }
-    VQ_TRY(make_hessians(s, layer, hessian));
-    VQ_TRY(pass(s, layer, VQ_MODE_FLOAT, hessian, !s->quantized));
-    for (int r = 0; r < N_READ; r++)
-        if (hessian[r].data && s->job) VQ_TRY(vq_job_sum_replicas(s->job, &hessian[r]));
+    VQ_TRY(vq_sweep_hessians(s, layer, hessian));
     VQ_TRY(round_layer(s, layer, hessian, error));
     if (s->quantized) VQ_TRY(pass(s, layer, VQ_MODE_GPTQ, NULL, true));
     for (int k = 0; k < VQ_N_KINDS; k++) {

@@ -58,6 +58,15 @@ vq_status vq_sweep_get_inputs(const vq_sweep *s, int64_t first, vq_tensor *x);
 /* The inputs of layer 0: embeddings of ids i32 [n, T] (host). */
 vq_status vq_sweep_embed(vq_sweep *s, const vq_tensor *ids);
 
+/* What the linears of a layer read: attn_in, attn, mlp_in, act. */
+#define VQ_N_READ 4
+
+/* The Hessians of layer `layer` over the windows of all replicas, by what is read, in the arena:
+ * f64 [in, in], the lower triangles; no data where nothing that reads it is to be rounded. With
+ * s->grid f64 [2, in]: means of squares, and means. Then the inputs are those of the layer after,
+ * unless it is to read what the quantized layer gives. Collective over the replicas. */
+vq_status vq_sweep_hessians(vq_sweep *s, int64_t layer, vq_tensor hessian[VQ_N_READ]);
+
 /* Rounds the linears of layer `layer` (counted in the model) that are marked quantized, which have
  * room for base, scale and zero, and for `ints` where these are to be kept; then the inputs are
  * those of the layer after. error: summed over this rank's linears. Collective over the replicas.

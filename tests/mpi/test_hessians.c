@@ -1,0 +1,113 @@
+/* test_hessians - the Hessians that replicas sum up beside those of one rank that has all windows.
+ * Under mpiexec: every rank is a replica. */
+#include <stdlib.h>
+
+#include "fixture.h"
+#include "rng.h"
+#include "sweep.h"
+
+enum { WINDOWS = 7, SEQLEN = 40 };
+
+static vq_comm comm;
+
+/* Opens a sweep over windows [first, first + n) of the same made-up ids. */
+static void open_sweep(fixture *f, vq_sweep *s, int64_t first, int64_t n)
+{
+    vq_tensor ids;
+    s->stage = &f->stage;
+    s->arena = &f->arena;
+    EXPECT_OK(vq_tensor_new(&f->arena, VQ_HOST, VQ_I32, VQ_DIMS(WINDOWS, SEQLEN), &ids));
+    for (int64_t i = 0; i < WINDOWS * SEQLEN; i++)
+        ((int32_t *)ids.data)[i] =
+            (int32_t)(vq_rng_uniform(5, (uint64_t)i, 0) * (double)f->model.config.V);
+    const vq_tensor own = vq_tensor_rows(&ids, first, n);
+    EXPECT_OK(vq_sweep_open(s, n, WINDOWS, SEQLEN, SIZE_MAX, "not written"));
+    EXPECT_OK(vq_sweep_embed(s, &own));
+}
+
+/* Windows go one at a time, so the order of their sums in f64 is all that differs. */
+static void expect_near(const vq_tensor *whole, const vq_tensor *summed)
+{
+    const int64_t n = whole->dim[0];
+    const double *x = whole->data, *y = summed->data;
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t j = 0; j <= i; j++) {
+            const double size = sqrt(x[i * n + i] * x[j * n + j]);
+            if (!(fabs(y[i * n + j] - x[i * n + j]) <= 1e-12 * size))
+                fail_msg("H[%lld, %lld] = %.17g of %d replicas, of one %.17g", (long long)i,
+                         (long long)j, y[i * n + j], comm.size, x[i * n + j]);
+        }
+}
+
+static void expect_same_everywhere(const vq_tensor *h)
+{
+    const int64_t n = vq_tensor_count(h);
+    double *copy = malloc(vq_tensor_bytes(h));
+    vq_tensor t = vq_tensor_1d(copy, VQ_F64, n);
+    memcpy(copy, h->data, vq_tensor_bytes(h));
+    EXPECT_OK(vq_comm_broadcast(&comm, &t, 0));
+    assert_memory_equal(copy, h->data, vq_tensor_bytes(h));
+    free(copy);
+}
+
+static void hessians_of(const char *model)
+{
+    fixture f;
+    char path[512];
+    int n_hessians = 0;
+    snprintf(path, sizeof path, TESTS_DIR "/models/%s", model);
+    fixture_open(&f, path, SEQLEN);
+    const int64_t N = f.model.config.N;
+    for (int64_t slot = 0; slot < N * VQ_N_KINDS; slot++) {
+        vq_vqlinear *l = vq_stage_linear(&f.stage, slot / VQ_N_KINDS, slot % VQ_N_KINDS);
+        if (l) l->quantized = true;
+    }
+    vq_job job = {.comm = &comm,
+                  .be = f.be,
+                  .topo = {.n_stages = 1, .n_replicas = comm.size, .replica = comm.rank}};
+    vq_sweep whole = {0}, share = {.job = &job};
+    int64_t first, n;
+    EXPECT_OK(vq_arena_init(&job.scratch, "sums", (size_t)1 << 30));
+    vq_topo_share(&job.topo, comm.rank, WINDOWS, &first, &n);
+    assert_true(n > 0 && (comm.size == 1 || n < WINDOWS));
+    open_sweep(&f, &whole, 0, WINDOWS);
+    open_sweep(&f, &share, first, n);
+    for (int64_t layer = 0; layer < N; layer++) {
+        vq_tensor x[VQ_N_READ], y[VQ_N_READ];
+        EXPECT_OK(vq_sweep_hessians(&whole, layer, x));
+        EXPECT_OK(vq_sweep_hessians(&share, layer, y));
+        for (int r = 0; r < VQ_N_READ; r++, n_hessians++) {
+            expect_near(&x[r], &y[r]);
+            expect_same_everywhere(&y[r]);
+        }
+    }
+    assert_int_equal(n_hessians, 4 * N);
+    vq_sweep_close(&whole);
+    vq_sweep_close(&share);
+    vq_arena_close(&job.scratch);
+    fixture_close(&f);
+}
+
+static void test_replicas(void **state)
+{
+    (void)state;
+    hessians_of("tiny-llama");
+    hessians_of("tiny-opt");
+    hessians_of("tiny-qwen3");
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_replicas)};
+    if (vq_comm_open(&comm) != VQ_OK) {
+        fprintf(stderr, "test_hessians: %s\n", vq_error_message());
+        return 1;
+    }
+    comm.limit_s = 60;
+    const int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    if (failed) /* the others may be waiting for this rank */
+        vq_comm_die(&comm, vq_error_set(VQ_EINTERNAL, __FILE__, __LINE__,
+                                        "%d tests failed on this rank, see above", failed));
+    vq_comm_close(&comm);
+    return failed;
+}

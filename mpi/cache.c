@@ -109,6 +109,7 @@ static vq_status run_teacher(vq_teacher *t, const vq_data *data, const char *pat
     writing w = {.teacher = t, .file.id = -1, .not_finite = -1};
     vq_stream stream;
     int64_t *own, n;
+    VQ_TRY(vq_stage_hold(&t->stage, &job->step, job->hold_bytes));
     VQ_TRY(vq_stream_steps(&job->step, job, &data->calib, 0, epoch, &stream));
     VQ_TRY(own_windows(&stream, &job->step, &own, &n));
     const vq_tensor windows = vq_tensor_1d(own, VQ_I64, n);
@@ -129,6 +130,7 @@ static vq_status run_teacher(vq_teacher *t, const vq_data *data, const char *pat
         if (!status) status = vq_h5_finish(&w.file);
     }
     vq_h5_close(&w.file);
+    vq_stage_drop(&t->stage);
     vq_progress_end(&w.progress);
     return status;
 }
@@ -244,6 +246,7 @@ vq_status vq_cache_teacher(vq_job *job, const vq_data *data, vq_teacher *t)
 void vq_teacher_close(vq_teacher *t)
 {
     for (int64_t i = 0; i < t->n_files; i++) vq_h5_close(&t->file[i]);
+    if (!t->is_cached && t->stream.windows) vq_stage_drop(&t->stage);
     t->n_files = 0;
     t->is_cached = false;
 }
@@ -260,8 +263,9 @@ vq_status vq_teacher_start(vq_teacher *t, const vq_data *data, vq_arena *arena, 
         VQ_TRY(vq_tensor_new(arena, job->be.place, t->is_cached ? t->dtype : job->be.act,
                              VQ_DIMS(max_micro, data->calib.T, vq_stage_out_width(&t->stage)),
                              &t->hidden));
-    return t->is_cached ? VQ_OK
-                        : vq_stream_steps(arena, job, &data->calib, next, count, &t->stream);
+    if (t->is_cached) return VQ_OK;
+    VQ_TRY(vq_stage_hold(&t->stage, arena, job->hold_bytes));
+    return vq_stream_steps(arena, job, &data->calib, next, count, &t->stream);
 }
 
 /* Takes a window of the running step from the teacher itself. */

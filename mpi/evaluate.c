@@ -75,11 +75,14 @@ vq_status vq_evaluate(vq_job *job, const vq_stage *stage, vq_mode mode, const vq
     pass p = {.job = job, .stage = stage, .mode = mode};
     vq_progress progress;
     vq_comm_at(job->comm, "evaluation, %s", vq_mode_name(mode));
+    if (mode == VQ_MODE_FLOAT || mode == VQ_MODE_RTN)
+        VQ_TRY(vq_comm_end(job->comm, vq_stage_hold(stage, &job->step, job->hold_bytes)));
     VQ_TRY(VQ_NEW(&job->step, w->n, &p.loss));
     memset(p.loss, 0, (size_t)w->n * sizeof *p.loss);
     vq_progress_begin(&progress, "eval", "windows", 0, w->n);
     vq_progress_step(&progress, 0, "%s", label);
     VQ_TRY(vq_comm_end(job->comm, run_pass(&p, w, &progress)));
+    vq_stage_drop(stage);
     for (int64_t i = 0; i < w->n; i++) total += p.loss[i];
     vq_arena_reset(&job->step, mark);
     *r = (vq_eval_result){.perplexity = exp(total / (double)(w->n * (w->T - 1))),

@@ -20,6 +20,10 @@ static size_t reserve_bytes(void)
     return (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
 }
 
+/* Of a GPU's free memory, what passes with the model's own weights may hold of these where no plan
+ * has said it (eval). */
+#define HOLD_RATIO 0.7
+
 /* --- the GPU --------------------------------------------------------------------------------- */
 
 /* The number of this rank among those of its node, and the number of those. */
@@ -84,7 +88,8 @@ static vq_status agree_on_device(vq_job *job)
     return VQ_OK;
 }
 
-static vq_status open_device(vq_job *job, int local)
+/* n_local: ranks of this node. */
+static vq_status open_device(vq_job *job, int local, int n_local)
 {
     vq_arena *const arenas[VQ_N_ARENAS] = {&job->run, &job->weights, &job->step, &job->scratch};
     const int n = job->cuda->device_count();
@@ -95,6 +100,9 @@ static vq_status open_device(vq_job *job, int local)
         VQ_TRY(job->cuda->arena(&job->be, arenas[i]->name, &job->twins[i]));
         arenas[i]->twin = &job->twins[i];
     }
+    size_t free_bytes, total_bytes;
+    VQ_TRY(vq_mem_info(&job->be, &free_bytes, &total_bytes));
+    job->hold_bytes = HOLD_RATIO * (double)free_bytes / (double)VQ_CEIL_DIV(n_local, VQ_MAX(n, 1));
     VQ_TRY(job->cuda->describe(job->device, text, sizeof text));
     vq_log(VQ_LOG_INFO, "device   %s", text);
     return VQ_OK;
@@ -130,7 +138,7 @@ static vq_status open_backend(vq_job *job)
     VQ_TRY(vq_comm_agree(job->comm, find_module(job)));
     VQ_TRY(agree_on_device(job));
     VQ_TRY(place_on_node(job, &local, &n_local));
-    if (job->cuda) VQ_TRY(vq_comm_agree(job->comm, open_device(job, local)));
+    if (job->cuda) VQ_TRY(vq_comm_agree(job->comm, open_device(job, local, n_local)));
     if (!job->cuda) job->be = job->cpu;
     job->clusters = job->be;
     job->shares_device = job->cuda && n_local > job->cuda->device_count();

@@ -94,6 +94,16 @@ vq_status vq_upload(const vq_backend *be, vq_tensor *dst, const void *src_host)
     return be->ops->upload(be->ctx, dst->data, src_host, vq_tensor_bytes(dst));
 }
 
+vq_status vq_bring(const vq_backend *be, const vq_tensor *t, vq_tensor *there)
+{
+    const vq_tensor from = *t; /* there may be t */
+    *there = from;
+    if (from.place == be->place) return VQ_OK;
+    VQ_ASSERT(from.place == VQ_HOST && vq_tensor_contiguous(&from));
+    there->place = be->place;
+    return be->ops->bring(be->ctx, from.data, vq_tensor_bytes(&from), &there->data);
+}
+
 vq_status vq_download(const vq_backend *be, void *dst_host, const vq_tensor *src)
 {
     WANT_LIKE(src, TYPE(src->dtype), src);

@@ -60,6 +60,7 @@ typedef struct vq_ops {
     vq_status (*alloc)(void *ctx, size_t bytes, void **out);
     void (*free)(void *ctx, void *ptr);
     vq_status (*upload)(void *ctx, void *dst, const void *src_host, size_t bytes);
+    vq_status (*bring)(void *ctx, const void *src_host, size_t bytes, void **there);
     vq_status (*download)(void *ctx, void *dst_host, const void *src, size_t bytes);
     vq_status (*copy)(void *ctx, void *dst, const void *src, size_t bytes);
     vq_status (*zero)(void *ctx, void *dst, size_t bytes);
@@ -161,6 +162,11 @@ typedef struct vq_backend {
 
 vq_status vq_mem_info(const vq_backend *be, size_t *free_bytes, size_t *total_bytes);
 vq_status vq_upload(const vq_backend *be, vq_tensor *dst, const void *src_host);
+/* there = t at be's place, for what is queued before the next call of this function; itself where t
+ * is there already. On a device it arrives while what was queued before computes: for weights that
+ * are not kept there. t, on the host, may change when this returns. */
+vq_status vq_bring(const vq_backend *be, const vq_tensor *t, vq_tensor *there);
+
 vq_status vq_download(const vq_backend *be, void *dst_host, const vq_tensor *src);
 vq_status vq_copy(const vq_backend *be, vq_tensor *dst,
                   const vq_tensor *src); /* same type, shape */

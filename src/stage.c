@@ -144,6 +144,27 @@ vq_status vq_stage_init(vq_arena *arena, const vq_backend *be, const vq_model *m
     return VQ_OK;
 }
 
+vq_status vq_stage_hold(const vq_stage *s, vq_arena *arena, double room_bytes)
+{
+    if (s->be->place == VQ_HOST) return VQ_OK;
+    for (int64_t i = s->first * VQ_N_KINDS; i < s->last * VQ_N_KINDS; i++) {
+        vq_linear *l = &s->there->layers[i / VQ_N_KINDS].linear[i % VQ_N_KINDS];
+        const double bytes = l->exists ? (double)vq_tensor_bytes(&l->weight) : 0;
+        if (!l->exists || bytes > room_bytes) continue;
+        VQ_TRY(vq_place_there(s->be, arena, &l->weight, &l->weight));
+        room_bytes -= bytes;
+    }
+    return VQ_OK;
+}
+
+void vq_stage_drop(const vq_stage *s)
+{
+    if (s->be->place == VQ_HOST) return;
+    for (int64_t i = s->first * VQ_N_KINDS; i < s->last * VQ_N_KINDS; i++)
+        s->there->layers[i / VQ_N_KINDS].linear[i % VQ_N_KINDS].weight =
+            s->model->layers[i / VQ_N_KINDS].linear[i % VQ_N_KINDS].weight;
+}
+
 /* --- what a backward needs ------------------------------------------------------------------- */
 
 vq_status vq_kept_init(vq_arena *arena, const vq_stage *s, int64_t B, int64_t T, vq_keep keep,

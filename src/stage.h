@@ -51,6 +51,12 @@ vq_vqlinear *vq_stage_linear(vq_stage *stage, int64_t layer, vq_linear_kind kind
 vq_status vq_stage_learn_scales(vq_stage *stage, vq_arena *arena);
 vq_status vq_stage_set_scales(vq_stage *stage);
 
+/* Uploads the linears' own weights into arena's twin, in their order, as many as fit into
+ * room_bytes: passes with them need not bring these each time. Until vq_stage_drop, which must come
+ * before anything reads them on the host (writing files). Nothing on the host. Fails: VQ_EMEM. */
+vq_status vq_stage_hold(const vq_stage *stage, vq_arena *arena, double room_bytes);
+void vq_stage_drop(const vq_stage *stage);
+
 bool vq_stage_is_first(const vq_stage *stage);
 bool vq_stage_is_last(const vq_stage *stage);
 

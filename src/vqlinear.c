@@ -102,7 +102,7 @@ static vq_status make_weight(const vq_backend *be, const vq_vqlinear *linear, vq
 {
     if (mode == VQ_MODE_RTN) {
         vq_tensor there;
-        VQ_TRY(vq_place_there(be, arena, source, &there));
+        VQ_TRY(vq_bring(be, source, &there));
         return vq_grid_round(be, weight, &there, &linear->quant);
     }
     if (mode == VQ_MODE_GPTQ) return vq_grid_value(be, weight, &linear->ints, &linear->quant);
@@ -146,12 +146,21 @@ vq_status vq_vqlinear_host(const vq_backend *be, vq_arena *arena, const vq_vqlin
     return VQ_OK;
 }
 
+/* The weight for one product: vq_vqlinear_weight's, or the source's on its way through. */
+static vq_status passing_weight(const vq_backend *be, const vq_vqlinear *linear, vq_mode mode,
+                                vq_arena *scratch, vq_tensor *w)
+{
+    if (!linear->quantized || mode == VQ_MODE_FLOAT)
+        return vq_bring(be, &linear->source->weight, w);
+    return vq_vqlinear_weight(be, linear, mode, scratch, w);
+}
+
 vq_status vq_vqlinear_fwd(const vq_backend *be, const vq_vqlinear *linear, vq_mode mode,
                           vq_arena *scratch, const vq_tensor *x, vq_tensor *y)
 {
     size_t mark = vq_arena_mark(scratch);
     vq_tensor w;
-    VQ_TRY(vq_vqlinear_weight(be, linear, mode, scratch, &w));
+    VQ_TRY(passing_weight(be, linear, mode, scratch, &w));
     VQ_TRY(vq_gemm(be, y, x, false, &w, true, 1, 0));
     if (linear->source->bias.data) VQ_TRY(vq_bias_add(be, y, &linear->source->bias));
     vq_arena_reset(scratch, mark);
@@ -163,7 +172,7 @@ vq_status vq_vqlinear_bwd_input(const vq_backend *be, const vq_vqlinear *linear,
 {
     size_t mark = vq_arena_mark(scratch);
     vq_tensor w;
-    VQ_TRY(vq_vqlinear_weight(be, linear, mode, scratch, &w));
+    VQ_TRY(passing_weight(be, linear, mode, scratch, &w));
     VQ_TRY(vq_gemm(be, dx, dy, false, &w, false, 1, add ? 1 : 0));
     vq_arena_reset(scratch, mark);
     return VQ_OK;

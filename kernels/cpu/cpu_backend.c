@@ -69,6 +69,13 @@ static vq_status cpu_copy(void *ctx, void *dst, const void *src, size_t bytes)
     return VQ_OK;
 }
 
+static vq_status cpu_bring(void *ctx, const void *src_host, size_t bytes, void **there)
+{
+    (void)ctx, (void)bytes;
+    *there = (void *)(uintptr_t)src_host;
+    return VQ_OK;
+}
+
 static vq_status cpu_zero(void *ctx, void *dst, size_t bytes)
 {
     (void)ctx;
@@ -88,6 +95,7 @@ static const vq_ops cpu_ops = {
     .alloc = cpu_alloc,
     .free = cpu_free,
     .upload = cpu_copy,
+    .bring = cpu_bring,
     .download = cpu_copy,
     .copy = cpu_copy,
     .zero = cpu_zero,

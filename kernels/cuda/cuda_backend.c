@@ -200,10 +200,7 @@ static void cuda_free(void *ctx, void *ptr)
 static vq_status cuda_upload(void *ctx, void *dst, const void *src_host, size_t bytes)
 {
     vq_cuda *cuda = ctx;
-    VQ_CUDA(cudaMemcpyAsync(dst, src_host, bytes, cudaMemcpyHostToDevice, cuda->stream));
-    /* From pinned memory the copy runs on while the host would change the source. */
-    VQ_CUDA(cudaStreamSynchronize(cuda->stream));
-    return VQ_OK;
+    return vq_cuda_send(cuda, cuda->stream, dst, src_host, bytes);
 }
 
 static vq_status cuda_download(void *ctx, void *dst_host, const void *src, size_t bytes)
@@ -251,6 +248,7 @@ static const vq_ops cuda_ops = {
     .alloc = cuda_alloc,
     .free = cuda_free,
     .upload = cuda_upload,
+    .bring = vq_cuda_bring_weight,
     .download = cuda_download,
     .copy = cuda_copy,
     .zero = cuda_zero,
@@ -333,6 +331,8 @@ static vq_status open_device(state *s)
     VQ_CUDA(cudaStreamCreateWithFlags(&cuda->stream, cudaStreamNonBlocking));
     VQ_CUDA(cudaEventCreateWithFlags(&cuda->queued, cudaEventDisableTiming));
     VQ_TRY(vq_arena_init_on(&cuda->scratch, &s->pages, "GPU scratch", prop.totalGlobalMem));
+    VQ_TRY(vq_arena_init_on(&cuda->slots, &s->pages, "GPU weights", prop.totalGlobalMem));
+    VQ_TRY(vq_cuda_bring_open(cuda));
     VQ_CUDA(cudaMalloc(&cuda->workspace, VQ_CUDA_WORKSPACE));
     VQ_CUDA(cudaHostAlloc(&cuda->staging, VQ_CUDA_STAGING, cudaHostAllocDefault));
     VQ_CUBLAS(cublasLtCreate(&cuda->blas));
@@ -375,10 +375,12 @@ void vq_cuda_close(vq_backend *be)
     vq_cuda *cuda = &((state *)be->ctx)->cuda;
     if (cuda->stream) (void)cudaStreamSynchronize(cuda->stream);
     vq_cuda_gemm_close(cuda);
+    vq_cuda_bring_close(cuda);
     if (cuda->solver) (void)cusolverDnDestroy(cuda->solver);
     if (cuda->blas) (void)cublasLtDestroy(cuda->blas);
     if (cuda->staging) (void)cudaFreeHost(cuda->staging);
     (void)cudaFree(cuda->workspace);
+    vq_arena_close(&cuda->slots);
     vq_arena_close(&cuda->scratch);
     if (cuda->queued) (void)cudaEventDestroy(cuda->queued);
     if (cuda->stream) (void)cudaStreamDestroy(cuda->stream);
@@ -397,5 +399,7 @@ vq_status vq_cuda_before(const vq_backend *be, void *stream)
 
 void vq_cuda_trim(const vq_backend *be)
 {
-    vq_arena_trim(&((state *)be->ctx)->cuda.scratch);
+    vq_cuda *cuda = &((state *)be->ctx)->cuda;
+    vq_arena_trim(&cuda->scratch);
+    (void)vq_cuda_bring_trim(cuda); /* a lost device is seen by the next op */
 }

@@ -22,6 +22,7 @@ extern "C" {
 #define VQ_CUDA_WORKSPACE ((size_t)32 << 20)
 
 typedef struct vq_cuda_gemm_cache vq_cuda_gemm_cache; /* cuda_gemm.c */
+typedef struct vq_cuda_bring vq_cuda_bring;           /* cuda_bring.c */
 
 /* The backend's ctx. It lives on the host, at the start of its arena `memory`. */
 typedef struct vq_cuda {
@@ -32,8 +33,10 @@ typedef struct vq_cuda {
     vq_arena memory;    /* host */
     vq_arena scratch; /* device: mark and reset inside one op. What is queued runs in order, so what
                          the next op takes is no longer read */
-    void *staging;    /* pinned host memory, VQ_CUDA_STAGING bytes: vq_cuda_fetch's */
-    void *workspace;  /* device, VQ_CUDA_WORKSPACE bytes */
+    vq_arena slots;   /* device: where weights on their way are read (cuda_bring.c) */
+    vq_cuda_bring *bring;
+    void *staging;   /* pinned host memory, VQ_CUDA_STAGING bytes: vq_cuda_fetch's */
+    void *workspace; /* device, VQ_CUDA_WORKSPACE bytes */
     cublasLtHandle_t blas;
     cusolverDnHandle_t solver;
     vq_cuda_gemm_cache *gemm_cache;
@@ -55,6 +58,16 @@ vq_status vq_cuda_check_solver(cusolverStatus_t code, const char *op, const char
 /* The cache of chosen products (cuda_gemm.c). */
 vq_status vq_cuda_gemm_open(vq_cuda *cuda);
 void vq_cuda_gemm_close(vq_cuda *cuda);
+
+/* Host memory to the device: pinned pieces, and the weights that do not stay (cuda_bring.c). Open
+ * may fail half-way, close follows all the same; trim gives the slots' memory back. */
+vq_status vq_cuda_bring_open(vq_cuda *cuda);
+void vq_cuda_bring_close(vq_cuda *cuda);
+vq_status vq_cuda_bring_trim(vq_cuda *cuda);
+
+/* Queues a copy on a stream; src, on the host, may change when this returns. */
+vq_status vq_cuda_send(vq_cuda *cuda, cudaStream_t stream, void *dst, const void *src,
+                       size_t bytes);
 
 /* bytes from the device to the host, when all that is queued before is done. */
 vq_status vq_cuda_fetch(vq_cuda *cuda, void *dst_host, const void *src, size_t bytes);
@@ -89,6 +102,9 @@ typedef struct vq_cuda_batch {
 vq_status vq_cuda_gemm_batched(vq_cuda *cuda, vq_tensor *c, const vq_tensor *a, bool trans_a,
                                const vq_tensor *b, bool trans_b, double alpha, double beta,
                                const vq_cuda_batch *batch);
+
+/* memory: cuda_bring.c */
+vq_status vq_cuda_bring_weight(void *ctx, const void *src_host, size_t bytes, void **there);
 
 /* dense: cuda_gemm.c */
 vq_status vq_cuda_gemm(void *ctx, vq_tensor *c, const vq_tensor *a, bool trans_a,

@@ -1,4 +1,7 @@
-/* shim_runtime - the CUDA runtime's host functions: memory, streams, events, at once.
+/* shim_runtime - the CUDA runtime's host functions: memory, streams, events.
+ *
+ * All is done at once but for copies from the host on a stream that is not the first: these are
+ * done when somebody waits for them, so that who forgets to finds other numbers.
  *
  * Locked device memory is PROT_NONE except while a kernel or a copy runs. Fresh memory holds
  * NaNs; each allocation ends at a guard: whole pages, and under ASan the exact end. */
@@ -23,12 +26,22 @@
 #define MAX_RANGES 256
 #define TOTAL_BYTES ((size_t)8 << 30)
 
+#define MAX_LATE 64
+
 struct shim_stream {
-    int unused;
+    bool is_late;
+    long queued, done; /* copies */
+    struct {
+        void *dst;
+        const void *src;
+        size_t bytes;
+    } copy[MAX_LATE]; /* [done, queued), each at its number modulo MAX_LATE */
 };
 
 struct shim_event {
     double at_s;
+    cudaStream_t stream; /* NULL: not recorded */
+    long queued;         /* of the stream's copies, before it */
 };
 
 /* Device memory that is mapped: an allocation, or a piece of reserved addresses. */
@@ -185,9 +198,29 @@ cudaError_t cudaMemcpy2DAsync(void *dst, size_t dst_pitch, const void *src, size
     return cudaSuccess;
 }
 
+/* The stream's copies before number `until`. */
+static void copy_until(cudaStream_t stream, long until)
+{
+    for (; stream && stream->done < until; stream->done++) {
+        const int at = (int)(stream->done % MAX_LATE);
+        shim_enter_device();
+        memcpy(stream->copy[at].dst, stream->copy[at].src, stream->copy[at].bytes);
+        shim_leave_device();
+    }
+}
+
 cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind,
                             cudaStream_t stream)
 {
+    if (stream && stream->is_late && kind == cudaMemcpyHostToDevice) {
+        if (!kind_fits(dst, src, bytes, kind)) return cudaErrorInvalidValue;
+        copy_until(stream, stream->queued + 1 - MAX_LATE);
+        const int at = (int)(stream->queued++ % MAX_LATE);
+        stream->copy[at].dst = dst;
+        stream->copy[at].src = src;
+        stream->copy[at].bytes = bytes;
+        return cudaSuccess;
+    }
     return cudaMemcpy2DAsync(dst, bytes, src, bytes, bytes, 1, kind, stream);
 }
 
@@ -344,28 +377,35 @@ cudaError_t cudaSetDevice(int device)
     return device == 0 ? cudaSuccess : cudaErrorInvalidDevice;
 }
 
+static int n_streams;
+
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags)
 {
     (void)flags;
     *stream = calloc(1, sizeof **stream);
-    return *stream ? cudaSuccess : cudaErrorMemoryAllocation;
+    if (!*stream) return cudaErrorMemoryAllocation;
+    (*stream)->is_late = n_streams++ > 0;
+    return cudaSuccess;
 }
 
 cudaError_t cudaStreamDestroy(cudaStream_t stream)
 {
+    copy_until(stream, stream->queued);
+    n_streams--;
     free(stream);
     return cudaSuccess;
 }
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream)
 {
-    (void)stream;
+    copy_until(stream, stream->queued);
     return cudaSuccess;
 }
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags)
 {
-    (void)stream, (void)event, (void)flags;
+    (void)stream, (void)flags;
+    copy_until(event->stream, event->queued);
     return cudaSuccess;
 }
 
@@ -384,7 +424,8 @@ cudaError_t cudaEventDestroy(cudaEvent_t event)
 
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream)
 {
-    (void)stream;
+    event->stream = stream;
+    event->queued = stream->queued;
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     event->at_s = (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
@@ -393,13 +434,12 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream)
 
 cudaError_t cudaEventQuery(cudaEvent_t event)
 {
-    (void)event;
-    return cudaSuccess;
+    return cudaEventSynchronize(event);
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event)
 {
-    (void)event;
+    copy_until(event->stream, event->queued);
     return cudaSuccess;
 }
 

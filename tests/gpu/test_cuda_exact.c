@@ -249,6 +249,37 @@ static void test_large_logits(void **state)
     vq_arena_reset(&gpu.arena, 0);
 }
 
+/* Weights on their way, of many sizes, each read once; the host's are changed at once. */
+static void test_bring(void **state)
+{
+    (void)state;
+    enum { MOST = 5 << 20 }; /* of u32: more than two pinned pieces */
+    const int64_t sizes[] = {1, 3 << 20, 77, MOST, MOST - 3, 12345, 2 << 20, 5};
+    vq_tensor copy[VQ_COUNT(sizes)], there;
+    uint32_t *host, *found;
+    EXPECT_OK(VQ_NEW(&gpu.arena, MOST, &host));
+    EXPECT_OK(VQ_NEW(&gpu.arena, MOST, &found));
+    for (int i = 0; i < VQ_COUNT(sizes); i++) {
+        for (int64_t j = 0; j < sizes[i]; j++) host[j] = (uint32_t)(j * 7 + i);
+        const vq_tensor weight = vq_tensor_1d(host, VQ_U32, sizes[i]);
+        EXPECT_OK(vq_tensor_new(&gpu.arena, VQ_DEVICE, VQ_U32, VQ_DIMS(sizes[i]), &copy[i]));
+        EXPECT_OK(vq_bring(&gpu.be, &weight, &there));
+        assert_int_equal(there.place, VQ_DEVICE);
+        memset(host, 0xff, (size_t)sizes[i] * sizeof *host);
+        EXPECT_OK(vq_copy(&gpu.be, &copy[i], &there));
+    }
+    EXPECT_OK(vq_bring(&gpu.be, &copy[0], &there)); /* is there already */
+    assert_ptr_equal(there.data, copy[0].data);
+    for (int i = 0; i < VQ_COUNT(sizes); i++) {
+        EXPECT_OK(vq_download(&gpu.be, found, &copy[i]));
+        for (int64_t j = 0; j < sizes[i]; j++)
+            if (found[j] != (uint32_t)(j * 7 + i))
+                fail_msg("weight %d of %lld: [%lld] is %u", i, (long long)sizes[i], (long long)j,
+                         found[j]);
+    }
+    vq_arena_reset(&gpu.arena, 0);
+}
+
 #ifdef VQ_ON_SHIM
 static void test_no_mapped_memory(void **state)
 {
@@ -270,6 +301,7 @@ int main(void)
                                        cmocka_unit_test(test_not_finite),
                                        cmocka_unit_test(test_not_positive),
                                        cmocka_unit_test(test_bad_targets),
+                                       cmocka_unit_test(test_bring),
 #ifdef VQ_ON_SHIM
                                        cmocka_unit_test(test_no_mapped_memory),
 #endif

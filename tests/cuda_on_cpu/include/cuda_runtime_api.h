@@ -1,7 +1,8 @@
 /* cuda_runtime_api.h - stand-in for the part of the CUDA runtime that vqround calls, on the host.
  *
- * Everything runs at once, so streams and events are always done. Device memory is host memory that
- * can be locked against host code (shim.h), which then ends with SIGSEGV, as it would on a GPU. */
+ * Streams run at once, but for copies that nobody waits for (shim_runtime.c). Device memory is host
+ * memory that can be locked against host code (shim.h), which then ends with SIGSEGV, as it would
+ * on a GPU. */
 #pragma once
 #include <stdbool.h>
 #include <stddef.h>

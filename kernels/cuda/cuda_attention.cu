@@ -1,233 +1,594 @@
-/* cuda_attention - causal attention, forward and backward: blocks of queries against the keys that
- * they see, products by cuBLASLt, softmax by own kernels.
+/* cuda_attention - causal attention, forward and backward, scores living in registers alone.
  *
- * A block's scores [heads, queries, keys] are f32, its probabilities of act's type, both in scratch
- * of a size that does not grow with the square of the sequence. One product covers one query head
- * of every group; keys that a whole block cannot see are never multiplied. The backward makes the
- * probabilities again from lse and sums the keys' gradients in f32, so that several blocks, and the
- * heads of a group, round them once. */
-#include "cuda_device.cuh"
+ * A block of 4 warps takes 64 queries of a head and goes over the keys that they see in tiles; the
+ * softmax is carried along by its greatest score and sum so far (Dao 2023, FlashAttention-2). The
+ * backward makes the probabilities again from lse, twice: once by blocks of queries for dq, once by
+ * blocks of keys, over all query heads of their group, for dk and dv. That is 7 products where 5
+ * would do with atomic additions, whose bits would not repeat.
+ *
+ * Products are the tensor cores' (cuda_mma.cuh), so of halves; rows in shared memory are 8 elements
+ * longer than heads are wide: then neither the 8 rows of a fragment nor those of a transposed one
+ * meet in a bank. What is f32 (tests), or wider than 128, goes by plain kernels: a thread a query
+ * or key, its scores made again for each part of the head. */
+#include "cuda_mma.cuh"
 
-#define THREADS 256
+#define THREADS 128
+#define WARPS (THREADS / VQ_WARP)
+#define ROWS 64 /* of a block: 16 a warp */
+#define PAD 8
+#define MOST_WIDE 128 /* head width of the tensor cores' kernels */
+#define LOG2_E 1.4426950408889634f
 
-typedef struct shape {
-    int64_t T, T_k, H, G, S, heads; /* heads: of a group */
-    int64_t prefix;                 /* keys before the first query */
-    int64_t queries;                /* of a block */
-} shape;
+/* One call, for kernels. */
+struct shape {
+    int64_t T, T_k, prefix;    /* prefix: keys before the first query */
+    int64_t k_batch, dk_batch; /* elements from one sequence's keys (their gradients) to the next */
+    int64_t H, G, S, heads;    /* heads: of a group */
+    float scale;
+    bool vectors; /* rows may be read 16 bytes at a time */
+};
 
-static shape make_shape(const vq_tensor *q, const vq_tensor *k)
+static shape make_shape(const vq_tensor *q, const vq_tensor *k, double scale)
 {
-    shape s;
-    s.T = q->dim[1];
-    s.T_k = k->dim[1];
-    s.H = q->dim[2];
-    s.G = k->dim[2];
-    s.S = q->dim[3];
-    s.heads = s.H / s.G;
-    s.prefix = s.T_k - s.T;
-    s.queries = vq_cuda_attention_queries(s.T, s.T_k, s.G);
+    shape s = {};
+    s.T = q->dim[1], s.T_k = k->dim[1], s.prefix = s.T_k - s.T;
+    s.k_batch = s.dk_batch = k->stride[0];
+    s.H = q->dim[2], s.G = k->dim[2], s.S = q->dim[3], s.heads = s.H / s.G;
+    s.scale = float(scale);
     return s;
 }
 
-/* Rows [t, t + rows) of head h and of every heads-th one after it, of sequence b: the first matrix
- * of a batch over groups. */
-static vq_tensor matrix(const vq_tensor *x, int64_t b, int64_t t, int64_t h, int64_t rows)
+/* Whether all rows of a tensor begin at multiples of 16 bytes. */
+static bool is_aligned(const vq_tensor *x)
 {
-    const int64_t S = x->dim[3], row = x->dim[2] * S;
-    char *data = static_cast<char *>(x->data) +
-                 static_cast<size_t>(b * x->stride[0] + t * row + h * S) * vq_dtype_bytes(x->dtype);
-    vq_tensor m = vq_tensor_2d(data, x->dtype, rows, S);
-    m.stride[0] = row;
-    m.place = x->place;
-    return m;
+    const size_t bytes = vq_dtype_bytes(x->dtype);
+    return uintptr_t(x->data) % 16 == 0 && size_t(x->dim[3]) * bytes % 16 == 0 &&
+           size_t(x->stride[0]) * bytes % 16 == 0;
 }
 
-/* One row of scores of query t of head group * heads + member: p = softmax over the keys it sees, 0
- * behind them; lse. */
-template <class T>
-static __global__ void __launch_bounds__(THREADS)
-    softmax_kernel(T *__restrict__ p, float *__restrict__ lse, const float *__restrict__ scores,
-                   int64_t rows, int64_t keys, int64_t first, int64_t T_, int64_t prefix,
-                   int64_t heads, int64_t member)
+/* --- tiles and fragments --------------------------------------------------------------------- */
+
+/* Rows [0, n) of from into a tile of `rows` rows of WIDE + PAD elements; zeros behind rows and
+ * heads. The block's threads. */
+template <class T, int WIDE>
+static __device__ __forceinline__ void load_tile(T *tile, const T *from, int64_t stride, int64_t n,
+                                                 int rows, const shape &s)
 {
-    const int64_t i = blockIdx.x, group = blockIdx.y, t = first + i, seen = prefix + t + 1;
-    const float *s = scores + (group * rows + i) * keys;
-    T *out = p + (group * rows + i) * keys;
-    float top = s[0];
-    for (int64_t u = threadIdx.x; u < seen; u += blockDim.x) top = s[u] > top ? s[u] : top;
-    top = vq_block_max(top);
-    float sum = 0;
-    for (int64_t u = threadIdx.x; u < seen; u += blockDim.x) sum += vq_exp(s[u] - top);
-    sum = vq_block_sum(sum);
-    const float factor = 1 / sum;
-    for (int64_t u = threadIdx.x; u < keys; u += blockDim.x)
-        out[u] = vq_store<T>(u < seen ? vq_exp(s[u] - top) * factor : 0);
-    if (threadIdx.x == 0) lse[(group * heads + member) * T_ + t] = top + logf(sum);
+    constexpr int PACKS = WIDE / 8;
+    for (int i = threadIdx.x; i < rows * PACKS; i += THREADS) {
+        const int row = i / PACKS, column = i % PACKS * 8;
+        vq_pack<T, 8> x;
+        for (int j = 0; j < 8; j++) x.x[j] = vq_store<T>(0);
+        if (row < n && s.vectors && column < s.S)
+            x = *reinterpret_cast<const vq_pack<T, 8> *>(from + row * stride + column);
+        else if (row < n)
+            for (int j = 0; j < 8; j++)
+                if (column + j < s.S) x.x[j] = from[row * stride + column + j];
+        *reinterpret_cast<vq_pack<T, 8> *>(tile + row * (WIDE + PAD) + column) = x;
+    }
 }
+
+/* a: the tile's rows [row, row + 16), columns [column, column + 16). */
+template <class T, int WIDE>
+static __device__ __forceinline__ void load_a(uint32_t *a, const T *tile, int row, int column)
+{
+    const int lane = threadIdx.x % VQ_WARP;
+    const T *at = tile + (row + lane / 4) * (WIDE + PAD) + column + lane % 4 * 2;
+    a[0] = vq_pair_at(at);
+    a[1] = vq_pair_at(at + 8 * (WIDE + PAD));
+    a[2] = vq_pair_at(at + 8);
+    a[3] = vq_pair_at(at + 8 * (WIDE + PAD) + 8);
+}
+
+/* b: transposed, the tile's rows [row, row + 8), columns [column, column + 16). */
+template <class T, int WIDE>
+static __device__ __forceinline__ void load_b(uint32_t *b, const T *tile, int row, int column)
+{
+    const int lane = threadIdx.x % VQ_WARP;
+    const T *at = tile + (row + lane / 4) * (WIDE + PAD) + column + lane % 4 * 2;
+    b[0] = vq_pair_at(at);
+    b[1] = vq_pair_at(at + 8);
+}
+
+/* out [16, WIDE] += a[0..4] [16, 16] of the tile's rows [row, row + 16). */
+template <class T, int WIDE>
+static __device__ __forceinline__ void add_rows(float (*out)[4], const uint32_t *a, const T *tile,
+                                                int row)
+{
+    const int lane = threadIdx.x % VQ_WARP;
+    const T *at = tile + (row + lane % 16) * (WIDE + PAD) + lane / 16 * 8;
+    VQ_UNROLL
+    for (int j = 0; j < WIDE / 8; j += 2) {
+        uint32_t b[4];
+        vq_load_transposed(b, at + j * 8);
+        vq_mma<T>(out[j], a, b);
+        vq_mma<T>(out[j + 1], a, b + 2);
+    }
+}
+
+/* out [16, 8 N] += own rows times the tile's rows, transposed: scores. own: fragments of WIDE
+ * columns. */
+template <class T, int WIDE, int N>
+static __device__ __forceinline__ void add_scores(float (*out)[4], const uint32_t (*own)[4],
+                                                  const T *tile)
+{
+    VQ_UNROLL
+    for (int k = 0; k < WIDE / 16; k++) {
+        VQ_UNROLL
+        for (int j = 0; j < N; j++) {
+            uint32_t b[2];
+            load_b<T, WIDE>(b, tile, j * 8, k * 16);
+            vq_mma<T>(out[j], own[k], b);
+        }
+    }
+}
+
+/* Two neighbouring tiles of a product as a of the next. */
+template <class T> static __device__ __forceinline__ void round_a(uint32_t *a, const float (*d)[4])
+{
+    a[0] = vq_pair<T>(d[0][0], d[0][1]);
+    a[1] = vq_pair<T>(d[0][2], d[0][3]);
+    a[2] = vq_pair<T>(d[1][0], d[1][1]);
+    a[3] = vq_pair<T>(d[1][2], d[1][3]);
+}
+
+/* Over the 4 lanes that share a row. */
+static __device__ __forceinline__ float row_max(float x)
+{
+    x = fmaxf(x, __shfl_xor_sync(VQ_ALL_LANES, x, 1));
+    return fmaxf(x, __shfl_xor_sync(VQ_ALL_LANES, x, 2));
+}
+
+static __device__ __forceinline__ float row_sum(float x)
+{
+    x += __shfl_xor_sync(VQ_ALL_LANES, x, 1);
+    return x + __shfl_xor_sync(VQ_ALL_LANES, x, 2);
+}
+
+/* Rows of a warp's fragments, [16, WIDE], to `to` (+)=, times factor[row / 8]; n of the rows are
+ * there. */
+template <class T, int WIDE>
+static __device__ __forceinline__ void store_rows(T *to, int64_t stride, const float (*d)[4],
+                                                  const float *factor, int64_t n, bool add,
+                                                  const shape &s)
+{
+    const int lane = threadIdx.x % VQ_WARP;
+    VQ_UNROLL
+    for (int j = 0; j < WIDE / 8; j++) {
+        VQ_UNROLL
+        for (int i = 0; i < 4; i++) {
+            const int row = lane / 4 + i / 2 * 8, column = j * 8 + lane % 4 * 2 + i % 2;
+            if (row >= n || column >= s.S) continue;
+            T *at = to + row * stride + column;
+            const float x = d[j][i] * factor[i / 2];
+            *at = vq_store<T>(add ? vq_load(*at) + x : x);
+        }
+    }
+}
+
+/* --- forward --------------------------------------------------------------------------------- */
+
+#define FWD_KEYS 64
+
+template <class T, int WIDE>
+static __global__ void __launch_bounds__(THREADS)
+    attend(T *out, float *lse, const T *q, const T *k, const T *v, shape s)
+{
+    VQ_DYNAMIC_SHARED(T, k_tile); /* the queries' first */
+    T *v_tile = k_tile + FWD_KEYS * (WIDE + PAD);
+    const int warp = threadIdx.x / VQ_WARP, lane = threadIdx.x % VQ_WARP;
+    const int64_t b = blockIdx.z, h = blockIdx.y, group = h / s.heads;
+    const int64_t t0 = int64_t(gridDim.x - 1 - blockIdx.x) * ROWS; /* the longest begin first */
+    const int64_t n = VQ_MIN(ROWS, s.T - t0), keys = s.prefix + t0 + n;
+    const int64_t first = ((b * s.T + t0) * s.H + h) * s.S, row0 = t0 + warp * 16 + lane / 4;
+    const T *k0 = k + b * s.k_batch + group * s.S, *v0 = v + b * s.k_batch + group * s.S;
+    const float to_log2 = s.scale * LOG2_E;
+
+    uint32_t own[WIDE / 16][4];
+    load_tile<T, WIDE>(k_tile, q + first, s.H * s.S, n, ROWS, s);
+    __syncthreads();
+    VQ_UNROLL
+    for (int j = 0; j < WIDE / 16; j++) load_a<T, WIDE>(own[j], k_tile, warp * 16, j * 16);
+
+    float sum[WIDE / 8][4] = {}, top[2] = {-INFINITY, -INFINITY}, total[2] = {};
+    for (int64_t u0 = 0; u0 < keys; u0 += FWD_KEYS) {
+        __syncthreads(); /* the tile before is read */
+        load_tile<T, WIDE>(k_tile, k0 + u0 * s.G * s.S, s.G * s.S, s.T_k - u0, FWD_KEYS, s);
+        load_tile<T, WIDE>(v_tile, v0 + u0 * s.G * s.S, s.G * s.S, s.T_k - u0, FWD_KEYS, s);
+        __syncthreads();
+        float p[FWD_KEYS / 8][4] = {}, most[2] = {top[0], top[1]};
+        add_scores<T, WIDE, FWD_KEYS / 8>(p, own, k_tile);
+        VQ_UNROLL
+        for (int j = 0; j < FWD_KEYS / 8; j++) {
+            VQ_UNROLL
+            for (int i = 0; i < 4; i++) {
+                const int64_t u = u0 + j * 8 + lane % 4 * 2 + i % 2, t = row0 + i / 2 * 8;
+                p[j][i] = u <= s.prefix + t ? p[j][i] * to_log2 : -INFINITY;
+                most[i / 2] = fmaxf(most[i / 2], p[j][i]);
+            }
+        }
+        float factor[2];
+        VQ_UNROLL
+        for (int i = 0; i < 2; i++) {
+            most[i] = row_max(most[i]); /* finite: every query sees the first key */
+            factor[i] = exp2f(top[i] - most[i]);
+            top[i] = most[i];
+            total[i] *= factor[i];
+        }
+        VQ_UNROLL
+        for (int j = 0; j < FWD_KEYS / 8; j++) {
+            VQ_UNROLL
+            for (int i = 0; i < 4; i++) {
+                p[j][i] = exp2f(p[j][i] - top[i / 2]);
+                total[i / 2] += p[j][i];
+            }
+        }
+        VQ_UNROLL
+        for (int j = 0; j < WIDE / 8; j++) {
+            VQ_UNROLL
+            for (int i = 0; i < 4; i++) sum[j][i] *= factor[i / 2];
+        }
+        VQ_UNROLL
+        for (int j = 0; j < FWD_KEYS / 16; j++) {
+            uint32_t a[4];
+            round_a<T>(a, p + 2 * j);
+            add_rows<T, WIDE>(sum, a, v_tile, j * 16);
+        }
+    }
+    float factor[2];
+    for (int i = 0; i < 2; i++) {
+        const int64_t t = row0 + i * 8;
+        total[i] = row_sum(total[i]);
+        factor[i] = 1 / total[i];
+        if (lane % 4 == 0 && t < s.T)
+            lse[(b * s.H + h) * s.T + t] = (top[i] + log2f(total[i])) / LOG2_E;
+    }
+    store_rows<T, WIDE>(out + first + warp * 16 * s.H * s.S, s.H * s.S, sum, factor, n - warp * 16,
+                        false, s);
+}
+
+/* --- backward -------------------------------------------------------------------------------- */
+
+#define BWD_OTHERS 32 /* keys, or queries, that a block goes over at a time */
 
 /* mean[b, h, t] = sum_u p dp = dout . out: one warp a row. */
 template <class T>
 static __global__ void __launch_bounds__(THREADS)
-    row_dots_kernel(float *__restrict__ mean, const T *__restrict__ dout, const T *__restrict__ out,
-                    int64_t n, int64_t T_, int64_t H, int64_t S)
+    row_dots(float *mean, const T *dout, const T *out, int64_t n, shape s)
 {
-    const int64_t row =
-        static_cast<int64_t>(blockIdx.x) * (THREADS / VQ_WARP) + threadIdx.x / VQ_WARP;
+    const int64_t row = vq_thread() / VQ_WARP;
     if (row >= n) return; /* the whole warp */
     float sum = 0;
-    for (int64_t j = threadIdx.x % VQ_WARP; j < S; j += VQ_WARP)
-        sum += vq_load(dout[row * S + j]) * vq_load(out[row * S + j]);
+    for (int64_t j = threadIdx.x % VQ_WARP; j < s.S; j += VQ_WARP)
+        sum += vq_load(dout[row * s.S + j]) * vq_load(out[row * s.S + j]);
     sum = vq_warp_sum(sum);
-    const int64_t b = row / (T_ * H), t = row / H % T_, h = row % H;
-    if (threadIdx.x % VQ_WARP == 0) mean[(b * H + h) * T_ + t] = sum;
+    const int64_t b = row / (s.T * s.H), t = row / s.H % s.T, h = row % s.H;
+    if (threadIdx.x % VQ_WARP == 0) mean[(b * s.H + h) * s.T + t] = sum;
 }
 
-/* From scores and dp: p = exp(score - lse), ds = p (dp - mean), both 0 behind the keys it sees. */
+/* p = exp(score - lse) and ds = p (dp - mean) in place of scores and dp; 0 where a key is not seen.
+ */
+static __device__ __forceinline__ void make_ds(float *p, float *dp, bool seen, float to_log2,
+                                               float lse2, float mean)
+{
+    *p = seen ? exp2f(fmaf(*p, to_log2, -lse2)) : 0;
+    *dp = *p * (*dp - mean);
+}
+
+template <class T, int WIDE>
+static __global__ void __launch_bounds__(THREADS)
+    attend_back_q(T *dq, const T *dout, const T *q, const T *k, const T *v, const float *lse,
+                  const float *mean, shape s)
+{
+    VQ_DYNAMIC_SHARED(T, tile); /* of queries, then of keys and of values */
+    T *k_tile = tile, *v_tile = tile + BWD_OTHERS * (WIDE + PAD);
+    const int warp = threadIdx.x / VQ_WARP, lane = threadIdx.x % VQ_WARP;
+    const int64_t b = blockIdx.z, h = blockIdx.y, group = h / s.heads;
+    const int64_t t0 = int64_t(gridDim.x - 1 - blockIdx.x) * ROWS;
+    const int64_t n = VQ_MIN(ROWS, s.T - t0), keys = s.prefix + t0 + n;
+    const int64_t first = ((b * s.T + t0) * s.H + h) * s.S, row0 = t0 + warp * 16 + lane / 4;
+    const T *k0 = k + b * s.k_batch + group * s.S, *v0 = v + b * s.k_batch + group * s.S;
+    const float to_log2 = s.scale * LOG2_E;
+
+    uint32_t own_q[WIDE / 16][4], own_d[WIDE / 16][4];
+    load_tile<T, WIDE>(tile, q + first, s.H * s.S, n, ROWS, s);
+    __syncthreads();
+    VQ_UNROLL
+    for (int j = 0; j < WIDE / 16; j++) load_a<T, WIDE>(own_q[j], tile, warp * 16, j * 16);
+    __syncthreads();
+    load_tile<T, WIDE>(tile, dout + first, s.H * s.S, n, ROWS, s);
+    __syncthreads();
+    VQ_UNROLL
+    for (int j = 0; j < WIDE / 16; j++) load_a<T, WIDE>(own_d[j], tile, warp * 16, j * 16);
+
+    float lse2[2], m[2];
+    for (int i = 0; i < 2; i++) {
+        const int64_t t = row0 + i * 8, at = (b * s.H + h) * s.T + t;
+        lse2[i] = t < s.T ? lse[at] * LOG2_E : 0;
+        m[i] = t < s.T ? mean[at] : 0;
+    }
+    float sum[WIDE / 8][4] = {};
+    for (int64_t u0 = 0; u0 < keys; u0 += BWD_OTHERS) {
+        __syncthreads();
+        load_tile<T, WIDE>(k_tile, k0 + u0 * s.G * s.S, s.G * s.S, s.T_k - u0, BWD_OTHERS, s);
+        load_tile<T, WIDE>(v_tile, v0 + u0 * s.G * s.S, s.G * s.S, s.T_k - u0, BWD_OTHERS, s);
+        __syncthreads();
+        float p[BWD_OTHERS / 8][4] = {}, ds[BWD_OTHERS / 8][4] = {};
+        add_scores<T, WIDE, BWD_OTHERS / 8>(p, own_q, k_tile);
+        add_scores<T, WIDE, BWD_OTHERS / 8>(ds, own_d, v_tile);
+        VQ_UNROLL
+        for (int j = 0; j < BWD_OTHERS / 8; j++) {
+            VQ_UNROLL
+            for (int i = 0; i < 4; i++) {
+                const int64_t u = u0 + j * 8 + lane % 4 * 2 + i % 2, t = row0 + i / 2 * 8;
+                make_ds(&p[j][i], &ds[j][i], t < s.T && u <= s.prefix + t, to_log2, lse2[i / 2],
+                        m[i / 2]);
+            }
+        }
+        VQ_UNROLL
+        for (int j = 0; j < BWD_OTHERS / 16; j++) {
+            uint32_t a[4];
+            round_a<T>(a, ds + 2 * j);
+            add_rows<T, WIDE>(sum, a, k_tile, j * 16);
+        }
+    }
+    const float factor[2] = {s.scale, s.scale};
+    store_rows<T, WIDE>(dq + first + warp * 16 * s.H * s.S, s.H * s.S, sum, factor, n - warp * 16,
+                        false, s);
+}
+
+template <class T, int WIDE>
+static __global__ void __launch_bounds__(THREADS)
+    attend_back_kv(T *dk, T *dv, const T *dout, const T *q, const T *k, const T *v,
+                   const float *lse, const float *mean, shape s)
+{
+    VQ_DYNAMIC_SHARED(T, k_tile);
+    VQ_SHARED(float, lse2, [BWD_OTHERS]);
+    VQ_SHARED(float, m, [BWD_OTHERS]);
+    T *v_tile = k_tile + ROWS * (WIDE + PAD), *q_tile = v_tile + ROWS * (WIDE + PAD),
+      *d_tile = q_tile + BWD_OTHERS * (WIDE + PAD);
+    const int warp = threadIdx.x / VQ_WARP, lane = threadIdx.x % VQ_WARP;
+    const int64_t b = blockIdx.z, group = blockIdx.y, u0 = int64_t(blockIdx.x) * ROWS;
+    const int64_t n = VQ_MIN(ROWS, s.T_k - u0), row = s.G * s.S, row0 = u0 + warp * 16 + lane / 4;
+    const int64_t at_k = b * s.k_batch + u0 * row + group * s.S;
+    const int64_t begin = VQ_MAX(u0 - s.prefix, 0) / BWD_OTHERS * BWD_OTHERS;
+    const float to_log2 = s.scale * LOG2_E;
+
+    load_tile<T, WIDE>(k_tile, k + at_k, row, n, ROWS, s);
+    load_tile<T, WIDE>(v_tile, v + at_k, row, n, ROWS, s);
+    float dk_sum[WIDE / 8][4] = {}, dv_sum[WIDE / 8][4] = {};
+    for (int64_t h = group * s.heads; h < (group + 1) * s.heads; h++)
+        for (int64_t t0 = begin; t0 < s.T; t0 += BWD_OTHERS) {
+            const int64_t first = ((b * s.T + t0) * s.H + h) * s.S;
+            __syncthreads();
+            load_tile<T, WIDE>(q_tile, q + first, s.H * s.S, s.T - t0, BWD_OTHERS, s);
+            load_tile<T, WIDE>(d_tile, dout + first, s.H * s.S, s.T - t0, BWD_OTHERS, s);
+            if (threadIdx.x < BWD_OTHERS) {
+                const int64_t t = t0 + threadIdx.x, at = (b * s.H + h) * s.T + t;
+                lse2[threadIdx.x] = t < s.T ? lse[at] * LOG2_E : 0;
+                m[threadIdx.x] = t < s.T ? mean[at] : 0;
+            }
+            __syncthreads();
+            float p[BWD_OTHERS / 8][4] = {}, ds[BWD_OTHERS / 8][4] = {};
+            VQ_UNROLL
+            for (int j = 0; j < WIDE / 16; j++) {
+                uint32_t own_k[4], own_v[4], other[2];
+                load_a<T, WIDE>(own_k, k_tile, warp * 16, j * 16);
+                load_a<T, WIDE>(own_v, v_tile, warp * 16, j * 16);
+                VQ_UNROLL
+                for (int i = 0; i < BWD_OTHERS / 8; i++) {
+                    load_b<T, WIDE>(other, q_tile, i * 8, j * 16);
+                    vq_mma<T>(p[i], own_k, other);
+                    load_b<T, WIDE>(other, d_tile, i * 8, j * 16);
+                    vq_mma<T>(ds[i], own_v, other);
+                }
+            }
+            VQ_UNROLL
+            for (int j = 0; j < BWD_OTHERS / 8; j++) {
+                VQ_UNROLL
+                for (int i = 0; i < 4; i++) {
+                    const int column = j * 8 + lane % 4 * 2 + i % 2;
+                    const int64_t u = row0 + i / 2 * 8, t = t0 + column;
+                    make_ds(&p[j][i], &ds[j][i], t < s.T && u <= s.prefix + t, to_log2,
+                            lse2[column], m[column]);
+                }
+            }
+            VQ_UNROLL
+            for (int j = 0; j < BWD_OTHERS / 16; j++) {
+                uint32_t a[4];
+                round_a<T>(a, p + 2 * j);
+                add_rows<T, WIDE>(dv_sum, a, d_tile, j * 16);
+                round_a<T>(a, ds + 2 * j);
+                add_rows<T, WIDE>(dk_sum, a, q_tile, j * 16);
+            }
+        }
+    const float once[2] = {1, 1}, factor[2] = {s.scale, s.scale};
+    const int64_t to = b * s.dk_batch + (u0 + warp * 16) * row + group * s.S;
+    store_rows<T, WIDE>(dk + to, row, dk_sum, factor, n - warp * 16, true, s);
+    store_rows<T, WIDE>(dv + to, row, dv_sum, once, n - warp * 16, true, s);
+}
+
+/* --- plain kernels --------------------------------------------------------------------------- */
+
+#define PART 32 /* of a head, at a time */
+
+template <class T> static __device__ float dot(const T *x, const T *y, int64_t n)
+{
+    float sum = 0;
+    for (int64_t j = 0; j < n; j++) sum = fmaf(vq_load(x[j]), vq_load(y[j]), sum);
+    return sum;
+}
+
+/* A thread's row of [B, rows, heads]. */
+struct place {
+    int64_t b, row, head;
+};
+
+static __device__ place place_of(int64_t i, int64_t rows, int64_t heads)
+{
+    return {i / (rows * heads), i / heads % rows, i % heads};
+}
+
 template <class T>
 static __global__ void __launch_bounds__(THREADS)
-    softmax_bwd_kernel(T *__restrict__ p, T *__restrict__ ds, const float *__restrict__ scores,
-                       const float *__restrict__ dp, const float *__restrict__ lse,
-                       const float *__restrict__ mean, int64_t rows, int64_t keys, int64_t first,
-                       int64_t T_, int64_t prefix, int64_t heads, int64_t member)
+    attend_plain(T *out, float *lse, const T *q, const T *k, const T *v, int64_t n, shape s)
 {
-    const int64_t i = blockIdx.x, group = blockIdx.y, t = first + i, seen = prefix + t + 1;
-    const int64_t row = (group * rows + i) * keys, at = (group * heads + member) * T_ + t;
-    const float log_sum = lse[at], m = mean[at];
-    for (int64_t u = threadIdx.x; u < keys; u += blockDim.x) {
-        const float x = u < seen ? vq_exp(scores[row + u] - log_sum) : 0;
-        p[row + u] = vq_store<T>(x);
-        ds[row + u] = vq_store<T>(u < seen ? x * (dp[row + u] - m) : 0);
+    if (vq_thread() >= n) return;
+    const place at = place_of(vq_thread(), s.T, s.H);
+    const int64_t stride = s.G * s.S, from = at.b * s.k_batch + at.head / s.heads * s.S;
+    const int64_t keys = s.prefix + at.row + 1, own = vq_thread() * s.S;
+    float top = -INFINITY, total = 0;
+    for (int64_t u = 0; u < keys; u++) {
+        const float x = s.scale * dot(q + own, k + from + u * stride, s.S);
+        if (x > top) total *= vq_exp(top - x), top = x;
+        total += vq_exp(x - top);
+    }
+    const float log_sum = top + logf(total);
+    lse[(at.b * s.H + at.head) * s.T + at.row] = log_sum;
+    for (int64_t j = 0; j < s.S; j += PART) {
+        const int64_t wide = VQ_MIN(PART, s.S - j);
+        float sum[PART] = {};
+        for (int64_t u = 0; u < keys; u++) {
+            const float p = vq_exp(s.scale * dot(q + own, k + from + u * stride, s.S) - log_sum);
+            for (int64_t i = 0; i < wide; i++) sum[i] += p * vq_load(v[from + u * stride + j + i]);
+        }
+        for (int64_t i = 0; i < wide; i++) out[own + j + i] = vq_store<T>(sum[i]);
     }
 }
 
-/* to += from, rows of to apart. */
 template <class T>
 static __global__ void __launch_bounds__(THREADS)
-    add_f32_kernel(T *to, const float *__restrict__ from, int64_t n)
+    plain_back_q(T *dq, const T *dout, const T *q, const T *k, const T *v, const float *lse,
+                 const float *mean, int64_t n, shape s)
 {
-    const int64_t step = static_cast<int64_t>(gridDim.x) * THREADS;
-    for (int64_t i = static_cast<int64_t>(blockIdx.x) * THREADS + threadIdx.x; i < n; i += step)
-        to[i] = vq_store<T>(vq_load(to[i]) + from[i]);
+    if (vq_thread() >= n) return;
+    const place at = place_of(vq_thread(), s.T, s.H);
+    const int64_t stride = s.G * s.S, from = at.b * s.k_batch + at.head / s.heads * s.S;
+    const int64_t stats = (at.b * s.H + at.head) * s.T + at.row, own = vq_thread() * s.S;
+    for (int64_t j = 0; j < s.S; j += PART) {
+        const int64_t wide = VQ_MIN(PART, s.S - j);
+        float sum[PART] = {};
+        for (int64_t u = 0; u <= s.prefix + at.row; u++) {
+            const T *key = k + from + u * stride;
+            const float p = vq_exp(s.scale * dot(q + own, key, s.S) - lse[stats]);
+            const float ds = p * (dot(dout + own, v + from + u * stride, s.S) - mean[stats]);
+            for (int64_t i = 0; i < wide; i++) sum[i] += ds * vq_load(key[j + i]);
+        }
+        for (int64_t i = 0; i < wide; i++) dq[own + j + i] = vq_store<T>(s.scale * sum[i]);
+    }
 }
 
-/* A matrix of scores' memory. */
-static vq_tensor block_of(void *data, vq_dtype dtype, int64_t rows, int64_t keys)
+template <class T>
+static __global__ void __launch_bounds__(THREADS)
+    plain_back_kv(T *dk, T *dv, const T *dout, const T *q, const T *k, const T *v, const float *lse,
+                  const float *mean, int64_t n, shape s)
 {
-    vq_tensor m = vq_tensor_2d(data, dtype, rows, keys);
-    m.place = VQ_DEVICE;
-    return m;
+    if (vq_thread() >= n) return;
+    const place at = place_of(vq_thread(), s.T_k, s.G);
+    const int64_t key = (at.row * s.G + at.head) * s.S, own = at.b * s.k_batch + key;
+    const int64_t to = at.b * s.dk_batch + key, begin = VQ_MAX(at.row - s.prefix, 0);
+    for (int64_t j = 0; j < s.S; j += PART) {
+        const int64_t wide = VQ_MIN(PART, s.S - j);
+        float dk_sum[PART] = {}, dv_sum[PART] = {};
+        for (int64_t h = at.head * s.heads; h < (at.head + 1) * s.heads; h++)
+            for (int64_t t = begin; t < s.T; t++) {
+                const int64_t query = ((at.b * s.T + t) * s.H + h) * s.S;
+                const int64_t stats = (at.b * s.H + h) * s.T + t;
+                const float p = vq_exp(s.scale * dot(q + query, k + own, s.S) - lse[stats]);
+                const float ds = p * (dot(dout + query, v + own, s.S) - mean[stats]);
+                for (int64_t i = 0; i < wide; i++) {
+                    dk_sum[i] += ds * vq_load(q[query + j + i]);
+                    dv_sum[i] += p * vq_load(dout[query + j + i]);
+                }
+            }
+        for (int64_t i = 0; i < wide; i++) {
+            T *a = dk + to + j + i, *b = dv + to + j + i;
+            *a = vq_store<T>(vq_load(*a) + s.scale * dk_sum[i]);
+            *b = vq_store<T>(vq_load(*b) + dv_sum[i]);
+        }
+    }
 }
 
-static int row_threads(int64_t keys)
+/* --- slots ----------------------------------------------------------------------------------- */
+
+/* Runs the statement with WIDE defined as the least of the tensor cores' kernels' widths that a
+ * head fits into. */
+#define BY_WIDTH(S, ...)                                                                           \
+    do {                                                                                           \
+        if ((S) <= 32) {                                                                           \
+            constexpr int WIDE = 32;                                                               \
+            __VA_ARGS__;                                                                           \
+        } else if ((S) <= 64) {                                                                    \
+            constexpr int WIDE = 64;                                                               \
+            __VA_ARGS__;                                                                           \
+        } else if ((S) <= 96) {                                                                    \
+            constexpr int WIDE = 96;                                                               \
+            __VA_ARGS__;                                                                           \
+        } else {                                                                                   \
+            constexpr int WIDE = MOST_WIDE;                                                        \
+            __VA_ARGS__;                                                                           \
+        }                                                                                          \
+    } while (0)
+
+#define TILE_BYTES(rows) (size_t(rows) * (WIDE + PAD) * sizeof(T))
+
+/* Blocks of ROWS rows of so many heads. */
+static dim3 blocks_of(int64_t rows, int64_t heads, int64_t B)
 {
-    return VQ_MIN(vq_cuda_row_threads(keys, 1), THREADS);
+    return dim3(unsigned(VQ_CEIL_DIV(rows, ROWS)), unsigned(heads), unsigned(B));
 }
 
-/* Memory for the scores (f32) or probabilities of one block. */
-static vq_status new_scores(vq_cuda *cuda, const shape *s, vq_dtype dtype, void **out)
+template <class T>
+static vq_status run_fwd(vq_cuda *cuda, T *out, float *lse, const T *q, const T *k, const T *v,
+                         int64_t B, const shape &s)
 {
-    return vq_arena_array(&cuda->scratch, s->G * s->queries * s->T_k, vq_dtype_bytes(dtype), out);
+    const int64_t n = B * s.T * s.H;
+    if constexpr (sizeof(T) == 2)
+        if (s.S <= MOST_WIDE) {
+            BY_WIDTH(s.S, VQ_LAUNCH(cuda, (attend<T, WIDE>), blocks_of(s.T, s.H, B), THREADS,
+                                    TILE_BYTES(2 * FWD_KEYS), out, lse, q, k, v, s));
+            return VQ_OK;
+        }
+    VQ_LAUNCH(cuda, attend_plain<T>, vq_cuda_blocks(n, THREADS), THREADS, 0, out, lse, q, k, v, n,
+              s);
+    return VQ_OK;
 }
 
 vq_status vq_cuda_attention_fwd(void *ctx, vq_tensor *out, vq_tensor *lse, const vq_tensor *q,
                                 const vq_tensor *k, const vq_tensor *v, double scale)
 {
     vq_cuda *cuda = static_cast<vq_cuda *>(ctx);
-    const shape s = make_shape(q, k);
-    size_t mark = vq_arena_mark(&cuda->scratch);
-    void *scores, *p;
-    VQ_TRY(new_scores(cuda, &s, VQ_F32, &scores));
-    VQ_TRY(new_scores(cuda, &s, q->dtype, &p));
-    for (int64_t b = 0; b < q->dim[0]; b++) {
-        for (int64_t first = 0; first < s.T; first += s.queries) {
-            const int64_t rows = VQ_MIN(s.queries, s.T - first), keys = s.prefix + first + rows;
-            vq_tensor score_rows = block_of(scores, VQ_F32, rows, keys);
-            vq_tensor p_rows = block_of(p, q->dtype, rows, keys);
-            const vq_tensor k_rows = matrix(k, b, 0, 0, keys), v_rows = matrix(v, b, 0, 0, keys);
-            /* Elements from one group to the next. */
-            const int64_t of_q = s.heads * s.S, of_k = s.S, of_p = rows * keys;
-            const vq_cuda_batch qk = {s.G, of_q, of_k, of_p}, pv = {s.G, of_p, of_k, of_q};
-            for (int64_t member = 0; member < s.heads; member++) {
-                const vq_tensor q_rows = matrix(q, b, first, member, rows);
-                vq_tensor out_rows = matrix(out, b, first, member, rows);
-                VQ_TRY(vq_cuda_gemm_batched(cuda, &score_rows, &q_rows, false, &k_rows, true, scale,
-                                            0, &qk));
-                float *lse_rows = static_cast<float *>(lse->data) + b * s.H * s.T;
-                VQ_ACT_TYPE(q->dtype,
-                            VQ_LAUNCH(cuda, softmax_kernel<T>,
-                                      dim3(static_cast<unsigned>(rows), static_cast<unsigned>(s.G)),
-                                      row_threads(keys), 0, static_cast<T *>(p), lse_rows,
-                                      static_cast<const float *>(scores), rows, keys, first, s.T,
-                                      s.prefix, s.heads, member));
-                VQ_TRY(vq_cuda_gemm_batched(cuda, &out_rows, &p_rows, false, &v_rows, false, 1, 0,
-                                            &pv));
-            }
-        }
-    }
-    vq_arena_reset(&cuda->scratch, mark);
+    shape s = make_shape(q, k, scale);
+    s.vectors = is_aligned(q) && is_aligned(k) && is_aligned(v);
+    if (q->dim[0] * s.T == 0) return VQ_OK;
+    VQ_ACT_TYPE(q->dtype,
+                VQ_TRY(run_fwd(cuda, static_cast<T *>(out->data), static_cast<float *>(lse->data),
+                               static_cast<const T *>(q->data), static_cast<const T *>(k->data),
+                               static_cast<const T *>(v->data), q->dim[0], s)));
     return VQ_OK;
 }
 
-/* What the backward has in scratch. */
-typedef struct bwd_memory {
-    void *scores, *dp;      /* f32 */
-    void *p, *ds;           /* act */
-    float *mean;            /* [B, H, T] */
-    float *dk_sum, *dv_sum; /* [T_k, G, S], of one sequence */
-} bwd_memory;
-
-static vq_status take_memory(vq_cuda *cuda, const shape *s, vq_dtype act, int64_t B, bwd_memory *m)
+template <class T>
+static vq_status run_bwd(vq_cuda *cuda, T *dq, T *dk, T *dv, const T *dout, const T *q, const T *k,
+                         const T *v, const T *out, const float *lse, float *mean, int64_t B,
+                         const shape &s)
 {
-    VQ_TRY(new_scores(cuda, s, VQ_F32, &m->scores));
-    VQ_TRY(new_scores(cuda, s, VQ_F32, &m->dp));
-    VQ_TRY(new_scores(cuda, s, act, &m->p));
-    VQ_TRY(new_scores(cuda, s, act, &m->ds));
-    VQ_TRY(VQ_NEW(&cuda->scratch, B * s->H * s->T, &m->mean));
-    VQ_TRY(VQ_NEW(&cuda->scratch, s->T_k * s->G * s->S, &m->dk_sum));
-    return VQ_NEW(&cuda->scratch, s->T_k * s->G * s->S, &m->dv_sum);
-}
-
-/* One block of queries of one query head of every group: dq, and its part of the keys' sums. */
-static vq_status backward_block(vq_cuda *cuda, const shape *s, const bwd_memory *m, int64_t b,
-                                int64_t first, int64_t member, vq_tensor *dq, vq_tensor *dk_sum,
-                                vq_tensor *dv_sum, const vq_tensor *dout, const vq_tensor *q,
-                                const vq_tensor *k, const vq_tensor *v, const vq_tensor *lse,
-                                double scale)
-{
-    const int64_t rows = VQ_MIN(s->queries, s->T - first), keys = s->prefix + first + rows;
-    vq_tensor score_rows = block_of(m->scores, VQ_F32, rows, keys);
-    vq_tensor dp_rows = block_of(m->dp, VQ_F32, rows, keys);
-    const vq_tensor p_rows = block_of(m->p, q->dtype, rows, keys);
-    const vq_tensor ds_rows = block_of(m->ds, q->dtype, rows, keys);
-    const vq_tensor k_rows = matrix(k, b, 0, 0, keys), v_rows = matrix(v, b, 0, 0, keys);
-    const vq_tensor q_rows = matrix(q, b, first, member, rows);
-    const vq_tensor dout_rows = matrix(dout, b, first, member, rows);
-    vq_tensor dq_rows = matrix(dq, b, first, member, rows);
-    vq_tensor dk_rows = matrix(dk_sum, 0, 0, 0, keys), dv_rows = matrix(dv_sum, 0, 0, 0, keys);
-    const int64_t of_q = s->heads * s->S, of_k = s->S, of_p = rows * keys;
-    const vq_cuda_batch qk = {s->G, of_q, of_k, of_p}, pq = {s->G, of_p, of_q, of_k},
-                        pk = {s->G, of_p, of_k, of_q};
-    const int64_t at = b * s->H * s->T;
-
-    VQ_TRY(vq_cuda_gemm_batched(cuda, &score_rows, &q_rows, false, &k_rows, true, scale, 0, &qk));
-    VQ_TRY(vq_cuda_gemm_batched(cuda, &dp_rows, &dout_rows, false, &v_rows, true, 1, 0, &qk));
-    VQ_ACT_TYPE(q->dtype,
-                VQ_LAUNCH(cuda, softmax_bwd_kernel<T>,
-                          dim3(static_cast<unsigned>(rows), static_cast<unsigned>(s->G)),
-                          row_threads(keys), 0, static_cast<T *>(m->p), static_cast<T *>(m->ds),
-                          static_cast<const float *>(m->scores), static_cast<const float *>(m->dp),
-                          static_cast<const float *>(lse->data) + at, m->mean + at, rows, keys,
-                          first, s->T, s->prefix, s->heads, member));
-    VQ_TRY(vq_cuda_gemm_batched(cuda, &dv_rows, &p_rows, true, &dout_rows, false, 1, 1, &pq));
-    VQ_TRY(vq_cuda_gemm_batched(cuda, &dk_rows, &ds_rows, true, &q_rows, false, scale, 1, &pq));
-    return vq_cuda_gemm_batched(cuda, &dq_rows, &ds_rows, false, &k_rows, false, scale, 0, &pk);
-}
-
-static vq_status add_sum(vq_cuda *cuda, vq_tensor *to, int64_t b, const float *sum, int64_t n)
-{
-    VQ_ACT_TYPE(to->dtype, VQ_LAUNCH(cuda, add_f32_kernel<T>, vq_cuda_blocks(n, THREADS), THREADS,
-                                     0, static_cast<T *>(to->data) + b * to->stride[0], sum, n));
+    const int64_t n = B * s.T * s.H, n_keys = B * s.T_k * s.G;
+    VQ_LAUNCH(cuda, row_dots<T>, vq_cuda_blocks(n, WARPS), THREADS, 0, mean, dout, out, n, s);
+    if constexpr (sizeof(T) == 2)
+        if (s.S <= MOST_WIDE) {
+            BY_WIDTH(s.S, VQ_LAUNCH(cuda, (attend_back_q<T, WIDE>), blocks_of(s.T, s.H, B), THREADS,
+                                    TILE_BYTES(VQ_MAX(ROWS, 2 * BWD_OTHERS)), dq, dout, q, k, v,
+                                    lse, mean, s));
+            BY_WIDTH(s.S, VQ_LAUNCH(cuda, (attend_back_kv<T, WIDE>), blocks_of(s.T_k, s.G, B),
+                                    THREADS, TILE_BYTES(2 * ROWS + 2 * BWD_OTHERS), dk, dv, dout, q,
+                                    k, v, lse, mean, s));
+            return VQ_OK;
+        }
+    VQ_LAUNCH(cuda, plain_back_q<T>, vq_cuda_blocks(n, THREADS), THREADS, 0, dq, dout, q, k, v, lse,
+              mean, n, s);
+    VQ_LAUNCH(cuda, plain_back_kv<T>, vq_cuda_blocks(n_keys, THREADS), THREADS, 0, dk, dv, dout, q,
+              k, v, lse, mean, n_keys, s);
     return VQ_OK;
 }
 
@@ -237,29 +598,19 @@ vq_status vq_cuda_attention_bwd(void *ctx, vq_tensor *dq, vq_tensor *dk, vq_tens
                                 double scale)
 {
     vq_cuda *cuda = static_cast<vq_cuda *>(ctx);
-    const shape s = make_shape(q, k);
-    const int64_t B = q->dim[0], n_rows = B * s.T * s.H, n_keys = s.T_k * s.G * s.S;
-    if (n_rows == 0) return VQ_OK;
-    size_t mark = vq_arena_mark(&cuda->scratch);
-    bwd_memory m;
-    VQ_TRY(take_memory(cuda, &s, q->dtype, B, &m));
-    vq_tensor dk_sum = vq_tensor_4d(m.dk_sum, VQ_F32, 1, s.T_k, s.G, s.S);
-    vq_tensor dv_sum = vq_tensor_4d(m.dv_sum, VQ_F32, 1, s.T_k, s.G, s.S);
+    shape s = make_shape(q, k, scale);
+    s.dk_batch = dk->stride[0];
+    s.vectors = is_aligned(q) && is_aligned(k) && is_aligned(v) && is_aligned(dout);
+    if (q->dim[0] * s.T == 0) return VQ_OK;
+    const size_t mark = vq_arena_mark(&cuda->scratch);
+    float *mean = NULL;
+    VQ_TRY(VQ_NEW(&cuda->scratch, q->dim[0] * s.T * s.H, &mean));
     VQ_ACT_TYPE(q->dtype,
-                VQ_LAUNCH(cuda, row_dots_kernel<T>, vq_cuda_blocks(n_rows, THREADS / VQ_WARP),
-                          THREADS, 0, m.mean, static_cast<const T *>(dout->data),
-                          static_cast<const T *>(out->data), n_rows, s.T, s.H, s.S));
-    const size_t bytes = static_cast<size_t>(n_keys) * sizeof *m.dk_sum;
-    for (int64_t b = 0; b < B; b++) {
-        VQ_CUDA(cudaMemsetAsync(m.dk_sum, 0, bytes, cuda->stream));
-        VQ_CUDA(cudaMemsetAsync(m.dv_sum, 0, bytes, cuda->stream));
-        for (int64_t first = 0; first < s.T; first += s.queries)
-            for (int64_t member = 0; member < s.heads; member++)
-                VQ_TRY(backward_block(cuda, &s, &m, b, first, member, dq, &dk_sum, &dv_sum, dout, q,
-                                      k, v, lse, scale));
-        VQ_TRY(add_sum(cuda, dk, b, m.dk_sum, n_keys));
-        VQ_TRY(add_sum(cuda, dv, b, m.dv_sum, n_keys));
-    }
+                VQ_TRY(run_bwd(cuda, static_cast<T *>(dq->data), static_cast<T *>(dk->data),
+                               static_cast<T *>(dv->data), static_cast<const T *>(dout->data),
+                               static_cast<const T *>(q->data), static_cast<const T *>(k->data),
+                               static_cast<const T *>(v->data), static_cast<const T *>(out->data),
+                               static_cast<const float *>(lse->data), mean, q->dim[0], s)));
     vq_arena_reset(&cuda->scratch, mark);
     return VQ_OK;
 }

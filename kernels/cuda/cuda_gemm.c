@@ -12,7 +12,7 @@
 
 /* All that the choice depends on. No padding: compared as bytes. */
 typedef struct key {
-    int64_t m, n, k, lda, ldb, ldc, batches, stride_a, stride_b, stride_c;
+    int64_t m, n, k, lda, ldb, ldc;
     int32_t trans_a, trans_b, type_ab, type_c;
     int32_t align_a, align_b, align_c, keeps_c; /* bytes that divide the addresses; beta != 0 */
 } key;
@@ -88,16 +88,11 @@ static int32_t align_of(const void *ptr)
     return at % 256 ? (int32_t)(at & -at) : 256;
 }
 
-static vq_status make_layout(const key *k, int32_t type, int64_t rows, int64_t columns, int64_t ld,
-                             int64_t batch_stride, cublasLtMatrixLayout_t *out)
+static vq_status make_layout(int32_t type, int64_t rows, int64_t columns, int64_t ld,
+                             cublasLtMatrixLayout_t *out)
 {
-    const int32_t batches = (int32_t)k->batches;
     VQ_CUBLAS(
         cublasLtMatrixLayoutCreate(out, (cudaDataType)type, (uint64_t)rows, (uint64_t)columns, ld));
-    VQ_CUBLAS(cublasLtMatrixLayoutSetAttribute(*out, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &batches,
-                                               sizeof batches));
-    VQ_CUBLAS(cublasLtMatrixLayoutSetAttribute(*out, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
-                                               &batch_stride, sizeof batch_stride));
     return VQ_OK;
 }
 
@@ -124,11 +119,11 @@ static vq_status choose(vq_cuda *cuda, const key *k, entry *e)
         cublasLtMatmulDescSetAttribute(e->desc, CUBLASLT_MATMUL_DESC_TRANSA, &op_b, sizeof op_b));
     VQ_CUBLAS(
         cublasLtMatmulDescSetAttribute(e->desc, CUBLASLT_MATMUL_DESC_TRANSB, &op_a, sizeof op_a));
-    VQ_TRY(make_layout(k, k->type_ab, k->trans_b ? k->k : k->n, k->trans_b ? k->n : k->k, k->ldb,
-                       k->stride_b, &e->b));
-    VQ_TRY(make_layout(k, k->type_ab, k->trans_a ? k->m : k->k, k->trans_a ? k->k : k->m, k->lda,
-                       k->stride_a, &e->a));
-    VQ_TRY(make_layout(k, k->type_c, k->n, k->m, k->ldc, k->stride_c, &e->c));
+    VQ_TRY(
+        make_layout(k->type_ab, k->trans_b ? k->k : k->n, k->trans_b ? k->n : k->k, k->ldb, &e->b));
+    VQ_TRY(
+        make_layout(k->type_ab, k->trans_a ? k->m : k->k, k->trans_a ? k->k : k->m, k->lda, &e->a));
+    VQ_TRY(make_layout(k->type_c, k->n, k->m, k->ldc, &e->c));
     cublasLtMatmulHeuristicResult_t result;
     int found = 0;
     VQ_CUBLAS(cublasLtMatmulAlgoGetHeuristic(cuda->blas, e->desc, e->b, e->a, e->c, e->c,
@@ -175,44 +170,38 @@ static vq_status find(vq_cuda *cuda, const key *k, entry **out)
     return VQ_OK;
 }
 
-/* x, or a copy of all its products' matrices in `type`. */
-static vq_status as_type(vq_cuda *cuda, const vq_tensor *x, vq_dtype type, int64_t batches,
-                         int64_t batch_stride, vq_tensor *out)
+/* x, or a copy of it in `type`. */
+static vq_status as_type(vq_cuda *cuda, const vq_tensor *x, vq_dtype type, vq_tensor *out)
 {
     *out = *x;
     if (x->dtype == type) return VQ_OK;
     /* With gaps: their elements are converted too, but for those after the last row. */
-    int64_t matrix = (x->dim[0] - 1) * x->stride[0] + x->dim[1];
-    int64_t n = (batches - 1) * batch_stride + matrix;
+    const int64_t n = (x->dim[0] - 1) * x->stride[0] + x->dim[1];
     out->dtype = type;
     VQ_TRY(vq_arena_array(&cuda->scratch, n, vq_dtype_bytes(type), &out->data));
     return vq_cuda_convert(cuda, out->data, type, x->data, x->dtype, n);
 }
 
-vq_status vq_cuda_gemm_batched(vq_cuda *cuda, vq_tensor *c, const vq_tensor *a, bool trans_a,
-                               const vq_tensor *b, bool trans_b, double alpha, double beta,
-                               const vq_cuda_batch *batch)
+vq_status vq_cuda_gemm(void *ctx, vq_tensor *c, const vq_tensor *a, bool trans_a,
+                       const vq_tensor *b, bool trans_b, double alpha, double beta)
 {
+    vq_cuda *cuda = ctx;
     const int64_t m = c->dim[0], n = c->dim[1], k = a->dim[trans_a ? 0 : 1];
-    if (m == 0 || n == 0 || batch->count == 0) return VQ_OK;
+    if (m == 0 || n == 0) return VQ_OK;
     /* cuBLASLt gives c in the operands' type, or halves' products in f32. */
     const bool fit = a->dtype == b->dtype &&
                      (a->dtype == c->dtype || (c->dtype == VQ_F32 && a->dtype != VQ_F64));
     const vq_dtype type = fit ? a->dtype : c->dtype == VQ_F32 ? cuda->act : c->dtype;
     vq_tensor x, y;
     size_t mark = vq_arena_mark(&cuda->scratch);
-    VQ_TRY(as_type(cuda, a, type, batch->count, batch->a, &x));
-    VQ_TRY(as_type(cuda, b, type, batch->count, batch->b, &y));
+    VQ_TRY(as_type(cuda, a, type, &x));
+    VQ_TRY(as_type(cuda, b, type, &y));
     const key wanted = {.m = m,
                         .n = n,
                         .k = k,
                         .lda = VQ_MAX(x.stride[0], x.dim[1]),
                         .ldb = VQ_MAX(y.stride[0], y.dim[1]),
                         .ldc = VQ_MAX(c->stride[0], n),
-                        .batches = batch->count,
-                        .stride_a = batch->a,
-                        .stride_b = batch->b,
-                        .stride_c = batch->c,
                         .trans_a = trans_a,
                         .trans_b = trans_b,
                         .type_ab = type_of(type),
@@ -231,11 +220,4 @@ vq_status vq_cuda_gemm_batched(vq_cuda *cuda, vq_tensor *c, const vq_tensor *a, 
         e->c, &e->algo, cuda->workspace, VQ_CUDA_WORKSPACE, cuda->stream));
     vq_arena_reset(&cuda->scratch, mark);
     return VQ_OK;
-}
-
-vq_status vq_cuda_gemm(void *ctx, vq_tensor *c, const vq_tensor *a, bool trans_a,
-                       const vq_tensor *b, bool trans_b, double alpha, double beta)
-{
-    const vq_cuda_batch one = {.count = 1};
-    return vq_cuda_gemm_batched(ctx, c, a, trans_a, b, trans_b, alpha, beta, &one);
 }

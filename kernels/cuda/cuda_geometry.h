@@ -21,10 +21,6 @@ unsigned vq_cuda_blocks(int64_t n, int64_t per_block);
  * such that `width` elements of `bytes` bytes, and the address `align`, are multiples of it. */
 int vq_cuda_pack(int64_t width, size_t bytes, uintptr_t align);
 
-/* Queries of a block of attention over T queries and T_k keys, `heads` of which are multiplied at
- * once: its scores stay within a fixed memory. */
-int64_t vq_cuda_attention_queries(int64_t T, int64_t T_k, int64_t heads);
-
 #ifdef __cplusplus
 }
 #endif

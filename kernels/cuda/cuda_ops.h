@@ -93,20 +93,10 @@ vq_status vq_cuda_find_grids(vq_cuda *cuda, vq_quant *q, const vq_tensor *w,
 vq_status vq_cuda_convert(vq_cuda *cuda, void *dst, vq_dtype dst_dtype, const void *src,
                           vq_dtype src_dtype, int64_t n);
 
-/* vq_cuda_gemm is vq_gemm, except that c may be f32 whatever act is (logits, scores). This one
- * makes batch->count such products of equal shape; a, b and c describe the first. */
-typedef struct vq_cuda_batch {
-    int64_t count;
-    int64_t a, b, c; /* elements from one product's operand to the next one's */
-} vq_cuda_batch;
-vq_status vq_cuda_gemm_batched(vq_cuda *cuda, vq_tensor *c, const vq_tensor *a, bool trans_a,
-                               const vq_tensor *b, bool trans_b, double alpha, double beta,
-                               const vq_cuda_batch *batch);
-
 /* memory: cuda_bring.c */
 vq_status vq_cuda_bring_weight(void *ctx, const void *src_host, size_t bytes, void **there);
 
-/* dense: cuda_gemm.c */
+/* dense: cuda_gemm.c. c may be f32 whatever act is (logits). */
 vq_status vq_cuda_gemm(void *ctx, vq_tensor *c, const vq_tensor *a, bool trans_a,
                        const vq_tensor *b, bool trans_b, double alpha, double beta);
 

@@ -12,11 +12,6 @@ struct shim_blas {
     int unused;
 };
 
-static size_t type_bytes(cudaDataType type)
-{
-    return type == CUDA_R_64F ? 8 : type == CUDA_R_32F ? 4 : 2;
-}
-
 static double get(const void *x, cudaDataType type, int64_t i)
 {
     switch (type) {
@@ -89,25 +84,13 @@ cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t *out, cudaDataT
                                           uint64_t rows, uint64_t cols, int64_t ld)
 {
     if (CREATE(out) != CUBLAS_STATUS_SUCCESS) return CUBLAS_STATUS_ALLOC_FAILED;
-    **out = (struct shim_layout){.type = type, .rows = rows, .cols = cols, .ld = ld, .batches = 1};
+    **out = (struct shim_layout){.type = type, .rows = rows, .cols = cols, .ld = ld};
     return CUBLAS_STATUS_SUCCESS;
 }
 
 cublasStatus_t cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t layout)
 {
     free(layout);
-    return CUBLAS_STATUS_SUCCESS;
-}
-
-cublasStatus_t cublasLtMatrixLayoutSetAttribute(cublasLtMatrixLayout_t layout,
-                                                cublasLtMatrixLayoutAttribute_t which,
-                                                const void *value, size_t bytes)
-{
-    bool count = which == CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT;
-    void *field = count ? (void *)&layout->batches : (void *)&layout->batch_stride;
-    if (bytes != (count ? sizeof layout->batches : sizeof layout->batch_stride))
-        return CUBLAS_STATUS_INVALID_VALUE;
-    memcpy(field, value, bytes);
     return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -146,8 +129,7 @@ static bool supported(const struct shim_matmul *desc, const struct shim_layout *
            desc->scale == (wide ? CUDA_R_64F : CUDA_R_32F) &&
            k == (desc->trans_b ? b->cols : b->rows) && m == d->rows &&
            d->cols == (desc->trans_b ? b->rows : b->cols) && a->ld >= (int64_t)a->rows &&
-           b->ld >= (int64_t)b->rows && d->ld >= (int64_t)d->rows && a->batches == d->batches &&
-           b->batches == d->batches && m > 0 && k > 0 && d->cols > 0;
+           b->ld >= (int64_t)b->rows && d->ld >= (int64_t)d->rows && m > 0 && k > 0 && d->cols > 0;
 }
 
 cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc,
@@ -164,15 +146,12 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtM
     return CUBLAS_STATUS_SUCCESS;
 }
 
-/* One matrix of a batch, widened. */
-static double *widen(const void *x, const struct shim_layout *l, int32_t batch)
+static double *widen(const void *x, const struct shim_layout *l)
 {
     double *wide = malloc((size_t)(l->rows * l->cols) * sizeof *wide);
-    const uint8_t *base =
-        (const uint8_t *)x + (size_t)(batch * l->batch_stride) * type_bytes(l->type);
     for (uint64_t j = 0; wide && j < l->cols; j++)
         for (uint64_t i = 0; i < l->rows; i++)
-            wide[j * l->rows + i] = get(base, l->type, (int64_t)j * l->ld + (int64_t)i);
+            wide[j * l->rows + i] = get(x, l->type, (int64_t)j * l->ld + (int64_t)i);
     return wide;
 }
 
@@ -190,29 +169,23 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
     int64_t m = (int64_t)d_layout->rows, n = (int64_t)d_layout->cols;
     int64_t k = (int64_t)(desc->trans_a ? a_layout->rows : a_layout->cols);
     double *product = malloc((size_t)(m * n) * sizeof *product);
-    cublasStatus_t status = product ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_ALLOC_FAILED;
     shim_enter_device();
-    for (int32_t i = 0; i < d_layout->batches && status == CUBLAS_STATUS_SUCCESS; i++) {
-        double *x = widen(a, a_layout, i), *y = widen(b, b_layout, i);
-        if (x && y) {
-            uint8_t *out =
-                (uint8_t *)d + (size_t)(i * d_layout->batch_stride) * type_bytes(d_layout->type);
-            cblas_dgemm(CblasColMajor, desc->trans_a ? CblasTrans : CblasNoTrans,
-                        desc->trans_b ? CblasTrans : CblasNoTrans, (int)m, (int)n, (int)k, factor,
-                        x, (int)a_layout->rows, y, (int)b_layout->rows, 0, product, (int)m);
-            for (int64_t j = 0; j < n; j++)
-                for (int64_t row = 0; row < m; row++) {
-                    int64_t at = j * d_layout->ld + row;
-                    double old = keep != 0 ? keep * get(out, d_layout->type, at) : 0;
-                    set(out, d_layout->type, at, product[j * m + row] + old);
-                }
-        } else {
-            status = CUBLAS_STATUS_ALLOC_FAILED;
-        }
-        free(x);
-        free(y);
+    double *x = widen(a, a_layout), *y = widen(b, b_layout);
+    const bool has_memory = product && x && y;
+    if (has_memory) {
+        cblas_dgemm(CblasColMajor, desc->trans_a ? CblasTrans : CblasNoTrans,
+                    desc->trans_b ? CblasTrans : CblasNoTrans, (int)m, (int)n, (int)k, factor, x,
+                    (int)a_layout->rows, y, (int)b_layout->rows, 0, product, (int)m);
+        for (int64_t j = 0; j < n; j++)
+            for (int64_t row = 0; row < m; row++) {
+                int64_t at = j * d_layout->ld + row;
+                double old = keep != 0 ? keep * get(d, d_layout->type, at) : 0;
+                set(d, d_layout->type, at, product[j * m + row] + old);
+            }
     }
+    free(x);
+    free(y);
     shim_leave_device();
     free(product);
-    return status;
+    return has_memory ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_ALLOC_FAILED;
 }

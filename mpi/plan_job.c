@@ -100,6 +100,16 @@ static vq_status fill_machine(const vq_config *c, vq_arena *scratch, vq_plan_inp
 {
     const int on_node = (int)VQ_CEIL_DIV(in->n_ranks, in->n_nodes);
     vq_backend be;
+    if (in->on_gpu) {
+        VQ_CHECK(
+            c->plan.memory_gib > 0, VQ_EUSAGE,
+            "plan.memory_gib: with --device cuda expected the memory of a rank's GPU. Give it, "
+            "as --plan.memory_gib 79 for one of 80 GB");
+        in->memory_bytes = c->plan.memory_gib * GIB;
+        in->gflops = c->plan.gflops;
+        in->threads = 1;
+        return VQ_OK;
+    }
     size_t free_bytes, total_bytes;
     VQ_TRY(vq_cpu_open(&be, (int)c->threads));
     in->threads = vq_cpu_thread_count(&be);
@@ -121,12 +131,14 @@ static vq_status fill_machine(const vq_config *c, vq_arena *scratch, vq_plan_inp
 
 static vq_status plan_here(vq_arena *arena, const vq_config *c, const vq_comm *comm)
 {
+    const bool on_gpu = c->device == VQ_DEVICE_CUDA;
     vq_plan_model model, teacher;
     vq_plan plan;
     vq_plan_input in = {.config = c,
                         .model = &model,
                         .teacher = &model,
-                        .act = c->plan.act_bytes == 2 ? VQ_BF16 : VQ_F32,
+                        .act = c->plan.act_bytes == 2 || on_gpu ? VQ_BF16 : VQ_F32,
+                        .on_gpu = on_gpu,
                         .n_ranks = c->plan.ranks ? (int)c->plan.ranks : comm->size,
                         .n_nodes = (int)c->plan.nodes};
     VQ_CHECK(
@@ -251,6 +263,7 @@ static vq_status plan_job(vq_job *job, const vq_config *config, const double *ho
                               .model = &model,
                               .teacher = job->teacher.dir ? &teacher : &model,
                               .act = job->be.act,
+                              .on_gpu = job->cuda != NULL,
                               .n_ranks = size,
                               .n_nodes = count_nodes(host, size),
                               .threads = vq_cpu_thread_count(&job->cpu),
@@ -293,6 +306,7 @@ static vq_status choose_layout(vq_job *job, const double *host)
         if (all || !is_free || !replicas) break;
     }
     job->keep = plan.rank[job->comm->rank].keep;
+    job->hold_bytes = plan.rank[job->comm->rank].hold_bytes;
     vq_plan_log(&plan);
     return vq_comm_agree(job->comm, check_node(job, &plan, host, free_bytes));
 }

@@ -1,8 +1,10 @@
 /* plan_memory - what each phase has in memory at its dearest moment, by what the modules take. */
 #include "plan_memory.h"
 
+#include <math.h>
 #include <string.h>
 
+#include "cuda_plan.h"
 #include "pipeline.h"
 
 #define BATCH_TOKENS 2048      /* of windows that go together in evaluation */
@@ -10,6 +12,12 @@
 #define PROGRAM_BYTES (25.0e6) /* code and libraries, HDF5 and MPI at work */
 #define THREAD_BYTES (7.0e6)   /* the kernels' and the BLAS' buffers */
 #define KEEP_ROOM 0.8          /* of the memory there is: training above it recomputes */
+
+/* On a GPU. */
+#define CONTEXT_BYTES (600.0e6)  /* what the driver and CUDA's libraries take of it */
+#define PIECE_BYTES (16.0e6)     /* arenas grow by pieces; there are 6 of them */
+#define WORKSPACE_BYTES (34.0e6) /* the products' own */
+#define HOLD_ROOM 0.9            /* of its memory: weights that would go above it do not stay */
 
 const char *vq_plan_phase_name(vq_plan_phase phase)
 {
@@ -45,10 +53,32 @@ static double forward_bytes(const vq_plan_view *v, const vq_stage *stage, int64_
            (quantized ? made_bytes(v) : 0);
 }
 
-/* Logits of the head over n tokens, of one model or of teacher and student. */
+/* What the kernels take for themselves in a pass of n tokens, with the head of one model or of
+ * teacher and student. */
+static double gpu_scratch_bytes(const vq_plan_view *v, int64_t n, int n_models, bool is_backward)
+{
+    const vq_model_config *m = &v->job.model.config;
+    const bool has_codes = vq_config_has_codebook(v->c);
+    const vq_cuda_pass pass = {.T = n,
+                               .H = m->H,
+                               .V = v->is_last ? m->V : 0,
+                               .E = m->E_embed,
+                               .K = has_codes ? v->c->K : 0,
+                               .D = v->c->D,
+                               .largest = (int64_t)v->own.largest,
+                               .act_bytes = (size_t)v->act,
+                               .converts = v->in->model->dtype != v->in->act,
+                               .is_backward = is_backward,
+                               .has_teacher = n_models > 1};
+    return (double)vq_cuda_pass_bytes(&pass);
+}
+
+/* Logits of the head over n tokens, of one model or of teacher and student; on a GPU what its
+ * kernels take. */
 static double logits_bytes(const vq_plan_view *v, int64_t n, int n_models)
 {
     const double all = (double)(n * n_models * v->job.model.config.V) * 4;
+    if (v->in->on_gpu) return gpu_scratch_bytes(v, n, n_models, false);
     return v->is_last ? VQ_MIN(all, LOGITS_BYTES) : 0;
 }
 
@@ -75,6 +105,9 @@ static double init_bytes(const vq_plan_view *v)
     const vq_config *c = v->c;
     const vq_codebook_config codebook = vq_plan_codebook(c);
     const int64_t n = (int64_t)v->own.largest, n_vec = vq_codebook_vectors(&codebook, n);
+    /* Grids are the host's work, codebooks are fitted on the GPU: the residual and its indices. */
+    if (v->in->on_gpu)
+        return vq_config_has_codebook(c) ? v->own.largest * 4 + 4 * (double)n_vec : 0;
     double bytes = v->own.largest * 4;                            /* the residual */
     if (c->method == VQ_METHOD_LORA) bytes += v->own.largest * 4; /* the logits */
     if (vq_config_has_codebook(c)) {
@@ -99,10 +132,12 @@ static double train_work_bytes(const vq_plan_view *v, vq_keep keep)
         keep == VQ_KEEP_SLICES ? 0 : (double)vq_act_grads_bytes(&v->job.be, m, 1, c->seqlen);
     const double again = keep == VQ_KEEP_INPUTS ? T * E * v->act : 0;
     const double backward = T * (E + VQ_MAX((double)m->F, attn)) * v->act + weight;
+    const int n_models = vq_config_has_teacher(c) ? 2 : 1;
     const double heads = 8 * (double)(VQ_CEIL_DIV(24, m->H) * c->seqlen) * attn;
+    const double ops = v->in->on_gpu ? gpu_scratch_bytes(v, n, n_models, true)
+                                     : VQ_MAX(logits_bytes(v, n, n_models), heads);
     const double messages = v->job.topo.n_stages > 1 ? 4 * T * E * v->act : 0;
-    return T * E * v->act + again + grads + backward + messages +
-           VQ_MAX(logits_bytes(v, n, vq_config_has_teacher(c) ? 2 : 1), heads);
+    return T * E * v->act + again + grads + backward + messages + ops;
 }
 
 /* Both streams' inputs, and a layer's forward and backward. */
@@ -119,8 +154,37 @@ static double blocks_bytes(const vq_plan_view *v)
            3 * made_bytes(v);
 }
 
-/* All parts in one phase. */
-static void phase_bytes(const vq_plan_view *v, vq_plan_phase phase, vq_keep keep, double *part)
+/* The linears' own weights, as they are in the model's files, that passes of a phase go through. */
+static double own_bytes(const vq_plan_view *v, vq_plan_phase phase)
+{
+    const bool caches = vq_config_has_teacher(v->c) && v->c->teacher.cache;
+    if (phase == VQ_PLAN_EVAL) return v->own.weights * v->weight;
+    if (phase == VQ_PLAN_CACHE ||
+        (phase == VQ_PLAN_TRAIN && vq_config_has_teacher(v->c) && !caches))
+        return v->teacher_own.weights * v->teacher_weight;
+    return 0;
+}
+
+/* Two weights on their way, where not all stay on the GPU. */
+static double passing_bytes(const vq_plan_view *v, vq_plan_phase phase, double hold)
+{
+    return own_bytes(v, phase) > hold
+               ? 2 * VQ_MAX(v->own.largest * v->weight, v->teacher_own.largest * v->teacher_weight)
+               : 0;
+}
+
+/* On a GPU embedding and head stay from the beginning, and so does what the kernels are. */
+static void move_to_gpu(const vq_plan_view *v, vq_plan_phase phase, double hold, double ends,
+                        double *part)
+{
+    part[VQ_PLAN_WEIGHTS] = ends + VQ_MIN(own_bytes(v, phase), hold);
+    part[VQ_PLAN_WORK] += passing_bytes(v, phase, hold);
+    part[VQ_PLAN_PROGRAM] = CONTEXT_BYTES + WORKSPACE_BYTES + 3 * PIECE_BYTES;
+}
+
+/* All parts in one phase. hold: of the linears' own weights on a GPU. */
+static void phase_bytes(const vq_plan_view *v, vq_plan_phase phase, vq_keep keep, double hold,
+                        double *part)
 {
     const vq_config *c = v->c;
     const bool caches = vq_config_has_teacher(c) && c->teacher.cache,
@@ -185,6 +249,9 @@ static void phase_bytes(const vq_plan_view *v, vq_plan_phase phase, vq_keep keep
         break;
     case VQ_PLAN_N_PHASES: break;
     }
+    if (v->in->on_gpu)
+        move_to_gpu(v, phase, hold, ends + (is_other && phase > VQ_PLAN_BLOCKS ? teacher_ends : 0),
+                    part);
 }
 
 static bool has_phase(const vq_config *c, vq_plan_phase phase)
@@ -211,20 +278,46 @@ static vq_keep choose_keep(const vq_plan_view *v)
     double part[VQ_PLAN_N_PARTS];
     if (v->c->slices > 1) return VQ_KEEP_SLICES;
     if (recompute != VQ_AUTO) return recompute == VQ_ON ? VQ_KEEP_INPUTS : VQ_KEEP_ALL;
-    phase_bytes(v, VQ_PLAN_TRAIN, VQ_KEEP_ALL, part);
+    phase_bytes(v, VQ_PLAN_TRAIN, VQ_KEEP_ALL, 0, part);
     const double room = v->in->memory_bytes * KEEP_ROOM;
     return room > 0 && sum_parts(part) > room ? VQ_KEEP_INPUTS : VQ_KEEP_ALL;
+}
+
+/* As much as every phase has the memory for. */
+static double choose_hold(const vq_plan_view *v, vq_keep keep, double most)
+{
+    const double room = v->in->memory_bytes * HOLD_ROOM;
+    double hold = most;
+    for (int i = 0; i < VQ_PLAN_N_PHASES && room > 0; i++) {
+        const vq_plan_phase phase = (vq_plan_phase)i;
+        double part[VQ_PLAN_N_PARTS];
+        if (!has_phase(v->c, phase) || own_bytes(v, phase) == 0) continue;
+        phase_bytes(v, phase, keep, INFINITY, part);
+        if (sum_parts(part) <= room) continue;
+        phase_bytes(v, phase, keep, 0, part);
+        hold = VQ_MIN(hold, VQ_MAX(room - sum_parts(part), 0));
+    }
+    return hold;
 }
 
 void vq_plan_memory(const vq_plan_view *v, vq_plan_rank *r)
 {
     r->keep = choose_keep(v);
+    if (v->in->on_gpu) {
+        for (int phase = 0; phase < VQ_PLAN_N_PHASES; phase++)
+            if (has_phase(v->c, (vq_plan_phase)phase))
+                r->own_bytes = VQ_MAX(r->own_bytes, own_bytes(v, (vq_plan_phase)phase));
+        r->hold_bytes = choose_hold(v, r->keep, r->own_bytes);
+    }
     for (int phase = 0; phase < VQ_PLAN_N_PHASES; phase++) {
         double part[VQ_PLAN_N_PARTS];
         if (!has_phase(v->c, (vq_plan_phase)phase)) continue;
-        phase_bytes(v, (vq_plan_phase)phase, r->keep, part);
+        phase_bytes(v, (vq_plan_phase)phase, r->keep, r->hold_bytes, part);
         const double total = sum_parts(part);
-        r->fixed_bytes = VQ_MAX(r->fixed_bytes, total - part[VQ_PLAN_WEIGHTS]);
+        const double loose = v->in->on_gpu
+                                 ? VQ_MIN(own_bytes(v, (vq_plan_phase)phase), r->hold_bytes)
+                                 : part[VQ_PLAN_WEIGHTS];
+        r->fixed_bytes = VQ_MAX(r->fixed_bytes, total - loose);
         if (total <= r->total_bytes) continue;
         r->total_bytes = total;
         r->phase = (vq_plan_phase)phase;

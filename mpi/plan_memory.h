@@ -4,13 +4,14 @@
 
 /* What takes a rank's memory. */
 typedef enum vq_plan_part {
-    VQ_PLAN_WEIGHTS,  /* pages of the model's files; the system may take them back */
+    VQ_PLAN_WEIGHTS,  /* pages of the model's files, which the system may take back; on a GPU
+                         embedding and head, and the linears' own weights that stay there */
     VQ_PLAN_INTEGERS, /* base, scale, zero, indices, counts of its layers */
     VQ_PLAN_CODES,    /* the pool, its gradient, on rank 0 Adam's moments */
     VQ_PLAN_KEPT,     /* activations for the backward */
     VQ_PLAN_TEACHER,  /* the teacher's states of a step */
     VQ_PLAN_WORK,     /* inside functions, and messages on their way */
-    VQ_PLAN_PROGRAM,  /* libraries, threads, tables */
+    VQ_PLAN_PROGRAM,  /* libraries, threads, tables; on a GPU its context */
     VQ_PLAN_N_PARTS
 } vq_plan_part;
 
@@ -33,8 +34,13 @@ typedef struct vq_plan_rank {
     vq_plan_phase phase;           /* in which it takes most */
     double bytes[VQ_PLAN_N_PARTS]; /* then */
     double total_bytes;            /* their sum */
-    double fixed_bytes;            /* most over the phases without what the system can take back */
+    double fixed_bytes; /* most over the phases without what the system can take back, or without
+                           the linears' own weights on a GPU */
+    double hold_bytes;  /* on a GPU: of the linears' own weights that stay there in the passes with
+                           them; the others are brought each time */
+    double own_bytes;   /* on a GPU: all of these weights */
 } vq_plan_rank;
 
-/* Decides r->keep and fills in what follows it; the members before it are the caller's. */
+/* Decides r->keep and r->hold_bytes and fills in what follows it; the members before it are the
+ * caller's. */
 void vq_plan_memory(const vq_plan_view *v, vq_plan_rank *r);

@@ -24,7 +24,8 @@ static void print_memory(const vq_plan *p)
     double most = 0;
     for (int i = 0; i < p->input.n_ranks; i++) most = VQ_MAX(most, p->rank[i].total_bytes);
     const bool in_gib = most >= GIB;
-    printf("\nMemory by rank in its dearest phase, %s (activations: %s)\n", in_gib ? "GiB" : "MiB",
+    printf("\nMemory %sby rank in its dearest phase, %s (activations: %s)\n",
+           p->input.on_gpu ? "of the GPUs " : "", in_gib ? "GiB" : "MiB",
            keep_name(p->rank[0].keep));
     printf("%5s %5s %9s  %-8s %8s %8s %8s %8s %8s %8s %8s %8s\n", "rank", "node", "layers", "phase",
            "weights", "integers", "codes", "kept", "teacher", "work", "program", "total");
@@ -57,12 +58,33 @@ static void print_fit(const vq_plan *p)
         printf("%d of %d ranks do not fit into %s: use more stages, set train.recompute to on, or "
                "lower seqlen or train.batch\n",
                too_big, p->input.n_ranks, text);
-    else if (slow)
+    else if (slow && !p->input.on_gpu)
         printf("%d of %d ranks fit into %s without the model's weights: these are read from disk "
                "again and again\n",
                slow, p->input.n_ranks, text);
     else
         printf("All fit into %s a rank\n", text);
+}
+
+/* The float weights, which the teacher's pass and the evaluation of the model as it was go through.
+ */
+static void print_hold(const vq_plan *p)
+{
+    double hold = 0, own = 0;
+    char stay[32], all[32];
+    for (int i = 0; i < p->input.n_ranks; i++) {
+        hold += p->rank[i].hold_bytes;
+        own += p->rank[i].own_bytes;
+    }
+    if (own == 0) return;
+    vq_bytes_text(hold, stay);
+    vq_bytes_text(own, all);
+    if (hold < own)
+        printf("Of %s of the model's own weights %s stay on the GPUs in passes with them, the rest "
+               "comes from the host for each window\n",
+               all, stay);
+    else
+        printf("All %s of the model's own weights stay on the GPUs in passes with them\n", all);
 }
 
 static const char *flops_text(double flops, char text[32])
@@ -141,6 +163,7 @@ void vq_plan_print(const vq_plan *p)
            p->n_stages, p->n_stages == 1 ? "" : "s", p->n_replicas, p->n_replicas == 1 ? "" : "s");
     print_memory(p);
     print_fit(p);
+    print_hold(p);
     if (vq_config_learns(p->input.config)) print_step(p);
     print_time(p);
     print_disk(p);
@@ -153,11 +176,12 @@ static json_t *rank_json(const vq_plan_rank *r)
     json_t *bytes = json_object();
     for (int k = 0; k < VQ_PLAN_N_PARTS; k++)
         json_object_set_new(bytes, parts[k], json_real(r->bytes[k]));
-    return json_pack("{s:i, s:i, s:i, s:[I, I], s:s, s:b, s:o, s:f, s:f}", "node", r->node, "stage",
-                     r->topo.stage, "replica", r->topo.replica, "layers", (json_int_t)r->topo.first,
-                     (json_int_t)r->topo.last, "phase", vq_plan_phase_name(r->phase), "recompute",
-                     r->keep == VQ_KEEP_INPUTS, "bytes", bytes, "total_bytes", r->total_bytes,
-                     "fixed_bytes", r->fixed_bytes);
+    return json_pack("{s:i, s:i, s:i, s:[I, I], s:s, s:b, s:o, s:f, s:f, s:f}", "node", r->node,
+                     "stage", r->topo.stage, "replica", r->topo.replica, "layers",
+                     (json_int_t)r->topo.first, (json_int_t)r->topo.last, "phase",
+                     vq_plan_phase_name(r->phase), "recompute", r->keep == VQ_KEEP_INPUTS, "bytes",
+                     bytes, "total_bytes", r->total_bytes, "fixed_bytes", r->fixed_bytes,
+                     "hold_bytes", r->hold_bytes);
 }
 
 void vq_plan_print_json(const vq_plan *p)

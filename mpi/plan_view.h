@@ -15,6 +15,7 @@ typedef struct vq_plan_input {
     const vq_plan_model *model;   /* borrowed */
     const vq_plan_model *teacher; /* borrowed; model itself where there is no other */
     vq_dtype act;                 /* of activations */
+    bool on_gpu;                  /* a rank's memory is its GPU's */
     int n_ranks, n_nodes;         /* ranks fill the nodes in order */
     int threads;                  /* of a rank */
     double memory_bytes;          /* that a rank may take; 0: not known, no limit */

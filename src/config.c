@@ -340,7 +340,9 @@ static const key keys[] = {
      .help = "machines that the ranks fill in order", .commands = P},
     {"plan.memory_gib", NULL, in_plan, REAL, AT(plan.memory_gib), .standard = "0", RANGE(0, 1e6),
      .unit = "GiB",
-     .help = "memory of a rank; 0 is what this machine has free, shared by a node's ranks",
+     .help =
+         "memory of a rank, with --device cuda of its GPU; 0 is what this machine (in a job: the "
+         "GPU) has free, shared by its ranks",
      .commands = P | Q},
     {"plan.gflops", NULL, in_plan, REAL, AT(plan.gflops), .standard = "0", RANGE(0, 1e9),
      .unit = "GFLOP/s", .help = "speed of a rank's matrix products; 0 is measured here in a second",

@@ -20,6 +20,8 @@
 
 #define SYRK_COLUMNS 2048
 
+#define LEAST_SHARED ((size_t)162 << 10) /* of a block, of the GPUs that are planned for: A100 */
+
 int64_t vq_cuda_sum_blocks(int64_t n)
 {
     return VQ_MAX(VQ_MIN(VQ_CEIL_DIV(n, SUM_ELEMENTS), VQ_CUDA_SUM_BLOCKS), 1);
@@ -55,6 +57,30 @@ int64_t vq_cuda_loss_tokens(int64_t n, int64_t logits)
     const int64_t most = VQ_MAX(LOSS_LOGITS / logits, LOSS_TOKENS);
     const int64_t chunks = VQ_CEIL_DIV(n, most);
     return VQ_CEIL_DIV(VQ_CEIL_DIV(n, chunks), LOSS_TOKENS) * LOSS_TOKENS;
+}
+
+/* Both models' logits of a chunk, the gradient, and heads of another type converted. */
+static size_t head_bytes(const vq_cuda_pass *p)
+{
+    const int64_t models = p->has_teacher ? 2 : 1;
+    const int64_t logits = vq_cuda_loss_tokens(p->T, models * p->V) * p->V;
+    const size_t gradient = p->is_backward ? p->act_bytes : 0;
+    return (size_t)logits * (4 * (size_t)models + gradient) + (size_t)p->T * sizeof(double) +
+           (p->converts ? (size_t)(p->V * p->E) * p->act_bytes : 0);
+}
+
+size_t vq_cuda_pass_bytes(const vq_cuda_pass *p)
+{
+    size_t most = p->is_backward ? (size_t)(p->T * p->H) * 4 : 0; /* attention's row sums */
+    if (p->V > 0) most = VQ_MAX(most, head_bytes(p));
+    if (p->converts) most = VQ_MAX(most, (size_t)p->largest * p->act_bytes);
+    if (p->K > 0) {
+        const vq_cuda_round_plan round =
+            vq_cuda_plan_round_bwd(p->largest, p->K, p->D, LEAST_SHARED);
+        const size_t tables = p->is_backward ? (size_t)round.partial * 4 : 0;
+        most = VQ_MAX(most, tables + (size_t)(p->K * p->D) * 4);
+    }
+    return most;
 }
 
 int64_t vq_cuda_kmeans_packed(int64_t K, int64_t D)

@@ -30,6 +30,18 @@ vq_cuda_round_plan vq_cuda_plan_round_bwd(int64_t n_weights, int64_t K, int64_t 
  * logits. */
 int64_t vq_cuda_loss_tokens(int64_t n, int64_t logits);
 
+/* What a pass of T tokens takes of scratch memory at most, for `vqround plan`: that of its dearest
+ * op. */
+typedef struct vq_cuda_pass {
+    int64_t T, H, V, E; /* V 0: without the head */
+    int64_t K, D;       /* of its codebooks; 0: none */
+    int64_t largest;    /* weights of its largest linear */
+    size_t act_bytes;
+    bool converts;                 /* the model's weights are of another type than activations */
+    bool is_backward, has_teacher; /* the head's loss is with a teacher's states */
+} vq_cuda_pass;
+size_t vq_cuda_pass_bytes(const vq_cuda_pass *pass);
+
 /* k-means: codes stand in groups, each of norms and then coordinates, and are brought to shared
  * memory in tiles of groups. */
 #define VQ_CUDA_KMEANS_GROUP 8

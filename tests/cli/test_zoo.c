@@ -127,12 +127,49 @@ static void shapes_have_the_right_size(void **state)
     }
 }
 
+/* The GPUs that the largest models of the paper are to fit, by what their drivers say they have. */
+static void large_models_fit_gpus(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *model, *ranks, *gib;
+        double own; /* GiB of a rank's own weights, at least */
+        bool holds; /* all of them stay there */
+    } rows[] = {{"llama-2-7b", "1", "79", 12, true},
+                {"llama-13b", "1", "79", 23, true},
+                {"llama-13b", "1", "39.4", 23, false},
+                {"opt-13b", "1", "39.4", 23, false},
+                {"llama-2-70b", "2", "79", 63, false}};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        RUN_OK("plan", "--model", text(MODELS "zoo/%s", rows[i].model), "--device", "cuda",
+               "--ranks", rows[i].ranks, "--plan.memory_gib", rows[i].gib, "--bits", "4",
+               "--seqlen", "2048", "--json");
+        json_t *plan = last_json(), *ranks = json_object_get(plan, "ranks"), *rank;
+        size_t r;
+        assert_int_equal(json_number(plan, "replicas"), 1);
+        json_array_foreach(ranks, r, rank)
+        {
+            const double total = json_number(rank, "total_bytes") / (1 << 30),
+                         hold = json_number(rank, "hold_bytes") / (1 << 30),
+                         weights = json_number(rank, "bytes/integers") / (1 << 30);
+            if (total > atof(rows[i].gib) || (hold >= rows[i].own) != rows[i].holds)
+                fail_msg("%s, rank %zu: %.1f GiB of %s, %.1f of them own weights", rows[i].model, r,
+                         total, rows[i].gib, hold);
+            assert_true(weights > 0);
+        }
+        json_decref(plan);
+    }
+    RUN("plan", "--model", MODELS "zoo/llama-2-7b", "--device", "cuda", "--ranks", "1");
+    EXPECT_FAILED(2, "plan.memory_gib", "--device cuda", "--plan.memory_gib 79");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(shapes_have_the_right_size),
         cmocka_unit_test(every_row_is_planned),
         cmocka_unit_test(configs_say_what_is_planned),
+        cmocka_unit_test(large_models_fit_gpus),
     };
     return cmocka_run_group_tests(tests, enter_folder, leave_folder);
 }

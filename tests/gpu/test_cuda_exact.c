@@ -14,6 +14,11 @@
 #include "device.h"
 #include "op_compare.h"
 
+#ifdef VQ_ON_SHIM
+#include "cuda_ops.h"
+#include "cuda_plan.h"
+#endif
+
 static device gpu;
 static vq_backend cpu;
 
@@ -281,6 +286,41 @@ static void test_bring(void **state)
 }
 
 #ifdef VQ_ON_SHIM
+/* What `vqround plan` says of the kernels' own memory: never less than they take, and no more than
+ * half as much again. */
+static void expect_planned(const op_case *c, const vq_cuda_pass *pass, int64_t rows)
+{
+    char text[160];
+    device d;
+    op_args a = {0};
+    device_open(&d, VQ_BF16);
+    EXPECT_OK(c->kind->make(&d.be, &d.arena, c->size, &a));
+    EXPECT_OK(op_run(&d.be, &d.arena, c->kind->run, c->size, &a));
+    const double took = (double)((const vq_cuda *)d.be.ctx)->scratch.peak_bytes;
+    const double planned = (double)vq_cuda_pass_bytes(pass);
+    /* Each of its tensors may be rounded up. */
+    if (took > planned + 16 * VQ_ALIGN || took < planned / 1.5)
+        fail_msg("%s: %.0f bytes of scratch memory, planned for %lld tokens: %.0f",
+                 case_text(c, text), took, (long long)rows, planned);
+    device_close(&d);
+}
+
+static void test_scratch_is_planned(void **state)
+{
+    (void)state;
+    const op_case kd = {&OP_HEAD_KD, {100, 32, 640, VQ_BF16, 0}};
+    const op_case attention = {&OP_ATTENTION_BWD, {1, 200, 200, 4, 2, 64, 0}};
+    const op_case round = {&OP_ROUND_BWD, {256, 512, 256, 8, 3, 512, VQ_U16}};
+    const vq_cuda_pass head = {
+        .T = 100, .V = 640, .E = 32, .act_bytes = 2, .is_backward = true, .has_teacher = true};
+    const vq_cuda_pass layer = {.T = 200, .H = 4, .act_bytes = 2, .is_backward = true};
+    const vq_cuda_pass codes = {
+        .K = 256, .D = 8, .largest = 256 * 512, .act_bytes = 2, .is_backward = true};
+    expect_planned(&kd, &head, head.T);
+    expect_planned(&attention, &layer, layer.T);
+    expect_planned(&round, &codes, 0);
+}
+
 static void test_no_mapped_memory(void **state)
 {
     (void)state;
@@ -304,6 +344,7 @@ int main(void)
                                        cmocka_unit_test(test_bring),
 #ifdef VQ_ON_SHIM
                                        cmocka_unit_test(test_no_mapped_memory),
+                                       cmocka_unit_test(test_scratch_is_planned),
 #endif
                                        cmocka_unit_test(test_large_logits)};
     return cmocka_run_group_tests(tests, setup, teardown);

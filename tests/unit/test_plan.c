@@ -189,12 +189,47 @@ static void test_less_to_do(void **state)
     assert_int_not_equal(r.rank[0].phase, VQ_PLAN_TRAIN);
 }
 
+/* On a GPU the model's own weights are held as far as memory goes; what is left needs two on their
+ * way. */
+static void test_gpu(void **state)
+{
+    (void)state;
+    const vq_plan_model m = model_of(1000);
+    vq_config c = defaults();
+    c.seqlen = c.eval.seqlen = 16;
+    c.train.recompute = VQ_ON;
+    vq_plan_input in = {.config = &c,
+                        .model = &m,
+                        .teacher = &m,
+                        .act = VQ_F16,
+                        .on_gpu = true,
+                        .n_ranks = 1,
+                        .n_nodes = 1,
+                        .threads = 1};
+    vq_plan p;
+    const double own = 1000.0 * LAYER_WEIGHTS * 2;
+    EXPECT_OK(vq_plan_make(&arena, &in, &p));
+    assert_true(p.rank[0].own_bytes == own && p.rank[0].hold_bytes == own);
+    in.memory_bytes = (p.rank[0].fixed_bytes + own) / 0.89;
+    EXPECT_OK(vq_plan_make(&arena, &in, &p));
+    assert_true(p.rank[0].hold_bytes == own);
+    const double fixed = p.rank[0].fixed_bytes;
+    in.memory_bytes = (fixed + own / 2) / 0.9;
+    EXPECT_OK(vq_plan_make(&arena, &in, &p));
+    assert_true(p.rank[0].hold_bytes > own / 4 && p.rank[0].hold_bytes < 3 * own / 4);
+    assert_true(p.rank[0].total_bytes <= in.memory_bytes);
+    assert_true(fabs(sum(&p.rank[0]) - p.rank[0].total_bytes) < 1);
+    in.memory_bytes = fixed / 2;
+    EXPECT_OK(vq_plan_make(&arena, &in, &p));
+    assert_true(p.rank[0].hold_bytes == 0 && p.rank[0].fixed_bytes > in.memory_bytes);
+}
+
 static void test_bad_world(void **state)
 {
     (void)state;
     const vq_plan_model m = model_of(4);
     vq_config c = defaults();
-    const vq_plan_input in = {&c, &m, &m, VQ_F32, 5, 1, 1, 0, 0};
+    const vq_plan_input in = {&c, &m, &m, VQ_F32, false, 5, 1, 1, 0, 0};
     vq_plan plan;
     EXPECT_ERROR(vq_plan_make(&arena, &in, &plan), VQ_EUSAGE, "4 layers");
 }
@@ -202,9 +237,10 @@ static void test_bad_world(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_parts),     cmocka_unit_test(test_stages),
-        cmocka_unit_test(test_idle),      cmocka_unit_test(test_recompute_by_memory),
-        cmocka_unit_test(test_bad_world), cmocka_unit_test(test_less_to_do),
+        cmocka_unit_test(test_parts),      cmocka_unit_test(test_stages),
+        cmocka_unit_test(test_idle),       cmocka_unit_test(test_recompute_by_memory),
+        cmocka_unit_test(test_gpu),        cmocka_unit_test(test_bad_world),
+        cmocka_unit_test(test_less_to_do),
     };
     return cmocka_run_group_tests(tests, open_arenas, close_arenas);
 }

@@ -125,7 +125,8 @@ static vq_status find_results(vq_job *job, vq_results *r, int64_t *found)
 /* What may be done with the model. */
 static void say_next(const vq_config *c)
 {
-    printf("  %-24s vqround eval --model %s/model --text TEXT\n", "next", c->out);
+    printf("  %-24s vqround eval --model %s/model --text TEXT --seqlen %lld\n", "next", c->out,
+           (long long)vq_config_eval_seqlen(c));
     if (c->export.format == VQ_EXPORT_DENSE)
         printf("  %-24s vqround export --run %s --format gptq --out DIR\n", "", c->out);
     puts("");

@@ -61,7 +61,11 @@ vq_find_mpi() {
         vq_missing "srun is not there: expected Slurm's commands in PATH. Run this on a node of the cluster"
         return
     fi
-    plugins=$(srun --mpi=list 2>&1 | sed 's/^.*\(are\.\.\.\|available:\)//' | tr ',' ' ' | xargs)
+    if ! plugins=$(srun --mpi=list 2>&1); then
+        vq_missing "srun --mpi=list failed: $(tail -n 1 <<<"$plugins"): expected a Slurm that answers. Run this on a node of the cluster"
+        return
+    fi
+    plugins=$(sed 's/^.*\(are\.\.\.\|available:\)//' <<<"$plugins" | tr ',' ' ' | xargs)
     [[ " $plugins " == *" $VQ_MPI "* ]] ||
         vq_missing "srun has no MPI plugin $VQ_MPI: found $plugins: expected it among them. Set VQ_MPI to the one that MPI was built for"
     vq_say "MPI ${library:-none}, srun --mpi=$VQ_MPI"

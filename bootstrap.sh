@@ -238,6 +238,26 @@ bundle_mpi() { # FOLDER
     ln -s orterun "$1/bin/mpirun"
 }
 
+# Whether a tree holds what a bundle has for GPUs: built to find its files from where it runs.
+has_gpu_tests() { # TREE
+    [ -x "$1/tests/test_cuda_ops_gpu" ] && grep -q '^VQ_TESTS_FOLDER:STRING=\.$' "$1/CMakeCache.txt"
+}
+
+# The GPU's tests and measurements, with the models and golden files that they read.
+bundle_gpu() { # TREE FOLDER
+    mkdir -p "$2"/{bench,tests/models/zoo,tests/golden}
+    cp "$1"/tests/test_*_gpu "$2/tests"
+    cp "$1"/bench/bench_{ops,model} "$2/bench"
+    strip "$2"/{tests/test_*_gpu,bench/bench_*}
+    cp tests/gpu.sh "$2/bin"
+    ln -s vqround "$2/gpu.sh"
+    ln -s share/vqround/configs "$2/configs"
+    cp -r tests/models/{rand,tiny}-* "$2/tests/models"
+    rm -f "$2"/tests/models/tiny-{opt,qwen3}/{tokenizer,vocab,merges}* # the largest files, not read
+    cp -r tests/models/zoo/llama-7b "$2/tests/models/zoo"
+    cp tests/golden/{logits,vq}-* "$2/tests/golden"
+}
+
 # Programs find their libraries by their own place; Open MPI is told by a wrapper where it is.
 bundle() { # [CMAKE...] | --from DIR
     local built=build-bundle version folder files libs glibc
@@ -248,7 +268,12 @@ bundle() { # [CMAKE...] | --from DIR
             fail "bundle --from '$built': there is no $built/vqround: expected a tree that is built. Run: ./bootstrap.sh build" 2
     else
         say "building for any x86-64 with AVX2"
-        tree build-bundle all -DVQ_ARCH=x86-64-v3 -DVQ_TESTS=OFF "$@"
+        tree build-bundle program -DVQ_ARCH=x86-64-v3 -DVQ_TESTS_FOLDER=. "$@"
+        tree build-bundle manual
+        ! cmake --build build-bundle --target help | grep -q gpu_tests || {
+            tree build-bundle gpu_tests
+            tree build-bundle bench
+        }
     fi
     version=$("$built/vqround" --version | cut -d ' ' -f 2)
     folder=$built/vqround-$version-$(uname -s)-$(uname -m)
@@ -256,16 +281,21 @@ bundle() { # [CMAKE...] | --from DIR
     cmake --install "$built" --prefix "$folder" --strip >/dev/null
     mkdir -p "$folder/lib"
     bundle_mpi "$folder"
-    mapfile -t files < <(find "$folder/bin" "$folder/lib" -type f)
+    ! has_gpu_tests "$built" || bundle_gpu "$built" "$folder"
+    mapfile -t files < <(find "$folder"/{bin,lib,tests,bench} -type f ! -name '*.sh' \( -path '*/bin/*' \
+        -o -path '*/lib/*' -o -name 'test_*_gpu' -o -name 'bench_*' \) 2>/dev/null)
     mapfile -t libs < <(libraries "${files[@]}")
-    patchelf --set-rpath '$ORIGIN/../lib:$ORIGIN/..' "${files[@]}" # bin/NAME, lib/openmpi/NAME.so
+    patchelf --set-rpath '$ORIGIN/../lib:$ORIGIN/..' "${files[@]}" # bin, tests, lib/openmpi
     cp -L "${libs[@]}" "$folder/lib"
     strip --strip-unneeded "$folder"/lib/*.so*
     patchelf --set-rpath '$ORIGIN' "$folder"/lib/*.so*
     cp packaging/bundle.sh "$folder/vqround"
     [ ! -e "$folder/bin/mpirun" ] || ln -s vqround "$folder/mpirun"
     cp README.md "$folder"
-    tar -C "$built" -czf "$folder.tar.gz" "$(basename "$folder")"
+    ! has_gpu_tests "$built" || tests/install/gpu_bundle.sh "$folder" "$built"
+    tar -C "$built" -I 'gzip -9' -cf "$folder.tar.gz" "$(basename "$folder")"
+    [ "$(du -m "$folder.tar.gz" | cut -f 1)" -le 60 ] ||
+        fail "$folder.tar.gz: $(du -m "$folder.tar.gz" | cut -f 1) MiB: expected 60 or less, what a machine with a GPU may be sent. Leave out models (bundle_gpu), or -DVQ_CUDA_WANTED=90"
     glibc=$({ objdump -T "${files[@]}" "$folder"/lib/*.so* || true; } | grep -o 'GLIBC_[0-9.]*' | sort -uV | tail -n 1)
     say "$folder.tar.gz: $(du -m "$folder.tar.gz" | cut -f 1) MiB, $(du -sm "$folder" | cut -f 1) MiB unpacked; needs ${glibc/_/ } or later"
     tests/install/bare.sh "$folder.tar.gz" || [ $? = 77 ]

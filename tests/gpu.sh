@@ -4,7 +4,8 @@
 # usage: tests/gpu.sh [--build DIR] [--work DIR] [--only STEP]...
 #
 # DIR (build) holds vqround, vq_cuda.so, tests/ and bench/ as CMake leaves them (`cmake --build build`
-# and `--target bench`). The report is WORK/report.txt (build/gpu), written as it goes: what each step
+# and `--target bench`); a bundle (`bootstrap.sh bundle`) has this script as gpu.sh, and is such a
+# folder itself. The report is WORK/report.txt (build/gpu), written as it goes: what each step
 # printed, whether it passed and how long it took. A step that needs more than 9 minutes is ended;
 # jobs go on from their checkpoint when the script is run again. Exit code 77 without a GPU, 1 if a
 # step failed.
@@ -12,10 +13,11 @@
 set -uo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 build=$root/build work='' only=()
+[ -e "$build" ] || build=$root
 LIMIT_S=540
 
 usage() {
-    sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
+    sed -n '2,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
     echo "steps: machine ops memcheck racecheck loss bench step7b" >&2
     exit 2
 }
@@ -121,7 +123,7 @@ if ! nvidia-smi -L >/dev/null 2>&1; then
     echo "gpu.sh: SKIPPED, NOTHING TESTED: nvidia-smi lists no GPU here. Run this on a machine with one" >&2
     exit 77
 fi
-[ -e "$build/vq_cuda.so" ] || {
+[ -e "$build/vq_cuda.so" ] || [ -e "$build/lib/vqround/vq_cuda.so" ] || {
     echo "gpu.sh: $build/vq_cuda.so is missing: expected a build made where nvcc is. Build it, or name another with --build" >&2
     exit 2
 }

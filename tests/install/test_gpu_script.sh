@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# test_gpu_script.sh - tests/gpu.sh without a GPU, and with programs that stand in for all that it
+# runs: what passes, fails, is skipped or takes too long is said and gives the exit code.
+set -euo pipefail
+script=$(realpath "$(dirname "${BASH_SOURCE[0]}")/../gpu.sh")
+place=$(mktemp -d /tmp/vqround-script.XXXXXX)
+trap 'rm -rf "$place"' EXIT
+fail() {
+    echo "test_gpu_script.sh: error: $*" >&2
+    exit 1
+}
+program() { # PATH LINE
+    printf '#!/bin/sh\n%s\n' "$2" >"$place/$1"
+    chmod +x "$place/$1"
+}
+# expect CODE TEXT ARGUMENTS...: of a run of the script.
+expect() {
+    local wanted=$1 text=$2 code=0
+    shift 2
+    PATH=$place/bin:$PATH "$script" --build "$place/build" "$@" >"$place/said" 2>&1 || code=$?
+    [ "$code" = "$wanted" ] && grep -qF -- "$text" "$place/said" ||
+        fail "gpu.sh $* ended with $code and said: $(cat "$place/said"): expected $wanted and \"$text\""
+}
+
+mkdir -p "$place"/{bin,build/tests,build/bench}
+program bin/nvidia-smi 'exit 9'
+expect 77 'SKIPPED, NOTHING TESTED'
+program bin/nvidia-smi 'echo "GPU 0: none"'
+expect 2 'vq_cuda.so is missing'
+touch "$place/build/vq_cuda.so"
+program build/vqround 'echo vqround 0'
+program build/tests/test_a_gpu 'exit 0'
+expect 0 'ops: passed' --only ops
+program build/tests/test_b_gpu 'exit 77'
+expect 0 'ops: skipped' --only ops
+program build/tests/test_c_gpu 'echo no; exit 1'
+expect 1 'ops: FAILED (1)' --only ops
+program build/bench/bench_ops 'echo row'
+expect 0 'bench: passed' --only bench
+expect 1 'ops: FAILED (1)' --only bench --only ops
+expect 2 'steps: machine' --unknown
+grep -q '^row$' "$place/build/gpu/report.txt" || fail "the report lacks what bench printed"
+[ "$(grep -c '^-- ops: FAILED' "$place/build/gpu/report.txt")" = 2 ] ||
+    fail "the report lacks the steps that failed"
+echo "test_gpu_script.sh: passed"

@@ -344,13 +344,15 @@ static bool is_rounded_here(void *ctx, const vq_vqlinear *l)
 static vq_status sweep_share(maker *m, const vq_data *data)
 {
     const vq_config *c = m->job->config;
+    const bool uses_gptq = vq_config_uses_gptq(c),
+               is_quantized = c->gptq.propagate == VQ_PROPAGATE_AUTO
+                                  ? c->method == VQ_METHOD_GPTQ
+                                  : c->gptq.propagate == VQ_PROPAGATE_QUANTIZED;
     vq_sweep s = {.job = m->job,
                   .stage = &m->job->stage,
                   .config = &m->set->gptq,
-                  .grid = vq_config_uses_gptq(c) ? NULL : &m->set->grid,
-                  .quantized = c->gptq.propagate == VQ_PROPAGATE_AUTO
-                                   ? c->method == VQ_METHOD_GPTQ
-                                   : c->gptq.propagate == VQ_PROPAGATE_QUANTIZED,
+                  .grid = uses_gptq ? NULL : &m->set->grid,
+                  .quantized = uses_gptq && is_quantized,
                   .take = keep_rounded,
                   .is_mine = is_rounded_here,
                   .ctx = m,

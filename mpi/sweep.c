@@ -40,6 +40,7 @@ vq_status vq_sweep_open(vq_sweep *s, int64_t n, int64_t n_all, int64_t T, size_t
     const vq_backend *be = s->stage->be;
     char size[32];
     VQ_ASSERT(be->place == VQ_HOST && n >= 0 && n_all > 0 && T > 0);
+    VQ_ASSERT(!s->grid || !s->quantized);
     s->n = n;
     s->n_all = n_all;
     s->T = T;

@@ -27,7 +27,8 @@ typedef struct vq_sweep {
     vq_stage *stage;              /* borrowed */
     const vq_gptq_config *config; /* borrowed */
     const vq_grid_config *grid;   /* borrowed; what is rounded to instead, or NULL */
-    bool quantized;               /* a layer reads what the quantized layers before it give */
+    bool quantized;               /* a layer reads what the quantized layers before it give; only
+                                     without a grid */
     vq_sweep_fn take;             /* is called for the linears of which is_mine is true */
     bool (*is_mine)(void *ctx, const vq_vqlinear *linear); /* NULL: all */
     void *ctx;

@@ -10,12 +10,10 @@
 
 #include <cmocka.h>
 
-#include "comm.h"
 #include "expect.h"
+#include "mpi/world.h"
 
 enum { N = 5000 };
-
-static vq_comm comm;
 
 static void test_world(void **state)
 {
@@ -252,15 +250,6 @@ int main(void)
         cmocka_unit_test(test_waiting_is_counted),
         cmocka_unit_test(test_over),
     };
-    if (vq_comm_open(&comm) != VQ_OK) {
-        fprintf(stderr, "test_comm: %s\n", vq_error_message());
-        return 1;
-    }
-    comm.limit_s = 20;
-    const int failed = cmocka_run_group_tests(tests, NULL, NULL);
-    if (failed) /* the others may be waiting for this rank */
-        vq_comm_die(&comm, vq_error_set(VQ_EINTERNAL, __FILE__, __LINE__,
-                                        "%d tests failed on this rank, see above", failed));
-    vq_comm_close(&comm);
-    return failed;
+    world_open(20);
+    return world_close(cmocka_run_group_tests(tests, NULL, NULL));
 }

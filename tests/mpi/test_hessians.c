@@ -3,12 +3,11 @@
 #include <stdlib.h>
 
 #include "fixture.h"
+#include "mpi/world.h"
 #include "rng.h"
 #include "sweep.h"
 
 enum { WINDOWS = 7, SEQLEN = 40 };
-
-static vq_comm comm;
 
 /* Opens a sweep over windows [first, first + n) of the same made-up ids. */
 static void open_sweep(fixture *f, vq_sweep *s, int64_t first, int64_t n)
@@ -99,15 +98,6 @@ static void test_replicas(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_replicas)};
-    if (vq_comm_open(&comm) != VQ_OK) {
-        fprintf(stderr, "test_hessians: %s\n", vq_error_message());
-        return 1;
-    }
-    comm.limit_s = 60;
-    const int failed = cmocka_run_group_tests(tests, NULL, NULL);
-    if (failed) /* the others may be waiting for this rank */
-        vq_comm_die(&comm, vq_error_set(VQ_EINTERNAL, __FILE__, __LINE__,
-                                        "%d tests failed on this rank, see above", failed));
-    vq_comm_close(&comm);
-    return failed;
+    world_open(60);
+    return world_close(cmocka_run_group_tests(tests, NULL, NULL));
 }

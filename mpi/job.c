@@ -4,7 +4,6 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include "comm_staged.h"
@@ -385,11 +384,4 @@ vq_status vq_job_share_pool(vq_job *job)
         if (factor.data) VQ_TRY(vq_zero(&job->be, &factor));
     }
     return vq_comm_sum(job->comm, &pool->codes);
-}
-
-int64_t vq_peak_rss_bytes(void)
-{
-    struct rusage usage;
-    getrusage(RUSAGE_SELF, &usage);
-    return (int64_t)usage.ru_maxrss * 1024;
 }

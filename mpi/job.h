@@ -78,6 +78,3 @@ vq_status vq_job_share_pool(vq_job *job);
 /* t (f32 or f64) = the sum of the t of this stage's ranks in all replicas, added in
  * the order of the replicas: the same bits on each. Collective over the stage. Fails: VQ_EPEER. */
 vq_status vq_job_sum_replicas(vq_job *job, vq_tensor *t);
-
-/* Highest resident memory of this process so far, in bytes. */
-int64_t vq_peak_rss_bytes(void);

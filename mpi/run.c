@@ -167,11 +167,25 @@ static vq_status gather(vq_job *job, double mine, double **all)
     return vq_comm_sum(job->comm, &sum);
 }
 
+/* Every rank's peak on the host, the largest on a GPU. */
+static vq_status gather_memory(vq_job *job, vq_results *r)
+{
+    size_t host_bytes = 0, gpu_bytes = 0;
+    double *gpu;
+    vq_status status = vq_mem_peak(&job->cpu, &host_bytes);
+    if (!status && job->be.place == VQ_DEVICE) status = vq_mem_peak(&job->be, &gpu_bytes);
+    VQ_TRY(vq_comm_agree(job->comm, status));
+    VQ_TRY(gather(job, (double)host_bytes, &r->peak_rss_bytes));
+    VQ_TRY(gather(job, (double)gpu_bytes, &gpu));
+    for (int i = 0; i < job->comm->size; i++) r->peak_gpu_bytes = VQ_MAX(r->peak_gpu_bytes, gpu[i]);
+    return VQ_OK;
+}
+
 static vq_status gather_ranks(vq_job *job, const vq_train_stats *t, vq_results *r)
 {
     const double ran_s = t->ran_s > 0 ? t->ran_s : 1; /* none: all ratios are 0 */
     r->machine.ranks = job->comm->size;
-    VQ_TRY(gather(job, (double)vq_peak_rss_bytes(), &r->peak_rss_bytes));
+    VQ_TRY(gather_memory(job, r));
     VQ_TRY(gather(job, (t->ran_s - t->sums_s - t->messages_s) / ran_s, &r->compute_ratio));
     VQ_TRY(gather(job, t->sums_s / ran_s, &r->sums_ratio));
     return gather(job, t->messages_s / ran_s, &r->messages_ratio);

@@ -70,15 +70,17 @@ static vq_status open_metrics(loop *L)
 
 static vq_status write_metrics(loop *L, int64_t step, const step_result *r)
 {
+    size_t rss_bytes;
     if (!L->metrics) return VQ_OK;
+    VQ_TRY(vq_mem_peak(&L->job->cpu, &rss_bytes));
     int written =
         fprintf(L->metrics,
                 "{\"step\": %lld, \"loss\": %.9g, \"task\": %.9g, \"reg\": %.9g, \"beta\": %.6g, "
                 "\"grad_norm\": %.6g, \"seconds\": %.6g, \"waited_ratio\": %.4g, "
-                "\"tokens_per_s\": %.6g, \"rss_bytes\": %lld}\n",
+                "\"tokens_per_s\": %.6g, \"rss_bytes\": %zu}\n",
                 (long long)step, r->task + r->reg, r->task, r->reg, vq_loss_beta(L->config, step),
                 r->grad_norm, r->seconds, r->waited_s / r->seconds,
-                (double)r->n_tokens / r->seconds, (long long)vq_peak_rss_bytes());
+                (double)r->n_tokens / r->seconds, rss_bytes);
     VQ_CHECK(written > 0 && fflush(L->metrics) == 0, VQ_EMEM,
              "%s/metrics.jsonl: a line could not be written: the disk is full or gone. Make room "
              "and run again: the job goes on from its checkpoint",

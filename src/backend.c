@@ -88,6 +88,11 @@ vq_status vq_mem_info(const vq_backend *be, size_t *free_bytes, size_t *total_by
     return be->ops->mem_info(be->ctx, free_bytes, total_bytes);
 }
 
+vq_status vq_mem_peak(const vq_backend *be, size_t *bytes)
+{
+    return be->ops->mem_peak(be->ctx, bytes);
+}
+
 vq_status vq_upload(const vq_backend *be, vq_tensor *dst, const void *src_host)
 {
     WANT_LIKE(dst, TYPE(dst->dtype), dst);

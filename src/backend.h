@@ -57,6 +57,7 @@ typedef struct vq_ops {
 
     /* memory */
     vq_status (*mem_info)(void *ctx, size_t *free_bytes, size_t *total_bytes);
+    vq_status (*mem_peak)(void *ctx, size_t *bytes);
     vq_status (*alloc)(void *ctx, size_t bytes, void **out);
     void (*free)(void *ctx, void *ptr);
     vq_status (*upload)(void *ctx, void *dst, const void *src_host, size_t bytes);
@@ -161,6 +162,9 @@ typedef struct vq_backend {
 /* --- memory ---------------------------------------------------------------------------------- */
 
 vq_status vq_mem_info(const vq_backend *be, size_t *free_bytes, size_t *total_bytes);
+/* The most memory so far: on the host of this process, on a device of all that uses it, its driver
+ * and libraries and other processes too. */
+vq_status vq_mem_peak(const vq_backend *be, size_t *bytes);
 vq_status vq_upload(const vq_backend *be, vq_tensor *dst, const void *src_host);
 /* there = t at be's place, for what is queued before the next call of this function; itself where t
  * is there already. On a device it arrives while what was queued before computes: for weights that

@@ -316,6 +316,7 @@ static int columns_of(const page *p, column columns[MAX_COLUMNS])
     const vq_unit time = vq_unit_of_time(vq_runs_largest(p->runs, p->n, VQ_VALUE_SECONDS)),
                   step = vq_unit_of_time(vq_runs_largest(p->runs, p->n, VQ_VALUE_STEP_SECONDS)),
                   peak = vq_unit_of_bytes(vq_runs_largest(p->runs, p->n, VQ_VALUE_PEAK_BYTES)),
+                  gpu = vq_unit_of_bytes(vq_runs_largest(p->runs, p->n, VQ_VALUE_GPU_BYTES)),
                   packed = vq_unit_of_bytes(vq_runs_largest(p->runs, p->n, VQ_VALUE_PACKED_BYTES));
     const column all[] = {
         {"Full precision", "perplexity", VQ_VALUE_FP, 1, 2, false},
@@ -329,6 +330,7 @@ static int columns_of(const page *p, column columns[MAX_COLUMNS])
         {"Time", time.name, VQ_VALUE_SECONDS, time.size, 1, false},
         {"Step time", step.name, VQ_VALUE_STEP_SECONDS, step.size, 1, false},
         {"Peak memory", peak.name, VQ_VALUE_PEAK_BYTES, peak.size, 1, false},
+        {"GPU memory", gpu.name, VQ_VALUE_GPU_BYTES, gpu.size, 1, false},
         {"Ranks", "", VQ_VALUE_RANKS, 1, 0, true},
     };
     int n = 0;
@@ -450,6 +452,8 @@ static void put_tiles(const page *p, const vq_results *r)
     else
         snprintf(more, sizeof more, "the largest of %lld ranks", (long long)r->machine.ranks);
     put_tile(p, "Peak memory", vq_bytes_text(vq_results_peak_bytes(r), a), more);
+    if (r->peak_gpu_bytes > 0)
+        put_tile(p, "Peak memory of the GPU", vq_bytes_text(r->peak_gpu_bytes, a), more);
     fputs("</div>\n", p->to);
 }
 

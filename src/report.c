@@ -65,6 +65,7 @@ static const field fields[] = {
     IN(model_bytes, REAL, before),
     IN(model_bytes, REAL, after),
     TOP(BYTES, peak_rss_bytes),
+    TOP(OR_NULL, peak_gpu_bytes),
     RATIO(compute),
     RATIO(sums),
     RATIO(messages),
@@ -303,7 +304,9 @@ void vq_results_print(const vq_results *r)
            vq_bytes_text(r->model_bytes.before, a), vq_bytes_text(r->model_bytes.after, b));
     printf("  %-24s %12s  training %s\n", "time", vq_duration_text(r->seconds.total, a),
            vq_duration_text(r->seconds.train, b));
-    printf("  %-24s %12s\n", "peak memory", vq_bytes_text(vq_results_peak_bytes(r), a));
+    printf("  %-24s %12s", "peak memory", vq_bytes_text(vq_results_peak_bytes(r), a));
+    if (r->peak_gpu_bytes > 0) printf("  GPU %s", vq_bytes_text(r->peak_gpu_bytes, b));
+    puts("");
     printf("\n  %-24s %s/model\n  %-24s %s/report.html\n", "model", r->out, "report", r->out);
     fflush(stdout);
 }

@@ -18,6 +18,7 @@ typedef struct vq_results {
     struct {
         double before, after; /* of the model's weights; after: packed at `bits` */
     } model_bytes;
+    double peak_gpu_bytes; /* of the rank with the most; 0: no GPU */
     /* By rank. The ratios are of the time of the training steps: in computation, in sums and
      * broadcasts, and waiting for a neighbour's message; 0 without steps. */
     double *peak_rss_bytes, *compute_ratio, *sums_ratio, *messages_ratio; /* [machine.ranks] */
@@ -48,7 +49,7 @@ void vq_results_rows(const vq_results *r, vq_results_row rows[VQ_RESULTS_ROWS]);
 /* That of the model that was written: 0 if it was not evaluated. */
 double vq_results_final(const vq_results *r);
 
-/* The largest rank's peak memory, in bytes. */
+/* The largest rank's peak memory on the host, in bytes. */
 double vq_results_peak_bytes(const vq_results *r);
 
 /* Field i of results.json as a table has it ("perplexity.fp"), NULL after the last; and its value,

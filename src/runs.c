@@ -47,6 +47,7 @@ double vq_run_value(const vq_run_info *run, vq_run_value_kind kind)
     case VQ_VALUE_SECONDS: x = r->seconds.total; break;
     case VQ_VALUE_STEP_SECONDS: x = r->seconds_per_step; break;
     case VQ_VALUE_PEAK_BYTES: x = vq_results_peak_bytes(r); break;
+    case VQ_VALUE_GPU_BYTES: x = r->peak_gpu_bytes; break;
     case VQ_VALUE_PACKED_BYTES: x = r->model_bytes.after; break;
     case VQ_VALUE_TRAINED: x = (double)r->trained_parameters; break;
     case VQ_VALUE_STEPS: x = (double)(run->has_results ? r->steps : run->steps_done); break;

@@ -62,6 +62,7 @@ typedef enum vq_run_value_kind {
     VQ_VALUE_SECONDS,
     VQ_VALUE_STEP_SECONDS,
     VQ_VALUE_PEAK_BYTES, /* of the largest rank */
+    VQ_VALUE_GPU_BYTES,
     VQ_VALUE_PACKED_BYTES,
     VQ_VALUE_TRAINED, /* parameters */
     VQ_VALUE_STEPS,   /* done */

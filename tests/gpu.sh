@@ -18,7 +18,7 @@ LIMIT_S=540
 
 usage() {
     sed -n '2,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
-    echo "steps: machine ops memcheck racecheck loss bench step7b" >&2
+    echo "steps: machine ops memcheck racecheck loss bench step7b memory" >&2
     exit 2
 }
 
@@ -103,20 +103,38 @@ loss() { # 50 steps on both: the GPU's losses follow the CPU's
               exit !(NR == 50 && sum / NR < 0.05) }'
 }
 
+with7b() { # COMMAND...: with the settings of step7b
+    "$@" --model "$work/model-7b" --bits 3 --nsamples 4 --seqlen 2048 --steps 20 --no-eval
+}
+
 # A step of a 7B model of random weights: 2,048 tokens, batch 1, K 4096, D 8; its init is timed, too.
 step7b() {
     local model=$work/model-7b
     [ -e "$model/model.safetensors" ] ||
         "$build/bench/bench_model" "$root/tests/models/zoo/llama-7b" "$root/tests/models/tiny-llama" \
             "$model" || return
-    job cuda "$work/7b" --model "$model" --text "$root/configs/demo-model/calib.txt" --bits 3 \
-        --nsamples 4 --seqlen 2048 --steps 20 --checkpoint-every 20 || return
+    with7b job cuda "$work/7b" --text "$root/configs/demo-model/calib.txt" \
+        --checkpoint-every 20 || return
     sed -nE 's/.*"seconds": ([^,]*),.*/\1/p' "$work/7b/metrics.jsonl" | tail -n +4 | sort -g | awk '
         { s[NR] = $1 }
         END { m = s[int((NR + 1) / 2)]
               printf "median step %.3f s: %.1f TFLOP/s counting 6 a weight and token\n", m,
                   6 * 6.607e9 * 2048 / m / 1e12 }'
     sed -n '/"seconds": {/,/}/p' "$work/7b/results.json"
+}
+
+# What step7b took of the GPU beside its plan: within 10 %.
+memory() {
+    local gib planned taken
+    [ -e "$work/7b/results.json" ] || { echo "step7b has left no results.json"; return 77; }
+    gib=$(nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits | awk 'NR == 1 { print $1 / 1024 }')
+    planned=$(with7b "$build/vqround" plan --device cuda --plan.memory_gib "$gib" --json |
+        sed -nE 's/.*"total_bytes": ?([^,}]*).*/\1/p')
+    taken=$(sed -nE 's/.*"peak_gpu_bytes": ([^,]*).*/\1/p' "$work/7b/results.json")
+    awk -v taken="$taken" -v planned="$planned" 'BEGIN {
+        d = planned > 0 ? taken / planned - 1 : 1
+        printf "%.2f GB of the GPU taken, %.2f GB planned: %+.1f %%\n", taken / 1e9, planned / 1e9, 100 * d
+        exit !(d >= -0.1 && d <= 0.1) }'
 }
 
 if ! nvidia-smi -L >/dev/null 2>&1; then
@@ -128,7 +146,7 @@ fi
     exit 2
 }
 export root build work
-export -f machine ops sanitize losses job loss step7b # `timeout` needs a program: bash -c
+export -f machine ops sanitize losses job loss with7b step7b memory # `timeout` needs a program: bash -c
 step machine "what this is" bash -c machine
 step ops "op cases and golden tests" bash -c ops
 step memcheck "compute-sanitizer memcheck" bash -c 'sanitize memcheck'
@@ -136,5 +154,6 @@ step racecheck "compute-sanitizer racecheck" bash -c 'sanitize racecheck'
 step loss "50 steps beside the CPU" bash -c loss
 step bench "time of each op beside its ceiling" "$build/bench/bench_ops" --device cuda
 step step7b "a training step of a 7B model" bash -c step7b
+step memory "what step7b took of the GPU beside its plan" bash -c memory
 printf '\nreport: %s\n' "$report"
 exit "$failed"

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 
 #include "cpu_ops.h"
 #include "error.h"
@@ -32,6 +33,15 @@ static vq_status cpu_mem_info(void *ctx, size_t *free_bytes, size_t *total_bytes
              "/proc/meminfo: no line MemTotal, expected one. Mount the kernel's own /proc");
     *total_bytes = (size_t)total_kib << 10;
     *free_bytes = (size_t)available_kib << 10;
+    return VQ_OK;
+}
+
+static vq_status cpu_mem_peak(void *ctx, size_t *bytes)
+{
+    (void)ctx;
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    *bytes = (size_t)usage.ru_maxrss << 10;
     return VQ_OK;
 }
 
@@ -92,6 +102,7 @@ static vq_status cpu_sync(void *ctx)
 static const vq_ops cpu_ops = {
     .name = "cpu",
     .mem_info = cpu_mem_info,
+    .mem_peak = cpu_mem_peak,
     .alloc = cpu_alloc,
     .free = cpu_free,
     .upload = cpu_copy,

@@ -75,6 +75,7 @@ typedef struct state {
     vq_cuda cuda;
     vq_pages pages;
     driver driver;
+    size_t peak_bytes; /* of the device's memory, when it was last looked at */
 } state;
 
 static vq_status find_driver(driver *d)
@@ -128,10 +129,21 @@ static vq_status device_reserve(void *ctx, size_t bytes, void **base)
     return VQ_OK;
 }
 
+/* What is used of the device falls when pages are given back, and only then: so it is enough to
+ * look before that, and when the peak is asked for. */
+static cudaError_t look_at_memory(state *s)
+{
+    size_t free_bytes, total_bytes;
+    const cudaError_t code = cudaMemGetInfo(&free_bytes, &total_bytes);
+    if (code == cudaSuccess) s->peak_bytes = VQ_MAX(s->peak_bytes, total_bytes - free_bytes);
+    return code;
+}
+
 static void device_give_back(void *ctx, void *from, size_t bytes)
 {
-    const state *s = ctx;
+    state *s = ctx;
     (void)cudaStreamSynchronize(s->cuda.stream); /* what is queued may use it */
+    (void)look_at_memory(s);
     for (size_t done = 0; done < bytes; done += STEP_BYTES)
         (void)s->driver.unmap((CUdeviceptr)(uintptr_t)from + done, STEP_BYTES);
 }
@@ -181,6 +193,14 @@ static vq_status cuda_mem_info(void *ctx, size_t *free_bytes, size_t *total_byte
 {
     (void)ctx;
     VQ_CUDA(cudaMemGetInfo(free_bytes, total_bytes));
+    return VQ_OK;
+}
+
+static vq_status cuda_mem_peak(void *ctx, size_t *bytes)
+{
+    state *s = ctx;
+    VQ_CUDA(look_at_memory(s));
+    *bytes = s->peak_bytes;
     return VQ_OK;
 }
 
@@ -245,6 +265,7 @@ vq_status vq_cuda_fetch(vq_cuda *cuda, void *dst_host, const void *src, size_t b
 static const vq_ops cuda_ops = {
     .name = "cuda",
     .mem_info = cuda_mem_info,
+    .mem_peak = cuda_mem_peak,
     .alloc = cuda_alloc,
     .free = cuda_free,
     .upload = cuda_upload,

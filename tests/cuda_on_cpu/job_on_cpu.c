@@ -14,11 +14,13 @@
 
 #include "cli/run.h"
 
+#define PLANNED                                                                                    \
+    "--model", ROOT_DIR "/configs/demo-model", "--bits", "3", "--K", "32", "--D", "4",             \
+        "--nsamples", "2", "--seqlen", "16", "--steps", "4"
 #define JOB(device, out)                                                                           \
-    "quantize", "--model", ROOT_DIR "/configs/demo-model", "--text", CALIB, "--eval-text",         \
-        HELD_OUT, "--bits", "3", "--K", "32", "--D", "4", "--nsamples", "2", "--seqlen", "16",     \
-        "--steps", "4", "--lr", "0.05", "--eval-max-windows", "2", "--checkpoint-every", "2",      \
-        "--threads", "1", "--quiet", "--device", device, "--out", out
+    "quantize", PLANNED, "--text", CALIB, "--eval-text", HELD_OUT, "--lr", "0.05",                 \
+        "--eval-max-windows", "2", "--checkpoint-every", "2", "--threads", "1", "--quiet",         \
+        "--device", device, "--out", out
 
 /* bf16 keeps 8 bits: perplexities of one model agree to about a percent. After training, roundings
  * that are nearly undecided fall to the other side by gradients' noise. */
@@ -76,11 +78,35 @@ static void take_back(const char *run)
     assert_non_null(find_name(run, "ckpt-0000000002", ".h5"));
 }
 
+/* A GPU's peak is in all tables, and within the plan: on this one, which has no context, far below.
+ */
+static void expect_peak_of_gpu(const char *run)
+{
+    json_t *results = load_json(text("%s/results.json", run));
+    const double taken = json_number(results, "peak_gpu_bytes");
+    json_decref(results);
+    assert_non_null(strstr(last.out, "peak memory") && strstr(last.out, "  GPU "));
+    char *page = read_file(text("%s/report.html", run), NULL);
+    assert_non_null(strstr(page, "Peak memory of the GPU"));
+    free(page);
+    RUN_OK("plan", PLANNED, "--device", "cuda", "--plan.memory_gib", "1", "--json");
+    json_t *plan = last_json();
+    const double planned =
+        json_number(json_array_get(json_object_get(plan, "ranks"), 0), "total_bytes");
+    json_decref(plan);
+    if (!(taken > 32 << 20 && taken < planned)) /* 32 MiB: the products' workspace */
+        fail_msg("%.0f bytes of the GPU taken, %.0f planned", taken, planned);
+}
+
 static void test_same_as_the_cpu(void **state)
 {
     (void)state;
     RUN_OK(JOB("cpu", "cpu"));
+    json_t *results = load_json("cpu/results.json");
+    assert_true(json_is_null(json_object_get(results, "peak_gpu_bytes")));
+    json_decref(results);
     RUN_OK(JOB("cuda", "gpu"));
+    expect_peak_of_gpu("gpu");
     expect_alike("gpu", "cpu");
     /* Grids and codebooks are made on the host: the same files' contents. */
     assert_true(exists("gpu/init-0000.h5") && exists("gpu/teacher-0000.h5"));

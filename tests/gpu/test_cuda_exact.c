@@ -285,6 +285,25 @@ static void test_bring(void **state)
     vq_arena_reset(&gpu.arena, 0);
 }
 
+/* What was given back again is in the peak, whether or not it was asked for in between. */
+static void test_peak_of_memory(void **state)
+{
+    (void)state;
+    const size_t bytes = (size_t)64 << 20;
+    size_t free_bytes, total_bytes, peak;
+    vq_tensor t;
+    vq_arena_trim(&gpu.arena);
+    EXPECT_OK(vq_mem_info(&gpu.be, &free_bytes, &total_bytes));
+    const size_t used = total_bytes - free_bytes;
+    EXPECT_OK(vq_tensor_new(&gpu.arena, VQ_DEVICE, VQ_U8, VQ_DIMS((int64_t)bytes), &t));
+    vq_arena_reset(&gpu.arena, 0);
+    vq_arena_trim(&gpu.arena);
+    EXPECT_OK(vq_mem_peak(&gpu.be, &peak));
+    assert_in_range(peak, used + bytes, total_bytes);
+    EXPECT_OK(vq_mem_info(&gpu.be, &free_bytes, &total_bytes));
+    assert_true(total_bytes - free_bytes < used + bytes);
+}
+
 #ifdef VQ_ON_SHIM
 /* What `vqround plan` says of the kernels' own memory: never less than they take, and no more than
  * half as much again. */
@@ -342,6 +361,7 @@ int main(void)
                                        cmocka_unit_test(test_not_positive),
                                        cmocka_unit_test(test_bad_targets),
                                        cmocka_unit_test(test_bring),
+                                       cmocka_unit_test(test_peak_of_memory),
 #ifdef VQ_ON_SHIM
                                        cmocka_unit_test(test_no_mapped_memory),
                                        cmocka_unit_test(test_scratch_is_planned),

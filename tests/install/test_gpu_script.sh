@@ -39,6 +39,13 @@ program build/bench/bench_ops 'echo row'
 expect 0 'bench: passed' --only bench
 expect 1 'ops: FAILED (1)' --only bench --only ops
 expect 2 'steps: machine' --unknown
+expect 0 'memory: skipped' --only memory
+mkdir -p "$place/build/gpu/7b"
+echo ' "peak_gpu_bytes": 20.5e9,' >"$place/build/gpu/7b/results.json"
+program build/vqround "echo '{\"ranks\":[{\"total_bytes\":20.0e9}]}'"
+expect 0 '20.50 GB of the GPU taken, 20.00 GB planned: +2.5 %' --only memory
+program build/vqround "echo '{\"ranks\":[{\"total_bytes\":25.0e9}]}'"
+expect 1 'memory: FAILED (1)' --only memory
 grep -q '^row$' "$place/build/gpu/report.txt" || fail "the report lacks what bench printed"
 [ "$(grep -c '^-- ops: FAILED' "$place/build/gpu/report.txt")" = 2 ] ||
     fail "the report lacks the steps that failed"

@@ -125,7 +125,8 @@ static void test_quant(void **state)
 static void test_memory(void **state)
 {
     (void)state;
-    size_t free_bytes = 0, total_bytes = 0;
+    size_t free_bytes = 0, total_bytes = 0, before = 0, after = 0;
+    const size_t bytes = (size_t)32 << 20;
     assert_int_equal(vq_mem_info(&be, &free_bytes, &total_bytes), VQ_OK);
     assert_true(free_bytes > 0 && free_bytes <= total_bytes);
 
@@ -134,6 +135,12 @@ static void test_memory(void **state)
     memset(block, 1, 100000);
     be.ops->free(be.ctx, block);
     be.ops->free(be.ctx, NULL);
+    assert_int_equal(vq_mem_peak(&be, &before), VQ_OK);
+    assert_int_equal(be.ops->alloc(be.ctx, before + bytes, &block), VQ_OK);
+    memset(block, 1, before + bytes); /* more than there was room for under the peak */
+    be.ops->free(be.ctx, block);
+    assert_int_equal(vq_mem_peak(&be, &after), VQ_OK);
+    assert_in_range(after, before + bytes, total_bytes);
     assert_int_equal(be.ops->alloc(be.ctx, SIZE_MAX, &block), VQ_EMEM);
 
     vq_tensor x = matrix(0, 4, 5), y = matrix(1, 4, 5), z = matrix(1, 5, 4);

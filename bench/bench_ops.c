@@ -34,8 +34,8 @@ typedef struct bench_case {
 #define BY_F32 PRODUCTS_F32, 0, 0
 #define BY_MEMORY(acts, bytes) MEMORY, acts, bytes
 
-/* round_fwd and round_bwd: w or dw, base, and idx for 8 weights. */
-#define ROUND(out, in) BY_MEMORY((double)(out) * (in), (double)(out) * (in) * (1 + 2.0 / 8))
+/* round_fwd and round_bwd at 3 bits: w or dw, base, and idx for 8 weights. */
+#define ROUND(out, in) BY_MEMORY((double)(out) * (in), (double)(out) * (in) * (0.5 + 2.0 / 8))
 
 static const bench_case CASES[] = {
     {{&OP_GEMM, {512, 1536, 576, 0, 1, VQ_F32}}, "up, forward", BY_PRODUCTS},

@@ -16,7 +16,7 @@
 #include "sweep.h"
 
 #define KIND "init"
-#define LAYOUT 1
+#define LAYOUT 2
 #define PREFIX "init-"
 #define GRID_KIND "grid" /* what a sweep gives, for runs with other codebooks */
 #define GRID_PREFIX "grid-"
@@ -99,8 +99,8 @@ static vq_status prepare_linear(vq_job *job, const settings *set, int64_t slot, 
         VQ_TRY(vq_tensor_new(&job->weights, VQ_HOST, VQ_I32, VQ_DIMS(w->dim[1]), &l->order));
     }
     if (vq_config_needs_ints(job->config))
-        VQ_TRY(vq_tensor_new(&job->weights, job->be.place, l->quant.base.dtype,
-                             VQ_DIMS(w->dim[0], w->dim[1]), &l->ints));
+        VQ_TRY(vq_tensor_new(&job->weights, job->be.place, l->quant.base.dtype, 2,
+                             l->quant.base.dim, &l->ints));
     if (!vq_config_learns(job->config)) return VQ_OK;
     vq_pool_attach(&job->pool, slot, l);
     if (!vq_config_has_codebook(job->config)) return VQ_OK;

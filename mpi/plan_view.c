@@ -17,7 +17,6 @@ vq_plan_sums vq_plan_sum(const vq_config *c, const vq_model_config *m, int64_t f
     const vq_grid_config grid = {.bits = (int)c->bits, .group_size = c->group_size};
     const vq_codebook_config codebook = vq_plan_codebook(c);
     const vq_pool_rule rule = vq_pool_rule_of(c);
-    const double int_bytes = (double)vq_dtype_bytes(vq_grid_base_dtype((int)c->bits));
     vq_plan_sums s = {0};
     for (int64_t i = first * VQ_N_KINDS; i < last * VQ_N_KINDS; i++) {
         const vq_linear_kind kind = (vq_linear_kind)(i % VQ_N_KINDS);
@@ -29,8 +28,9 @@ vq_plan_sums vq_plan_sum(const vq_config *c, const vq_model_config *m, int64_t f
         s.largest = VQ_MAX(s.largest, n);
         if (!vq_pool_takes(vq_linear_name(m, i / VQ_N_KINDS, kind, name), &c->skip)) continue;
         s.quantized += n;
-        s.integers +=
-            (double)vq_grid_bytes(&grid, out, in) + (vq_config_needs_ints(c) ? n * int_bytes : 0);
+        const vq_tensor ints = vq_grid_ints((int)c->bits, out, in);
+        s.integers += (double)vq_grid_bytes(&grid, out, in) +
+                      (vq_config_needs_ints(c) ? (double)vq_tensor_bytes(&ints) : 0);
         if (!vq_config_learns(c)) continue;
         const vq_pool_slot slot = vq_pool_shape(&rule, out, in);
         s.codes += (double)(slot.n * slot.width + slot.out * slot.groups) * sizeof(float);

@@ -262,8 +262,8 @@ static vq_status round_linear(vq_sweep *s, vq_vqlinear *l, const vq_gptq_factor 
     w.name = l->source->name;
     if (!ints.data) {
         /* Read only while this layer is at work: kept with what it needs. */
-        VQ_TRY(vq_tensor_new(s->arena, be->place, l->quant.base.dtype, VQ_DIMS(w.dim[0], w.dim[1]),
-                             &ints));
+        VQ_TRY(
+            vq_tensor_new(s->arena, be->place, l->quant.base.dtype, 2, l->quant.base.dim, &ints));
         l->ints = ints;
     }
     VQ_TRY(vq_tensor_new(scratch, be->place, be->real, VQ_DIMS(w.dim[0], w.dim[1]), &rest));

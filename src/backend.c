@@ -322,6 +322,18 @@ vq_status vq_relu_bwd(const vq_backend *be, vq_tensor *dx, const vq_tensor *dy, 
 
 /* --- round ----------------------------------------------------------------------------------- */
 
+/* Of integers (vq_quant). */
+static unsigned int_types(int bits)
+{
+    if (bits <= 3) return TYPE(VQ_U8);
+    return bits <= 7 ? TYPE(VQ_I8) | TYPE(VQ_I16) : TYPE(VQ_I16);
+}
+
+static int64_t int_columns(int bits, int64_t in)
+{
+    return bits <= 3 ? VQ_CEIL_DIV(in, 2) : in;
+}
+
 static vq_status check_quant(const vq_backend *be, const char *op, const vq_quant *q,
                              const vq_tensor *weight, const char *weight_name,
                              const vq_tensor *codes)
@@ -332,7 +344,7 @@ static vq_status check_quant(const vq_backend *be, const char *op, const vq_quan
     int64_t out = weight->dim[0], in = weight->dim[1], K = codes->dim[0], D = codes->dim[1];
     VQ_ASSERT(K > 0 && D > 0 && q->bits >= 1 && q->bits <= 8 && q->group_size > 0);
     int64_t groups = VQ_CEIL_DIV(in, q->group_size), n_vec = VQ_CEIL_DIV(out * in, D);
-    PART("base", &q->base, q->bits <= 7 ? TYPE(VQ_I8) | TYPE(VQ_I16) : TYPE(VQ_I16), out, in);
+    PART("base", &q->base, int_types(q->bits), out, int_columns(q->bits, in));
     PART("scale", &q->scale, REAL, out, groups);
     PART("zero", &q->zero, REAL, out, groups);
     if (q->idx.data)
@@ -419,7 +431,7 @@ vq_status vq_grid_split(const vq_backend *be, vq_tensor *base, vq_tensor *rest, 
 {
     WANT(w, FLOATS, ANY, ANY);
     VQ_ASSERT(group_size > 0 && bits >= 1 && bits <= 8);
-    WANT_LIKE(base, bits <= 7 ? TYPE(VQ_I8) | TYPE(VQ_I16) : TYPE(VQ_I16), w);
+    WANT(base, int_types(bits), w->dim[0], int_columns(bits, w->dim[1]));
     WANT_LIKE(rest, REAL, w);
     WANT(scale, REAL, w->dim[0], VQ_CEIL_DIV(w->dim[1], group_size));
     WANT_LIKE(zero, REAL, scale);
@@ -436,17 +448,12 @@ vq_status vq_grid_round(const vq_backend *be, vq_tensor *out, const vq_tensor *w
     return be->ops->grid_round(be->ctx, out, w, q);
 }
 
-static unsigned int_types(int bits)
-{
-    return bits <= 7 ? TYPE(VQ_I8) | TYPE(VQ_I16) : TYPE(VQ_I16);
-}
-
 vq_status vq_grid_value(const vq_backend *be, vq_tensor *out, const vq_tensor *ints,
                         const vq_quant *q)
 {
     WANT(out, ACT, ANY, ANY);
     VQ_ASSERT(q->group_size > 0 && q->bits >= 1 && q->bits <= 8);
-    WANT_LIKE(ints, int_types(q->bits), out);
+    WANT(ints, int_types(q->bits), out->dim[0], int_columns(q->bits, out->dim[1]));
     const vq_tensor *scale = &q->scale, *zero = &q->zero;
     WANT(scale, REAL, out->dim[0], VQ_CEIL_DIV(out->dim[1], q->group_size));
     WANT_LIKE(zero, REAL, scale);
@@ -462,8 +469,8 @@ vq_status vq_gptq_sweep(const vq_backend *be, vq_quant *q, vq_tensor *ints, vq_t
     VQ_ASSERT(error && q->group_size > 0 && q->bits >= 1 && q->bits <= 8);
     VQ_ASSERT(rule->block_size > 0 && vq_dtype_is_float(rule->scale_dtype));
     const vq_tensor *base = &q->base, *scale = &q->scale, *zero = &q->zero;
-    WANT_LIKE(base, int_types(q->bits), w);
-    WANT_LIKE(ints, TYPE(base->dtype), w);
+    WANT(base, int_types(q->bits), w->dim[0], int_columns(q->bits, in));
+    WANT_LIKE(ints, TYPE(base->dtype), base);
     WANT_LIKE(rest, REAL, w);
     WANT(scale, REAL, w->dim[0], VQ_CEIL_DIV(in, q->group_size));
     WANT_LIKE(zero, REAL, scale);

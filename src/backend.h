@@ -28,14 +28,19 @@ typedef enum vq_round_mode {
 
 /* The integers and scales of one quantized linear W[out, in]. Weight (o, i) has the flat position
  * p = o * in + i and the logit codes[idx[p / D]][p % D]; it lies in group i / group_size of its
- * row. groups = ceil(in / group_size). */
+ * row. groups = ceil(in / group_size).
+ *
+ * Integers n in [-1, qmax] are kept as i8 (bits 4 to 7) or i16 [out, in]; with bits <= 3, when
+ * n + 1 takes four bits, two in a byte: u8 [out, ceil(in / 2)], where column i has the low half of
+ * byte i / 2 of its row if i is even, else the high half. Rows begin with a whole byte: with an odd
+ * in the last one's high half is 0. */
 typedef struct vq_quant {
-    vq_tensor base;  /* i8 (bits <= 7) or i16 [out, in]: floor(w / s) + z, clamped to [-1, qmax] */
-    vq_tensor scale; /* real [out, groups] */
-    vq_tensor zero;  /* real [out, groups]; whole numbers */
-    vq_tensor idx;   /* u16 or u32 [n_vec], n_vec = ceil(out * in / D); no data: every vector has
-                        its own code (K = n_vec), as AdaRound has */
-    int bits;        /* qmax = 2^bits - 1 */
+    vq_tensor base;     /* integers: floor(w / s) + z, clamped to [-1, qmax] */
+    vq_tensor scale;    /* real [out, groups] */
+    vq_tensor zero;     /* real [out, groups]; whole numbers */
+    vq_tensor idx;      /* u16 or u32 [n_vec], n_vec = ceil(out * in / D); no data: every vector has
+                           its own code (K = n_vec), as AdaRound has */
+    int bits;           /* qmax = 2^bits - 1 */
     int64_t group_size; /* columns that share a scale: in, or fewer */
 } vq_quant;
 
@@ -332,7 +337,7 @@ vq_status vq_grid_search(const vq_backend *be, vq_tensor *scale, vq_tensor *zero
                          bool symmetric, vq_dtype scale_dtype);
 
 /* base = clamp(floor(w / s) + z, -1, qmax),  rest = w / s - floor(w / s) in [0, 1].
- * base i8 or i16 [out, in], rest real [out, in], both out. */
+ * base integers of w's shape (vq_quant), rest real [out, in], both out. */
 vq_status vq_grid_split(const vq_backend *be, vq_tensor *base, vq_tensor *rest, const vq_tensor *w,
                         const vq_tensor *scale, const vq_tensor *zero, int bits,
                         int64_t group_size);

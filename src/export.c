@@ -268,10 +268,10 @@ static vq_status groups_of(vq_arena *scratch, const vq_vqlinear *l, int32_t **ou
 
 /* The integers q of weights w = s (q - z), whatever made these: |q - z| is below 256, so that even
  * in bf16 w / s is nearer to it than to its neighbours. The first weight off the grid, or -1. */
-static int64_t find_codes(const vq_quant *quant, const float *w, const float *scale,
+static int64_t find_codes(const vq_quant *quant, const float *w, int64_t in, const float *scale,
                           const float *zero, const int32_t *group, uint8_t *q)
 {
-    const int64_t out = quant->base.dim[0], in = quant->base.dim[1], groups = quant->scale.dim[1];
+    const int64_t out = quant->scale.dim[0], groups = quant->scale.dim[1];
     const float qmax = (float)((1 << quant->bits) - 1);
     int64_t bad = INT64_MAX;
 #pragma omp parallel for reduction(min : bad)
@@ -305,7 +305,7 @@ static vq_status put_packed(const vq_export_rule *rule, vq_stage *stage, vq_mode
     VQ_TRY(to_f32(stage, &l->quant.zero, &zero));
     VQ_TRY(VQ_NEW(stage->scratch, vq_tensor_count(&weight), &q));
     VQ_TRY(groups_of(stage->scratch, l, &group));
-    const int64_t bad = find_codes(&l->quant, w, scale, zero, group, q);
+    const int64_t bad = find_codes(&l->quant, w, weight.dim[1], scale, zero, group, q);
     VQ_CHECK(bad < 0, VQ_EINTERNAL,
              "%s: weight %lld is %.9g: expected one on its grid. This is a bug of vqround: please "
              "report it",

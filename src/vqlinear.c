@@ -74,19 +74,34 @@ static inline __attribute__((always_inline)) void arrange_row(uint8_t *to, const
     }
 }
 
+/* One row of halves of bytes (vq_quant). */
+static void arrange_halves(uint8_t *to, const uint8_t *from, const int32_t *order, bool back,
+                           int64_t n)
+{
+    memset(to, 0, (size_t)VQ_CEIL_DIV(n, 2));
+    for (int64_t j = 0; j < n; j++) {
+        const int64_t at = back ? j : order[j], place = back ? order[j] : j;
+        to[place / 2] |= (uint8_t)((from[at / 2] >> at % 2 * 4 & 15) << place % 2 * 4);
+    }
+}
+
 vq_status vq_vqlinear_arrange(const vq_tensor *order, bool back, const vq_tensor *from,
                               vq_tensor *to)
 {
-    const int64_t out = from->dim[0], in = from->dim[1];
-    const size_t size = vq_dtype_bytes(from->dtype), row = (size_t)in * size;
+    const int64_t out = from->dim[0], in = order->dim[0];
+    const bool halves = from->dtype == VQ_U8;
+    const size_t size = vq_dtype_bytes(from->dtype), row = (size_t)from->dim[1] * size;
     const int32_t *columns = order->data;
     VQ_ASSERT(from->place == VQ_HOST && to->place == VQ_HOST && order->place == VQ_HOST);
-    VQ_ASSERT(from->dtype == to->dtype && vq_tensor_same_shape(from, to) && order->dim[0] == in);
+    VQ_ASSERT(from->dtype == to->dtype && vq_tensor_same_shape(from, to));
+    VQ_ASSERT(from->dim[1] == (halves ? VQ_CEIL_DIV(in, 2) : in));
 #pragma omp parallel for
     for (int64_t o = 0; o < out; o++) {
         uint8_t *t = (uint8_t *)to->data + (size_t)o * row;
         const uint8_t *f = (const uint8_t *)from->data + (size_t)o * row;
-        if (size == 4)
+        if (halves)
+            arrange_halves(t, f, columns, back, in);
+        else if (size == 4)
             arrange_row(t, f, columns, back, in, 4);
         else if (size == 1)
             arrange_row(t, f, columns, back, in, 1);

@@ -31,7 +31,7 @@ typedef struct vq_vqlinear {
     vq_tensor factor;  /* real [out, groups]: of the learned scale; borrowed: the pool */
     vq_tensor dfactor; /* the same; borrowed: the pool's gradient */
     vq_dtype scale_dtype; /* what quant.scale is rounded to */
-    vq_tensor ints;       /* as quant.base [out, in]: GPTQ's own integers; no data: not kept */
+    vq_tensor ints;       /* as quant.base: GPTQ's own integers; no data: not kept */
     vq_tensor order; /* i32 [in], host: column j of quant, logits and ints is column order[j] of
                         the weight, so that groups are runs; no data: they are the same */
 } vq_vqlinear;
@@ -49,7 +49,8 @@ vq_status vq_vqlinear_learn_scale(const vq_backend *be, vq_vqlinear *linear, vq_
 vq_status vq_vqlinear_set_scale(const vq_backend *be, vq_vqlinear *linear);
 
 /* The columns of from [out, in] in the order of quant: to[o, j] = from[o, order[j]]; or back:
- * to[o, order[j]] = from[o, j]. Host, of one type. Fails: VQ_EINTERNAL. Local. */
+ * to[o, order[j]] = from[o, j]. Host, of one type; u8 is two integers in a byte. Fails:
+ * VQ_EINTERNAL. Local. */
 vq_status vq_vqlinear_arrange(const vq_tensor *order, bool back, const vq_tensor *from,
                               vq_tensor *to);
 

@@ -12,6 +12,8 @@
 
 #include "backend.h"
 #include "error.h"
+#include "grid.h"
+#include "ints.h"
 #include "rng.h"
 
 typedef struct op_args {
@@ -162,6 +164,19 @@ static inline vq_status op_run(const vq_backend *be, vq_arena *arena, op_run_fn 
     VQ_TRY(op_tensor(arena, a, false, dtype, -1, 1, gap, VQ_DIMS(__VA_ARGS__)))
 #define OP_OUT_GAP(dtype, gap, ...)                                                                \
     VQ_TRY(op_tensor(arena, a, true, dtype, -1, 1, gap, VQ_DIMS(__VA_ARGS__)))
+
+/* Integers (vq_quant) in [low, high) of a weight [out, in]. */
+static inline vq_status op_ints(vq_arena *arena, op_args *a, bool output, int64_t bits, int low,
+                                double high, int64_t out, int64_t in)
+{
+    const vq_tensor ints = vq_grid_ints((int)bits, out, in);
+    VQ_TRY(op_tensor(arena, a, output, ints.dtype, low, high, 0, 2, ints.dim));
+    if (ints.dtype != VQ_U8) return VQ_OK;
+    vq_tensor *t = output ? &a->out[a->n_out - 1] : &a->in[a->n_in - 1];
+    for (int64_t i = 0; i < out * in; i++)
+        int_set(t, in, i, low + (int)((high - low) * vq_rng_uniform(7, 99, (uint64_t)i)));
+    return VQ_OK;
+}
 
 /* What VQ_F32 in a list of cases means: "the backend's own type". */
 static inline vq_dtype op_dtype(const vq_backend *be, int64_t dtype)
@@ -542,7 +557,7 @@ static vq_status round_make(const vq_backend *be, vq_arena *arena, const int64_t
     int64_t groups = VQ_CEIL_DIV(s[1], s[5]);
     double qmax = (double)((1 << s[4]) - 1);
     OP_IN(be->real, -2.6, 2.6, K, s[3]);
-    OP_IN(s[4] <= 7 ? VQ_I8 : VQ_I16, -1, qmax + 1, s[0], s[1]);
+    VQ_TRY(op_ints(arena, a, false, s[4], -1, qmax + 1, s[0], s[1]));
     OP_IN(be->real, 0.01, 0.02, s[0], groups);
     OP_IN(be->real, 0, qmax, s[0], groups);
     OP_IN((vq_dtype)(s[2] ? s[6] : VQ_U32), 0, (double)K, n_vec);
@@ -574,7 +589,7 @@ static void round_fwd_reference(const int64_t *s, op_args *a)
         double logit = op_get(&a->in[0], code * s[3] + p % s[3]);
         double r = fmin(fmax(1.2 / (1 + exp(-logit)) - 0.1, 0), 1);
         if (s[7]) r = logit >= 0;
-        double q = fmin(fmax(op_get(&a->in[1], p) + r, 0), qmax);
+        double q = fmin(fmax(int_at(&a->in[1], s[1], p) + r, 0), qmax);
         op_set(&a->out[0], p, op_get(&a->in[2], group) * (q - op_get(&a->in[3], group)));
     }
 }
@@ -629,7 +644,7 @@ static void round_scale_bwd_reference(const int64_t *s, op_args *a)
         int64_t code = s[2] ? (int64_t)op_get(&a->in[4], p / s[3]) : p / s[3];
         double logit = op_get(&a->in[0], code * s[3] + p % s[3]);
         double r = fmin(fmax(1.2 / (1 + exp(-logit)) - 0.1, 0), 1);
-        double q = fmin(fmax(op_get(&a->in[1], p) + r, 0), qmax) - op_get(&a->in[3], group);
+        double q = fmin(fmax(int_at(&a->in[1], s[1], p) + r, 0), qmax) - op_get(&a->in[3], group);
         op_set(&a->out[2], group,
                op_get(&a->out[2], group) + op_get(&a->in[5], group) * op_get(&a->out[0], p) * q);
     }
@@ -657,13 +672,12 @@ static vq_status round_reg_run(const vq_backend *be, const int64_t *s, op_args *
 static vq_status grid_make(const vq_backend *be, vq_arena *arena, const int64_t *s, op_args *a)
 {
     const int64_t groups = VQ_CEIL_DIV(s[1], s[3]);
-    const vq_dtype ints = s[2] <= 7 ? VQ_I8 : VQ_I16;
     const double qmax = (double)((1 << s[2]) - 1);
     OP_IN(op_dtype(be, s[4]), -1, 1, s[0], s[1]);
     OP_IN(be->real, 0.05, 0.1, s[0], groups);
     OP_IN(be->real, 0, qmax, s[0], groups);
-    OP_IN(ints, 0, qmax + 1, s[0], s[1]);
-    OP_OUT(ints, s[0], s[1]);
+    VQ_TRY(op_ints(arena, a, false, s[2], 0, qmax + 1, s[0], s[1]));
+    VQ_TRY(op_ints(arena, a, true, s[2], 0, 1, s[0], s[1]));
     OP_OUT(be->real, s[0], s[1]);
     OP_OUT(be->act, s[0], s[1]);
     const int64_t n_zeros = s[0] * groups;
@@ -699,9 +713,9 @@ static void grid_reference(const int64_t *s, op_args *a, bool split, bool ints)
         const int64_t group = p / s[1] * VQ_CEIL_DIV(s[1], s[3]) + p % s[1] / s[3];
         const double scale = op_get(&a->in[1], group), zero = op_get(&a->in[2], group);
         const double u = op_get(&a->in[0], p) / scale;
-        const double n = ints ? op_get(&a->in[3], p) : fmax(0, fmin(rint(u) + zero, qmax));
+        const double n = ints ? int_at(&a->in[3], s[1], p) : fmax(0, fmin(rint(u) + zero, qmax));
         if (split) {
-            op_set(&a->out[0], p, fmax(-1, fmin(floor(u) + zero, qmax)));
+            int_set(&a->out[0], s[1], p, (int)fmax(-1, fmin(floor(u) + zero, qmax)));
             op_set(&a->out[1], p, u - floor(u));
         } else {
             op_set(&a->out[2], p, scale * (n - zero));
@@ -938,13 +952,12 @@ static vq_status gptq_sweep_make(const vq_backend *be, vq_arena *arena, const in
                                  op_args *a)
 {
     const int64_t groups = VQ_CEIL_DIV(s[1], s[3]);
-    const vq_dtype ints = s[2] <= 7 ? VQ_I8 : VQ_I16;
     OP_IN(op_dtype(be, s[4]), -1, 1, s[0], s[1]);
     OP_IN(be->real, -0.1, 0.1, s[1], s[1]);
     OP_IN(VQ_I32, 0, 1, s[1]);
     OP_IN(VQ_U8, 0, 1.03, s[1]);
-    OP_OUT(ints, s[0], s[1]);
-    OP_OUT(ints, s[0], s[1]);
+    VQ_TRY(op_ints(arena, a, true, s[2], 0, 1, s[0], s[1]));
+    VQ_TRY(op_ints(arena, a, true, s[2], 0, 1, s[0], s[1]));
     OP_OUT(be->real, s[0], s[1]);
     OP_OUT(be->real, s[0], groups);
     OP_OUT(be->real, s[0], groups);
@@ -1295,7 +1308,10 @@ static const op_case OP_CASES[] = {
     {&OP_ROUND_FWD, {64, 512, 4, 8, 3, 512, VQ_U16, 0}},
     {&OP_ROUND_FWD, {64, 512, 30, 16, 3, 64, VQ_U16, 0}},
     {&OP_ROUND_FWD, {201, 88, 0, 8, 8, 88, VQ_U32, 0}},
+    {&OP_ROUND_FWD, {37, 83, 50, 7, 3, 11, VQ_U16, 0}},
+    {&OP_ROUND_FWD, {201, 88, 0, 8, 2, 8, VQ_U32, 0}},
     {&OP_ROUND_BWD, {96, 128, 64, 8, 3, 128, VQ_U16}},
+    {&OP_ROUND_BWD, {37, 83, 50, 7, 3, 11, VQ_U16}},
     {&OP_ROUND_BWD, {131, 2089, 64, 8, 2, 2089, VQ_U32}},
     {&OP_ROUND_BWD, {37, 83, 50, 7, 4, 20, VQ_U16}},
     {&OP_ROUND_BWD, {37, 83, 1, 1, 1, 83, VQ_U16}},
@@ -1314,6 +1330,7 @@ static const op_case OP_CASES[] = {
     {&OP_ROUND_SCALE_BWD, {96, 128, 64, 8, 3, 128, VQ_U16}},
     {&OP_ROUND_SCALE_BWD, {3, 2089, 64, 8, 2, 2089, VQ_U32}},
     {&OP_ROUND_SCALE_BWD, {37, 83, 50, 7, 4, 20, VQ_U16}},
+    {&OP_ROUND_SCALE_BWD, {37, 83, 50, 7, 3, 11, VQ_U16}},
     {&OP_ROUND_SCALE_BWD, {201, 83, 50, 12, 8, 30, VQ_U32}},
     {&OP_ROUND_SCALE_BWD, {201, 83, 0, 83, 8, 83, VQ_U32}},
     {&OP_ROUND_SCALE_BWD, {20, 96, 0, 8, 8, 32, VQ_U32}},
@@ -1330,10 +1347,12 @@ static const op_case OP_CASES[] = {
     {&OP_GRID_SEARCH, {30, 83, 3, 20, 1, VQ_BF16, VQ_BF16, 1}},
     {&OP_GRID_SPLIT, {1, 1, 4, 1, VQ_F32}},
     {&OP_GRID_SPLIT, {37, 83, 3, 20, VQ_F16}},
+    {&OP_GRID_SPLIT, {5, 2089, 2, 11, VQ_F32}},
     {&OP_GRID_SPLIT, {3, 2089, 8, 2089, VQ_BF16}},
     {&OP_GRID_ROUND, {37, 83, 3, 20, VQ_F16}},
     {&OP_GRID_ROUND, {3, 2089, 8, 2089, VQ_F32}},
     {&OP_GRID_VALUE, {37, 83, 3, 20}},
+    {&OP_GRID_VALUE, {5, 2089, 2, 11}},
     {&OP_GRID_VALUE, {3, 2089, 8, 2089}},
     {&OP_KMEANS_ASSIGN, {1, 1, 1}},
     {&OP_KMEANS_ASSIGN, {1031, 700, 8}},

@@ -289,21 +289,25 @@ static void round_column(const real *w, const real *s, const real *z, real diago
     }
 }
 
-#define PUT_INTS(type)                                                                             \
-    do {                                                                                           \
-        ((type *)t->q->base.data)[at] = (type)c->base[l];                                          \
-        ((type *)t->ints->data)[at] = (type)c->n[l];                                               \
-    } while (0)
+/* Halves of a byte, which was 0, come one by one. */
+static void put_int(const vq_tensor *ints, int64_t row, int64_t i, real n)
+{
+    const int64_t at = row * ints->dim[1];
+    switch (ints->dtype) {
+    case VQ_I16: ((int16_t *)ints->data)[at + i] = (int16_t)n; return;
+    case VQ_I8: ((int8_t *)ints->data)[at + i] = (int8_t)n; return;
+    default: ((uint8_t *)ints->data)[at + i / 2] |= (uint8_t)((int)(n + 1) << i % 2 * 4);
+    }
+}
 
 static void store(const rows *t, int64_t p, int64_t r, const column *c)
 {
+    const int64_t i = t->order[p];
     for (int64_t l = 0; l < VQ_MIN(LANES, t->n - r); l++) {
-        const int64_t at = (t->first + r + l) * t->in + t->order[p];
-        ((real *)t->rest->data)[at] = c->rest[l];
-        if (t->ints->dtype == VQ_I8)
-            PUT_INTS(int8_t);
-        else
-            PUT_INTS(int16_t);
+        const int64_t row = t->first + r + l;
+        ((real *)t->rest->data)[row * t->in + i] = c->rest[l];
+        put_int(&t->q->base, row, i, c->base[l]);
+        put_int(t->ints, row, i, c->n[l]);
     }
 }
 
@@ -388,6 +392,8 @@ vq_status vq_cpu_gptq_sweep(void *ctx, vq_quant *q, vq_tensor *ints, vq_tensor *
     }
     VQ_TRY(VQ_NEW(&cpu->scratch, threads * per_thread, &memory));
     VQ_TRY(VQ_NEW(&cpu->scratch, tiles, &errors));
+    memset(q->base.data, 0, vq_tensor_bytes(&q->base)); /* for put_int */
+    memset(ints->data, 0, vq_tensor_bytes(ints));
 
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
     for (int64_t i = 0; i < tiles; i++) {

@@ -183,9 +183,9 @@ vq_status vq_cpu_grid_search(void *ctx, vq_tensor *scale, vq_tensor *zero, const
 /* --- where weights lie ----------------------------------------------------------------------- */
 
 /* One group of one row. A weight that is NaN gives base -1 and rest NaN. */
-#define SPLIT(type)                                                                                \
+#define SPLIT(type, to)                                                                            \
     do {                                                                                           \
-        type *b = (type *)base->data + at;                                                         \
+        type *b = (type *)(to);                                                                    \
         for (int64_t j = 0; j < m; j++) {                                                          \
             real u = piece[j] / s, below = (real)floor(u), q = below + z;                          \
             r[j] = u - below;                                                                      \
@@ -205,6 +205,7 @@ vq_status vq_cpu_grid_split(void *ctx, vq_tensor *base, vq_tensor *rest, const v
 #pragma omp parallel for num_threads(cpu->n_threads) if (out * in > VQ_CPU_GRAIN)
     for (int64_t o = 0; o < out; o++) {
         real piece[PIECE];
+        int8_t unpacked[PIECE];
         for (int64_t g = 0; g < groups; g++) {
             real s = ((const real *)scale->data)[o * groups + g];
             real z = ((const real *)zero->data)[o * groups + g];
@@ -213,10 +214,13 @@ vq_status vq_cpu_grid_split(void *ctx, vq_tensor *base, vq_tensor *rest, const v
                 int64_t at = o * in + i, m = VQ_MIN(end - i, PIECE);
                 real *r = (real *)rest->data + at;
                 vq_cpu_to_real(piece, (const uint8_t *)w->data + (size_t)at * bytes, w->dtype, m);
-                if (base->dtype == VQ_I8)
-                    SPLIT(int8_t);
+                if (base->dtype == VQ_I16)
+                    SPLIT(int16_t, (int16_t *)base->data + at);
+                else if (base->dtype == VQ_I8)
+                    SPLIT(int8_t, (int8_t *)base->data + at);
                 else
-                    SPLIT(int16_t);
+                    SPLIT(int8_t, unpacked);
+                if (base->dtype == VQ_U8) vq_cpu_pack_ints(base, o, i, m, unpacked);
             }
         }
     }
@@ -252,19 +256,24 @@ vq_status vq_cpu_grid_value(void *ctx, vq_tensor *out, const vq_tensor *ints, co
     const vq_cpu *cpu = ctx;
     int64_t rows = out->dim[0], in = out->dim[1], groups = q->scale.dim[1];
 #pragma omp parallel for num_threads(cpu->n_threads) if (rows * in > VQ_CPU_GRAIN)
-    for (int64_t o = 0; o < rows; o++)
+    for (int64_t o = 0; o < rows; o++) {
+        int8_t unpacked[VQ_CPU_UNPACKED(PIECE)];
         for (int64_t g = 0; g < groups; g++) {
             real s = ((const real *)q->scale.data)[o * groups + g];
             real z = ((const real *)q->zero.data)[o * groups + g];
-            int64_t at = o * in + g * q->group_size,
-                    n = VQ_MIN(q->group_size, in - g * q->group_size);
-            real *w = (real *)out->data + at;
-            if (ints->dtype == VQ_I8)
-                for (int64_t j = 0; j < n; j++)
-                    w[j] = s * ((real)((const int8_t *)ints->data)[at + j] - z);
-            else
-                for (int64_t j = 0; j < n; j++)
-                    w[j] = s * ((real)((const int16_t *)ints->data)[at + j] - z);
+            int64_t end = VQ_MIN((g + 1) * q->group_size, in);
+            for (int64_t i = g * q->group_size; i < end; i += PIECE) {
+                const int64_t n = VQ_MIN(end - i, PIECE);
+                const void *from = vq_cpu_ints(ints, o, i, n, unpacked);
+                real *w = (real *)out->data + o * in + i;
+                if (ints->dtype == VQ_I16)
+                    for (int64_t j = 0; j < n; j++)
+                        w[j] = s * ((real)((const int16_t *)from)[j] - z);
+                else
+                    for (int64_t j = 0; j < n; j++)
+                        w[j] = s * ((real)((const int8_t *)from)[j] - z);
+            }
         }
+    }
     return VQ_OK;
 }

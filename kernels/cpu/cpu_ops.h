@@ -32,6 +32,35 @@ real *vq_cpu_slab(const vq_cpu *cpu);
 /* n floats of any type to real. Local, pure. */
 void vq_cpu_to_real(real *dst, const void *src, vq_dtype dtype, int64_t n);
 
+/* n integers (vq_quant) of a row, from a column on: where they lie as i8 or i16, or, of halves of
+ * bytes, as i8 in unpacked [VQ_CPU_UNPACKED(n)]. */
+#define VQ_CPU_UNPACKED(n) ((n) + 2)
+static inline const void *vq_cpu_ints(const vq_tensor *ints, int64_t row, int64_t column, int64_t n,
+                                      int8_t *restrict unpacked)
+{
+    const int64_t at = row * ints->dim[1], odd = column % 2, n_bytes = (odd + n + 1) / 2;
+    if (ints->dtype == VQ_I16) return (const int16_t *)ints->data + at + column;
+    if (ints->dtype == VQ_I8) return (const int8_t *)ints->data + at + column;
+    const uint8_t *from = (const uint8_t *)ints->data + at + column / 2;
+    for (int64_t i = 0; i < n_bytes; i++) {
+        unpacked[2 * i] = (int8_t)((from[i] & 15) - 1);
+        unpacked[2 * i + 1] = (int8_t)((from[i] >> 4) - 1);
+    }
+    return unpacked + odd;
+}
+
+/* The other way, into halves of bytes; a row's columns are to come in their order. */
+static inline void vq_cpu_pack_ints(vq_tensor *ints, int64_t row, int64_t column, int64_t n,
+                                    const int8_t *from)
+{
+    const int64_t odd = column % 2;
+    uint8_t *to = (uint8_t *)ints->data + row * ints->dim[1] + column / 2;
+    if (odd) *to++ |= (uint8_t)((from[0] + 1) << 4);
+    for (int64_t i = odd; i + 1 < n; i += 2)
+        *to++ = (uint8_t)((from[i] + 1) | (from[i + 1] + 1) << 4);
+    if ((n - odd) % 2) *to = (uint8_t)(from[n - 1] + 1);
+}
+
 /* One BLAS call on the calling thread, row-major: c[m, n] = alpha op(a) op(b) + beta c; ld is the
  * distance of rows. m, n and k fit an int (tiles do). */
 void vq_cpu_blas_gemm(bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k, real alpha,

@@ -32,17 +32,14 @@ INLINE int64_t code_of(const vq_tensor *idx, int64_t v, bool wide)
 INLINE void gather(real *r, const real *table, const vq_tensor *idx, int64_t p, int64_t n,
                    int64_t D, bool wide)
 {
-    int64_t v = p / D, d = p % D;
-    for (int64_t i = 0; i < n; v++) {
-        const real *code = table + code_of(idx, v, wide) * D;
-        if (d == 0 && n - i >= D) {
-            memcpy(r + i, code, (size_t)D * sizeof *r);
-            i += D;
-        } else {
-            for (; d < D && i < n; d++, i++) r[i] = code[d];
-            d = 0;
-        }
+    int64_t v = p / D, i = 0;
+    if (p % D) {
+        i = VQ_MIN(D - p % D, n);
+        memcpy(r, table + code_of(idx, v++, wide) * D + p % D, (size_t)i * sizeof *r);
     }
+    for (; i + D <= n; i += D)
+        memcpy(r + i, table + code_of(idx, v++, wide) * D, (size_t)D * sizeof *r);
+    if (i < n) memcpy(r + i, table + code_of(idx, v, wide) * D, (size_t)(n - i) * sizeof *r);
 }
 
 /* table[idx[p / D]][p % D] += g[0, n) */
@@ -162,19 +159,19 @@ vq_status vq_cpu_round_fwd(void *ctx, vq_tensor *w, const vq_quant *q, const vq_
 #pragma omp parallel for num_threads(vq_cpu_threads(cpu, out *in)) schedule(static)
     for (int64_t o = 0; o < out; o++) {
         real r[BLOCK];
+        int8_t unpacked[VQ_CPU_UNPACKED(BLOCK)];
         for (int64_t col = 0; col < in;) {
             int64_t group = col / q->group_size;
             int64_t n = VQ_MIN(VQ_MIN(in, (group + 1) * q->group_size) - col, BLOCK);
             int64_t p = o * in + col;
             real s = ((const real *)q->scale.data)[o * groups + group];
             real z = ((const real *)q->zero.data)[o * groups + group];
+            const void *base = vq_cpu_ints(&q->base, o, col, n, unpacked);
             block_rounding(r, table, codes, &q->idx, p, n, mode);
             if (wide)
-                dequantize((real *)w->data + p, r, (const int16_t *)q->base.data + p, true, s, z,
-                           qmax, n);
+                dequantize((real *)w->data + p, r, base, true, s, z, qmax, n);
             else
-                dequantize((real *)w->data + p, r, (const int8_t *)q->base.data + p, false, s, z,
-                           qmax, n);
+                dequantize((real *)w->data + p, r, base, false, s, z, qmax, n);
             col += n;
         }
     }
@@ -205,6 +202,7 @@ vq_status vq_cpu_round_bwd(void *ctx, vq_tensor *dcodes, const vq_tensor *dw, co
 #pragma omp parallel for num_threads(vq_cpu_threads(cpu, out *in)) schedule(static, 1)
     for (int64_t chunk = 0; chunk < n_chunks; chunk++) {
         real r[BLOCK], *sums = own ? NULL : partial + chunk * K * D;
+        int8_t unpacked[VQ_CPU_UNPACKED(BLOCK)];
         if (sums) memset(sums, 0, (size_t)(K * D) * sizeof *sums);
         for (int64_t o = chunk * rows; o < VQ_MIN((chunk + 1) * rows, out); o++) {
             for (int64_t col = 0; col < in;) {
@@ -212,13 +210,12 @@ vq_status vq_cpu_round_bwd(void *ctx, vq_tensor *dcodes, const vq_tensor *dw, co
                 int64_t n = VQ_MIN(VQ_MIN(in, (group + 1) * q->group_size) - col, BLOCK);
                 int64_t p = o * in + col;
                 real s = ((const real *)q->scale.data)[o * groups + group];
+                const void *base = vq_cpu_ints(&q->base, o, col, n, unpacked);
                 block_rounding(r, table, codes, &q->idx, p, n, VQ_SOFT);
                 if (wide)
-                    weight_grad(r, (const real *)dw->data + p, (const int16_t *)q->base.data + p,
-                                true, s, qmax, n);
+                    weight_grad(r, (const real *)dw->data + p, base, true, s, qmax, n);
                 else
-                    weight_grad(r, (const real *)dw->data + p, (const int8_t *)q->base.data + p,
-                                false, s, qmax, n);
+                    weight_grad(r, (const real *)dw->data + p, base, false, s, qmax, n);
                 if (sums) {
                     scatter_any(sums, r, &q->idx, p, n, D);
                 } else {
@@ -307,17 +304,19 @@ vq_status vq_cpu_round_scale_bwd(void *ctx, vq_tensor *dfactor, const vq_tensor 
 #pragma omp parallel for num_threads(vq_cpu_threads(cpu, out *in)) schedule(static)
     for (int64_t o = 0; o < out; o++) {
         real r[BLOCK];
+        int8_t unpacked[VQ_CPU_UNPACKED(BLOCK)];
         for (int64_t g = 0; g < groups; g++) {
             const int64_t at = o * groups + g, end = VQ_MIN((g + 1) * q->group_size, in);
             const real z = ((const real *)q->zero.data)[at];
             double sum = 0;
             for (int64_t col = g * q->group_size; col < end; col += BLOCK) {
                 const int64_t n = VQ_MIN(end - col, BLOCK), p = o * in + col;
+                const void *base = vq_cpu_ints(&q->base, o, col, n, unpacked);
                 block_rounding(r, table, codes, &q->idx, p, n, VQ_SOFT);
                 if (wide)
-                    level(r, (const int16_t *)q->base.data + p, true, z, qmax, n);
+                    level(r, base, true, z, qmax, n);
                 else
-                    level(r, (const int8_t *)q->base.data + p, false, z, qmax, n);
+                    level(r, base, false, z, qmax, n);
                 sum += (double)lanes_dot(r, (const real *)dw->data + p, n);
             }
             ((real *)dfactor->data)[at] += ((const real *)grid->data)[at] * (real)sum;

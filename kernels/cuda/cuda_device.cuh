@@ -113,6 +113,35 @@ __device__ __forceinline__ float vq_round_scale(float s, vq_dtype scale_dtype)
     return s > 0x1p-24f ? s : 0x1p-24f;
 }
 
+/* A weight's integers (vq_quant): I is int8_t, int16_t or, for two in a byte, uint8_t, the one
+ * without a sign. */
+__device__ __forceinline__ int vq_half(uint8_t byte, int64_t column)
+{
+    return (byte >> (column % 2 * 4) & 15) - 1;
+}
+
+template <class I>
+__device__ __forceinline__ int vq_load_int(const I *ints, int64_t in, int64_t row, int64_t column)
+{
+    if (I(-1) > 0) return vq_half(uint8_t(ints[row * ((in + 1) / 2) + column / 2]), column);
+    return ints[row * in + column];
+}
+
+/* Columns 2 i and 2 i + 1 are one thread's, in this order; *low keeps the first one's half. */
+template <class I>
+__device__ __forceinline__ void vq_store_int(I *ints, int64_t in, int64_t row, int64_t column,
+                                             int n, int *low)
+{
+    if (I(-1) < 0) {
+        ints[row * in + column] = I(n);
+    } else if (column % 2 == 0) {
+        *low = n + 1;
+        if (column + 1 == in) ints[row * ((in + 1) / 2) + column / 2] = I(*low);
+    } else {
+        ints[row * ((in + 1) / 2) + column / 2] = I(*low | (n + 1) << 4);
+    }
+}
+
 /* N elements that are moved at once; N of them are at most 16 bytes. */
 template <class T, int N> struct alignas(sizeof(T) * N) vq_pack {
     T x[N];
@@ -146,6 +175,21 @@ template <class T, int N> struct alignas(sizeof(T) * N) vq_pack {
             __VA_ARGS__;                                                                           \
         } else {                                                                                   \
             VQ_ACT_TYPE(dtype, __VA_ARGS__);                                                       \
+        }                                                                                          \
+    } while (0)
+
+/* Runs the statement with I defined as the type of a weight's integers. */
+#define VQ_INT_TYPE(dtype, ...)                                                                    \
+    do {                                                                                           \
+        if ((dtype) == VQ_I16) {                                                                   \
+            typedef int16_t I;                                                                     \
+            __VA_ARGS__;                                                                           \
+        } else if ((dtype) == VQ_I8) {                                                             \
+            typedef int8_t I;                                                                      \
+            __VA_ARGS__;                                                                           \
+        } else {                                                                                   \
+            typedef uint8_t I;                                                                     \
+            __VA_ARGS__;                                                                           \
         }                                                                                          \
     } while (0)
 

@@ -177,7 +177,7 @@ struct sweep {
     int64_t out, in, groups, group_size, block; /* block: columns of the rule's, at most in */
     float qmax;
     bool running, hessian; /* groups of the sweep's order; the residual */
-    float *w;              /* [out, in], columns in the order of the sweep */
+    float *w;              /* [out, in], columns in the order of the sweep; then both integers */
     float *e;              /* [out, block]: errors of the block */
     const float *u;
     const int32_t *order;
@@ -220,10 +220,15 @@ static __device__ __forceinline__ rounded round_weight(float w, float s, float z
     return r;
 }
 
+/* A column's integers as one number, whole and below 2^24. */
+static __device__ __forceinline__ float both_ints(const rounded &r)
+{
+    return r.n * 512 + (r.base + 1);
+}
+
 /* Columns [from, to) of one row, at most SWEEP, by a warp; block_from: where their block begins. */
-template <class I>
 static __global__ void __launch_bounds__(SWEEP_THREADS)
-    sweep_columns(sweep t, I *base, I *ints, int64_t from, int64_t to, int64_t block_from)
+    sweep_columns(sweep t, int64_t from, int64_t to, int64_t block_from)
 {
     const int lane = threadIdx.x % VQ_WARP;
     const int64_t row = vq_thread() / VQ_WARP;
@@ -256,11 +261,9 @@ static __global__ void __launch_bounds__(SWEEP_THREADS)
     for (int c = 0; c < LANE_COLUMNS; c++) {
         const int64_t p = from + c * VQ_WARP + lane;
         if (p >= to) break;
-        const int64_t at = row * t.in + t.order[p];
         t.e[row * t.block + p - block_from] = mine[c].e;
-        t.rest[at] = mine[c].rest;
-        base[at] = I(mine[c].base);
-        ints[at] = I(mine[c].n);
+        t.rest[row * t.in + t.order[p]] = mine[c].rest;
+        t.w[row * t.in + p] = both_ints(mine[c]);
     }
     if (lane == 0) t.row_error[row] = (from == 0 ? 0 : t.row_error[row]) + error;
 }
@@ -279,23 +282,36 @@ static vq_status update(vq_cuda *cuda, const sweep *t, int64_t block_from, int64
     return vq_cuda_gemm(cuda, &w, &e, false, &u, false, -1, 1);
 }
 
-static vq_status sweep_block(vq_cuda *cuda, const sweep *t, const vq_quant *q, vq_tensor *ints,
-                             int64_t from, int64_t to)
+static vq_status sweep_block(vq_cuda *cuda, const sweep *t, int64_t from, int64_t to)
 {
     const unsigned blocks = vq_cuda_blocks(t->out * VQ_WARP, SWEEP_THREADS);
     for (int64_t p = from; p < to; p += SWEEP) {
         const int64_t end = VQ_MIN(p + SWEEP, to);
-        if (ints->dtype == VQ_I8)
-            VQ_LAUNCH(cuda, sweep_columns<int8_t>, blocks, SWEEP_THREADS, 0, *t,
-                      static_cast<int8_t *>(q->base.data), static_cast<int8_t *>(ints->data), p,
-                      end, from);
-        else
-            VQ_LAUNCH(cuda, sweep_columns<int16_t>, blocks, SWEEP_THREADS, 0, *t,
-                      static_cast<int16_t *>(q->base.data), static_cast<int16_t *>(ints->data), p,
-                      end, from);
+        VQ_LAUNCH(cuda, sweep_columns, blocks, SWEEP_THREADS, 0, *t, p, end, from);
         VQ_TRY(update(cuda, t, from, p, end, end, to));
     }
     return update(cuda, t, from, from, to, to, t->in);
+}
+
+static __global__ void __launch_bounds__(THREADS)
+    invert_order(int32_t *turn, const int32_t *order, int64_t in)
+{
+    for (int64_t p = vq_thread(); p < in; p += vq_threads()) turn[order[p]] = int32_t(p);
+}
+
+/* What the sweep has left in w, by places. */
+template <class I>
+static __global__ void __launch_bounds__(VQ_BLOCK_MAX)
+    store_ints(I *base, I *ints, const float *w, const int32_t *turn, int64_t out, int64_t in)
+{
+    int low_base = 0, low = 0;
+    for (int64_t row = blockIdx.x; row < out; row += gridDim.x)
+        for (int64_t first = threadIdx.x * 2; first < in; first += int64_t(blockDim.x) * 2)
+            for (int64_t i = first; i < VQ_MIN(first + 2, in); i++) {
+                const int both = int(w[row * in + turn[i]]);
+                vq_store_int(base, in, row, i, both % 512 - 1, &low_base);
+                vq_store_int(ints, in, row, i, both / 512, &low);
+            }
 }
 
 /* 1 / U[j, j]^2 of w's columns, and behind them in the order of the sweep: variance [2 in]. */
@@ -319,6 +335,7 @@ vq_status vq_cuda_gptq_sweep(void *ctx, vq_quant *q, vq_tensor *ints, vq_tensor 
     *error = 0;
     if (vq_tensor_count(w) == 0) return VQ_OK;
     sweep t = {};
+    int32_t *turn = NULL;
     t.out = w->dim[0], t.in = w->dim[1];
     t.groups = q->scale.dim[1], t.group_size = q->group_size;
     t.block = VQ_MIN(rule->block_size, t.in);
@@ -333,6 +350,7 @@ vq_status vq_cuda_gptq_sweep(void *ctx, vq_quant *q, vq_tensor *ints, vq_tensor 
     VQ_TRY(VQ_NEW(&cuda->scratch, t.out * t.in, &t.w));
     VQ_TRY(VQ_NEW(&cuda->scratch, t.out * t.block, &t.e));
     VQ_TRY(VQ_NEW(&cuda->scratch, t.out, &t.row_error));
+    VQ_TRY(VQ_NEW(&cuda->scratch, t.in, &turn));
     if (rule->weigh) {
         float *variance;
         VQ_TRY(VQ_NEW(&cuda->scratch, 2 * t.in, &variance));
@@ -355,8 +373,13 @@ vq_status vq_cuda_gptq_sweep(void *ctx, vq_quant *q, vq_tensor *ints, vq_tensor 
             VQ_TRY(vq_cuda_find_grids(cuda, q, &swept, &grid, NULL, first,
                                       VQ_CEIL_DIV(to, t.group_size) - first));
         }
-        VQ_TRY(sweep_block(cuda, &t, q, ints, from, to));
+        VQ_TRY(sweep_block(cuda, &t, from, to));
     }
+    VQ_LAUNCH(cuda, invert_order, vq_cuda_blocks(t.in, THREADS), THREADS, 0, turn, t.order, t.in);
+    VQ_INT_TYPE(ints->dtype,
+                VQ_LAUNCH(cuda, store_ints<I>, vq_cuda_blocks(t.out, 1),
+                          vq_cuda_row_threads(t.in, 2), 0, static_cast<I *>(q->base.data),
+                          static_cast<I *>(ints->data), t.w, turn, t.out, t.in));
     VQ_TRY(vq_cuda_sum(cuda, error, t.row_error, t.out));
     vq_arena_reset(&cuda->scratch, mark);
     return VQ_OK;

@@ -128,8 +128,8 @@ vq_status vq_cuda_grid_search(void *ctx, vq_tensor *scale, vq_tensor *zero, cons
 
 /* --- by rows --------------------------------------------------------------------------------- */
 
-/* A row-wise kernel's loops: rows by blocks, columns by threads, with the weight's place p and its
- * group's scale s and zero z. */
+/* A row-wise kernel's loops: rows by blocks, columns by threads, N beside each other by one, with
+ * its group's scale s and zero z. */
 struct grid {
     int64_t out, in, groups, group_size;
     const float *scale, *zero;
@@ -147,14 +147,15 @@ static grid grid_of(const vq_tensor *w, const vq_tensor *scale, const vq_tensor 
     return g;
 }
 
-template <class F> static __device__ __forceinline__ void for_each_weight(const grid &g, F f)
+template <int N, class F> static __device__ __forceinline__ void for_each_weight(const grid &g, F f)
 {
     for (int64_t row = blockIdx.x; row < g.out; row += gridDim.x)
-        for (int64_t i = threadIdx.x; i < g.in; i += blockDim.x) {
-            const int64_t group = g.groups == 1 ? 0 : uint32_t(i) / uint32_t(g.group_size);
-            const int64_t at = row * g.groups + group;
-            f(row * g.in + i, g.scale[at], g.zero[at]);
-        }
+        for (int64_t first = threadIdx.x * N; first < g.in; first += int64_t(blockDim.x) * N)
+            for (int64_t i = first; i < VQ_MIN(first + N, g.in); i++) {
+                const int64_t group = g.groups == 1 ? 0 : uint32_t(i) / uint32_t(g.group_size);
+                const int64_t at = row * g.groups + group;
+                f(row, i, g.scale[at], g.zero[at]);
+            }
 }
 
 /* A weight that is NaN gives base -1 and rest NaN. */
@@ -162,17 +163,20 @@ template <class T, class I>
 static __global__ void __launch_bounds__(VQ_BLOCK_MAX)
     split(I *base, float *rest, const T *w, grid g)
 {
-    for_each_weight(g, [&](int64_t p, float s, float z) {
+    int low = 0;
+    for_each_weight<2>(g, [&](int64_t row, int64_t i, float s, float z) {
+        const int64_t p = row * g.in + i;
         const float u = vq_load(w[p]) / s, below = floorf(u), n = below + z;
         rest[p] = u - below;
-        base[p] = I(n > -1 ? (n < g.qmax ? n : g.qmax) : -1);
+        vq_store_int(base, g.in, row, i, int(n > -1 ? (n < g.qmax ? n : g.qmax) : -1), &low);
     });
 }
 
 template <class T, class A>
 static __global__ void __launch_bounds__(VQ_BLOCK_MAX) round_nearest(A *out, const T *w, grid g)
 {
-    for_each_weight(g, [&](int64_t p, float s, float z) {
+    for_each_weight<1>(g, [&](int64_t row, int64_t i, float s, float z) {
+        const int64_t p = row * g.in + i;
         const float n = rintf(vq_load(w[p]) / s) + z;
         const float below = n < g.qmax ? n : g.qmax;
         out[p] = vq_store<A>(s * ((0 > below ? 0 : below) - z));
@@ -182,12 +186,14 @@ static __global__ void __launch_bounds__(VQ_BLOCK_MAX) round_nearest(A *out, con
 template <class A, class I>
 static __global__ void __launch_bounds__(VQ_BLOCK_MAX) value(A *out, const I *ints, grid g)
 {
-    for_each_weight(
-        g, [&](int64_t p, float s, float z) { out[p] = vq_store<A>(s * (float(ints[p]) - z)); });
+    for_each_weight<1>(g, [&](int64_t row, int64_t i, float s, float z) {
+        out[row * g.in + i] = vq_store<A>(s * (float(vq_load_int(ints, g.in, row, i)) - z));
+    });
 }
 
-#define BY_ROWS(kernel, ...)                                                                       \
-    VQ_LAUNCH(cuda, kernel, vq_cuda_blocks(g.out, 1), vq_cuda_row_threads(g.in, 1), 0, __VA_ARGS__)
+#define BY_ROWS(kernel, each, ...)                                                                 \
+    VQ_LAUNCH(cuda, kernel, vq_cuda_blocks(g.out, 1), vq_cuda_row_threads(g.in, each), 0,          \
+              __VA_ARGS__)
 
 vq_status vq_cuda_grid_split(void *ctx, vq_tensor *base, vq_tensor *rest, const vq_tensor *w,
                              const vq_tensor *scale, const vq_tensor *zero, int bits,
@@ -197,12 +203,9 @@ vq_status vq_cuda_grid_split(void *ctx, vq_tensor *base, vq_tensor *rest, const 
     const grid g = grid_of(w, scale, zero, bits, group_size);
     float *r = static_cast<float *>(rest->data);
     if (g.out * g.in == 0) return VQ_OK;
-    if (base->dtype == VQ_I8)
-        VQ_FLOAT_TYPE(w->dtype, BY_ROWS((split<T, int8_t>), static_cast<int8_t *>(base->data), r,
-                                        static_cast<const T *>(w->data), g));
-    else
-        VQ_FLOAT_TYPE(w->dtype, BY_ROWS((split<T, int16_t>), static_cast<int16_t *>(base->data), r,
-                                        static_cast<const T *>(w->data), g));
+    VQ_INT_TYPE(base->dtype,
+                VQ_FLOAT_TYPE(w->dtype, BY_ROWS((split<T, I>), 2, static_cast<I *>(base->data), r,
+                                                static_cast<const T *>(w->data), g)));
     return VQ_OK;
 }
 
@@ -210,7 +213,7 @@ template <class A>
 static vq_status run_round(vq_cuda *cuda, A *out, const vq_tensor *w, const grid &g)
 {
     VQ_FLOAT_TYPE(w->dtype,
-                  BY_ROWS((round_nearest<T, A>), out, static_cast<const T *>(w->data), g));
+                  BY_ROWS((round_nearest<T, A>), 1, out, static_cast<const T *>(w->data), g));
     return VQ_OK;
 }
 
@@ -228,11 +231,8 @@ vq_status vq_cuda_grid_value(void *ctx, vq_tensor *out, const vq_tensor *ints, c
     vq_cuda *cuda = static_cast<vq_cuda *>(ctx);
     const grid g = grid_of(out, &q->scale, &q->zero, q->bits, q->group_size);
     if (g.out * g.in == 0) return VQ_OK;
-    if (ints->dtype == VQ_I8)
-        VQ_ACT_TYPE(out->dtype, BY_ROWS((value<T, int8_t>), static_cast<T *>(out->data),
-                                        static_cast<const int8_t *>(ints->data), g));
-    else
-        VQ_ACT_TYPE(out->dtype, BY_ROWS((value<T, int16_t>), static_cast<T *>(out->data),
-                                        static_cast<const int16_t *>(ints->data), g));
+    VQ_INT_TYPE(ints->dtype,
+                VQ_ACT_TYPE(out->dtype, BY_ROWS((value<T, I>), 1, static_cast<T *>(out->data),
+                                                static_cast<const I *>(ints->data), g)));
     return VQ_OK;
 }

@@ -11,8 +11,9 @@
  * where a later turn has a greater one, the table is shifted down. With codes that occur some
  * hundred times a chunk, a number has 22 bits or more below the greatest one. Beside adding floats
  * by atomics, which nvcc makes a loop of compare-and-swap in shared memory, this costs a second
- * reading of the indices (0.25 bytes a weight on top of 3.25) and two barriers a turn. Another way,
- * to sort the vectors by code, would read dw and base in scattered pieces: 2 to 3 times the bytes.
+ * reading of the indices (0.25 bytes a weight on top of 2.75 to 4.25) and two barriers a turn.
+ * Another way, to sort the vectors by code, would read dw and base in scattered pieces: 2 to 3
+ * times the bytes.
  *
  * One value that is not finite makes its chunk's sums NaN, so that the caller's check sees it. */
 #include "cuda_device.cuh"
@@ -33,21 +34,22 @@ struct layer {
     int64_t out, in, groups, group_size, D;
     const void *base, *idx;
     const float *scale, *zero;
-    bool wide_base, wide_idx; /* i16, u32 */
+    vq_dtype ints; /* i8, i16 or, for halves of bytes, u8 */
+    bool wide_idx; /* u32 */
     float qmax;
     int turn_shift, turn_mask; /* slot_of */
 };
 
-static layer layer_of(const vq_quant *q, int64_t D)
+static layer layer_of(const vq_quant *q, const vq_tensor *w, int64_t D)
 {
     layer l = {};
-    l.out = q->base.dim[0], l.in = q->base.dim[1];
+    l.out = w->dim[0], l.in = w->dim[1];
     l.groups = q->scale.dim[1], l.group_size = q->group_size;
     l.D = D;
     l.base = q->base.data, l.idx = q->idx.data;
     l.scale = static_cast<const float *>(q->scale.data);
     l.zero = static_cast<const float *>(q->zero.data);
-    l.wide_base = q->base.dtype == VQ_I16, l.wide_idx = q->idx.dtype == VQ_U32;
+    l.ints = q->base.dtype, l.wide_idx = q->idx.dtype == VQ_U32;
     l.qmax = float((1 << q->bits) - 1);
     for (int d = 2, shift = 4; d <= VQ_WARP; d *= 2, shift--) /* powers of two */
         if (d == D) l.turn_shift = shift, l.turn_mask = d - 1;
@@ -88,12 +90,19 @@ template <int N>
 static __device__ __forceinline__ void load_base(elements<int16_t, N> *base, const layer &l,
                                                  int64_t p)
 {
-    if (l.wide_base) {
+    if (l.ints == VQ_I16) {
         base->load(static_cast<const int16_t *>(l.base) + p);
-    } else {
+    } else if (l.ints == VQ_I8) {
         elements<int8_t, N> narrow;
         narrow.load(static_cast<const int8_t *>(l.base) + p);
         for (int i = 0; i < N; i++) (*base)[i] = narrow[i];
+    } else if (N == PACK) {
+        const uint32_t halves = static_cast<const uint32_t *>(l.base)[p / PACK];
+        for (int i = 0; i < N; i++) (*base)[i] = int16_t(int(halves >> 4 * i & 15) - 1);
+    } else {
+        /* An odd row ends with half a byte that is no weight's. */
+        const int64_t at = l.in % 2 ? p + p / l.in : p;
+        (*base)[0] = vq_half(static_cast<const uint8_t *>(l.base)[at / 2], at);
     }
 }
 
@@ -245,7 +254,7 @@ vq_status vq_cuda_round_fwd(void *ctx, vq_tensor *w, const vq_quant *q, const vq
     vq_cuda *cuda = static_cast<vq_cuda *>(ctx);
     const int64_t n = vq_tensor_count(codes);
     const bool hard = mode == VQ_HARD;
-    const layer l = layer_of(q, codes->dim[1]);
+    const layer l = layer_of(q, w, codes->dim[1]);
     if (l.out * l.in == 0) return VQ_OK;
     const size_t mark = vq_arena_mark(&cuda->scratch);
     const float *table = NULL;
@@ -493,7 +502,7 @@ vq_status vq_cuda_round_bwd(void *ctx, vq_tensor *dcodes, const vq_tensor *dw, c
 {
     vq_cuda *cuda = static_cast<vq_cuda *>(ctx);
     const int64_t K = codes->dim[0], D = codes->dim[1], n = K * D;
-    const layer l = layer_of(q, D);
+    const layer l = layer_of(q, dw, D);
     const float *code = static_cast<const float *>(codes->data);
     float *sum = static_cast<float *>(dcodes->data);
     bool packs = packs_fit(&l, dw, codes);
@@ -617,7 +626,7 @@ vq_status vq_cuda_round_scale_bwd(void *ctx, vq_tensor *dfactor, const vq_tensor
                                   const vq_quant *q, const vq_tensor *codes, const vq_tensor *grid)
 {
     vq_cuda *cuda = static_cast<vq_cuda *>(ctx);
-    const layer l = layer_of(q, codes->dim[1]);
+    const layer l = layer_of(q, dw, codes->dim[1]);
     if (l.out * l.in == 0) return VQ_OK;
     const size_t mark = vq_arena_mark(&cuda->scratch);
     const float *table = NULL;

@@ -8,16 +8,12 @@
 #include "arenas.h"
 #include "golden/tolerance.h"
 #include "grid.h"
+#include "ints.h"
 #include "sweep.h"
 
 static float at(const vq_tensor *t, int64_t i)
 {
     return ((const float *)t->data)[i];
-}
-
-static int byte_at(const vq_tensor *t, int64_t i)
-{
-    return ((const int8_t *)t->data)[i];
 }
 
 static vq_tensor named(const vq_safetensors *file, const char *name, const char *what)
@@ -94,7 +90,7 @@ static void run_case(const vq_backend *be, const vq_tensor *x, const vq_tensor *
     vq_tensor h = hessian_of(be, x);
     EXPECT_OK(vq_gptq_factor_make(be, &arena, &r->factor, &h, r->name, &r->config));
     EXPECT_OK(vq_grid_alloc(be, &r->q, &arena, &r->grid, out, in));
-    r->ints = new_tensor(r->q.base.dtype, out, in);
+    r->ints = new_tensor(r->q.base.dtype, out, r->q.base.dim[1]);
     r->rest = new_tensor(VQ_F32, out, in);
     EXPECT_OK(vq_gptq_sweep(be, &r->q, &r->ints, &r->rest, &r->error, w, &f->u, &f->order, &f->dead,
                             &r->config.rule));
@@ -127,9 +123,9 @@ static void check_case(const vq_safetensors *file, const result *r)
             const int64_t i = o * in + ((const int32_t *)r->factor.order.data)[p];
             const int64_t g = group_at(r, o, p);
             const float s = at(&r->q.scale, g), z = at(&r->q.zero, g);
-            const float ours = s * ((float)byte_at(&r->ints, i) - z);
-            const int b = byte_at(&base, i) + (int)z;
-            assert_int_equal(byte_at(&r->q.base, i), b < -1 ? -1 : b > qmax ? qmax : b);
+            const float ours = s * ((float)int_at(&r->ints, in, i) - z);
+            const int b = int_at(&base, in, i) + (int)z;
+            assert_int_equal(int_at(&r->q.base, in, i), b < -1 ? -1 : b > qmax ? qmax : b);
             is_tie = fabsf(at(&exact, i) - 0.5f) < GPTQ_TIE &&
                      fabsf(fabsf(ours - at(&weight, i)) / s - 1) < 0.01f;
             if (!is_tie && fabsf(ours - at(&weight, i)) > 0.01f * s)
@@ -240,13 +236,13 @@ static vq_status check_grid(void *ctx, vq_vqlinear *l, const vq_tensor *rest, do
     assert_memory_equal(l->quant.zero.data, zero.data, vq_tensor_bytes(&zero));
     assert_true(error > 0 && isfinite(error));
     for (int64_t i = 0; i < n; i++) {
-        const int b = byte_at(&base, i) + (int)at(&zero, i / in);
-        if (byte_at(&l->quant.base, i) != (b < -1     ? -1
-                                           : b > qmax ? qmax
-                                                      : b) ||
+        const int b = int_at(&base, in, i) + (int)at(&zero, i / in);
+        if (int_at(&l->quant.base, in, i) != (b < -1     ? -1
+                                              : b > qmax ? qmax
+                                                         : b) ||
             !is_near(at(rest, i), at(&mixed, i), GPTQ_MODEL_REST))
             fail_msg("%s [%lld, %lld]: base %d, rest %.9g; the reference %d, %.9g", name,
-                     (long long)(i / in), (long long)(i % in), byte_at(&l->quant.base, i),
+                     (long long)(i / in), (long long)(i % in), int_at(&l->quant.base, in, i),
                      (double)at(rest, i), b, (double)at(&mixed, i));
     }
     run->n_linears++;
@@ -292,10 +288,10 @@ static vq_status check_option(void *ctx, vq_vqlinear *l, const vq_tensor *rest, 
                      (double)at(&l->quant.scale, i), (double)at(&l->quant.zero, i),
                      (double)at(&scale, i), (double)at(&zero, i));
     for (int64_t i = 0; i < n; i++) {
-        const int differs = byte_at(&l->ints, i) - byte_at(&ints, i);
+        const int differs = int_at(&l->ints, in, i) - int_at(&ints, in, i);
         if (differs) {
             print_message("%s [%lld, %lld]: %d, the reference %d\n", name, (long long)(i / in),
-                          (long long)(i % in), byte_at(&l->ints, i), byte_at(&ints, i));
+                          (long long)(i % in), int_at(&l->ints, in, i), int_at(&ints, in, i));
             assert_in_range(differs + 1, 0, 2);
         }
         run->n_different += differs != 0;

@@ -8,6 +8,7 @@
 #include "fixture.h"
 #include "golden/tolerance.h"
 #include "grid.h"
+#include "ints.h"
 #include "loss.h"
 
 #define SEQLEN 32
@@ -55,8 +56,7 @@ static void load_linear(student *s, int64_t slot)
     vq_pool_attach(&s->pool, slot, l);
     l->quantized = true;
     EXPECT_OK(vq_grid_alloc(&s->f.be, &l->quant, &s->f.arena, &grid, out, in));
-    vq_tensor own_idx, counts;
-    int8_t *to;
+    vq_tensor own_idx, counts, own_base = vq_grid_ints(grid.bits, out, in);
     const vq_place place = s->f.be.place;
     EXPECT_OK(vq_tensor_new(&s->f.arena, place, VQ_U16, VQ_DIMS(n_vec), &l->quant.idx));
     EXPECT_OK(
@@ -64,16 +64,16 @@ static void load_linear(student *s, int64_t slot)
     EXPECT_OK(vq_tensor_new(&s->f.arena, VQ_HOST, VQ_U16, VQ_DIMS(n_vec), &own_idx));
     EXPECT_OK(
         vq_tensor_new(&s->f.arena, VQ_HOST, VQ_U32, VQ_DIMS(codes.dim[0], codes.dim[1]), &counts));
-    EXPECT_OK(VQ_NEW(&s->f.arena, out * in, &to));
+    EXPECT_OK(vq_arena_alloc(&s->f.arena, vq_tensor_bytes(&own_base), &own_base.data));
     for (int64_t i = 0; i < out * in; i++) {
         int q = ((const int8_t *)base.data)[i] + (int)((const float *)zero.data)[i / in];
-        to[i] = (int8_t)(q < -1 ? -1 : q > qmax ? qmax : q);
+        int_set(&own_base, in, i, q < -1 ? -1 : q > qmax ? qmax : q);
     }
     for (int64_t i = 0; i < n_vec; i++)
         ((uint16_t *)own_idx.data)[i] = (uint16_t)((const int32_t *)idx.data)[i];
     assert_true(vq_tensor_same_shape(&codes, &l->codes));
     EXPECT_OK(vq_codebook_count(&counts, &own_idx, out * in));
-    fixture_put(&s->f, &l->quant.base, to);
+    fixture_put(&s->f, &l->quant.base, own_base.data);
     fixture_put(&s->f, &l->quant.idx, own_idx.data);
     fixture_put(&s->f, &l->quant.scale, scale.data);
     fixture_put(&s->f, &l->quant.zero, zero.data);

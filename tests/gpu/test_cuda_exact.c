@@ -87,11 +87,11 @@ static void compare_sweeps(const op_case *c, const op_args *a, const op_args *b)
     for (int64_t o = 0; o < c->size[0]; o++) {
         bool same = true;
         for (int64_t i = o * in; i < (o + 1) * in; i++)
-            same = same && op_get(&a->out[1], i) == op_get(&b->out[1], i);
+            same = same && int_at(&a->out[1], in, i) == int_at(&b->out[1], in, i);
         others += !same;
         for (int64_t i = o * in; i < (o + 1) * in && same; i++) {
-            const double x = op_get(&a->out[0], i) + op_get(&a->out[2], i);
-            const double y = op_get(&b->out[0], i) + op_get(&b->out[2], i);
+            const double x = int_at(&a->out[0], in, i) + op_get(&a->out[2], i);
+            const double y = int_at(&b->out[0], in, i) + op_get(&b->out[2], i);
             /* A rest that is near 0 or 1 may be either, with the Hessian's residual too. */
             if (!(fabs(x - y) <= 1e-3) && !(hessian && fabs(fabs(x - y) - 1) <= 1e-3))
                 fail_msg("%s: [%lld, %lld]: base + rest = %.9g, expected %.9g", case_text(c, text),

@@ -108,14 +108,16 @@ static void expect_near_run(const char *a, const char *b, int n_files)
         *end = '\0';
         const vq_tensor p = load_part(a, 1, names[i], "ints", &x),
                         q = load_part(b, n_files, names[i], "ints", &y);
-        assert_true(vq_tensor_same_shape(&p, &q) && p.dtype == VQ_I8);
+        assert_true(vq_tensor_same_shape(&p, &q) && p.dtype == VQ_U8); /* two in a byte */
         int64_t differ = 0;
-        for (int64_t j = 0; j < vq_tensor_count(&p); j++)
-            differ += ((int8_t *)p.data)[j] != ((int8_t *)q.data)[j];
+        for (int64_t j = 0; j < vq_tensor_count(&p); j++) {
+            const int both = ((uint8_t *)p.data)[j] ^ ((uint8_t *)q.data)[j];
+            differ += ((both & 15) != 0) + (both > 15);
+        }
         if (differ == 0 && fabs(y / x - 1) > 1e-6)
             fail_msg("%s: the error of %s is %.9g, of %s %.9g", names[i], a, x, b, y);
         n_linears++;
-        n_weights += vq_tensor_count(&p);
+        n_weights += 2 * vq_tensor_count(&p);
         n_different += differ;
     }
     assert_true(n_linears >= 6 && n_weights > 0);

@@ -88,10 +88,10 @@ static void test_types_and_places(void **state)
 static void test_quant(void **state)
 {
     (void)state;
-    static int8_t base[64];
+    static uint8_t base[64];
     static uint32_t idx[64];
     vq_tensor w = matrix(0, 4, 6), codes = matrix(1, 3, 8);
-    vq_quant q = {.base = vq_tensor_2d(base, VQ_I8, 4, 6),
+    vq_quant q = {.base = vq_tensor_2d(base, VQ_U8, 4, 3),
                   .scale = matrix(2, 4, 2),
                   .zero = matrix(3, 4, 2),
                   .idx = vq_tensor_1d(idx, VQ_U32, 3),
@@ -103,7 +103,10 @@ static void test_quant(void **state)
     FAILS(vq_round_fwd(&be, &w, &bad, &codes, VQ_HARD), "round_fwd", "scale", "[4, 1]");
     bad = q;
     bad.bits = 8;
-    FAILS(vq_round_fwd(&be, &w, &bad, &codes, VQ_HARD), "base", "i8 [4, 6]", "expected i16");
+    FAILS(vq_round_fwd(&be, &w, &bad, &codes, VQ_HARD), "base", "u8 [4, 3]", "expected i16 [4, 6]");
+    bad = q;
+    bad.base = vq_tensor_2d(base, VQ_I8, 4, 6);
+    FAILS(vq_round_fwd(&be, &w, &bad, &codes, VQ_HARD), "base", "i8 [4, 6]", "expected u8 [4, 3]");
     bad = q;
     bad.idx.data = NULL;
     assert_int_equal(vq_round_fwd(&be, &w, &bad, &codes, VQ_HARD), VQ_OK);

@@ -12,6 +12,8 @@
 #include "arenas.h"
 #include "cpu_backend.h"
 #include "expect.h"
+#include "grid.h"
+#include "ints.h"
 #include "rng.h"
 
 static vq_tensor new_tensor(vq_dtype dtype, int64_t rows, int64_t columns)
@@ -43,11 +45,6 @@ static vq_tensor noise(vq_dtype dtype, int64_t rows, int64_t columns, uint64_t s
     for (int64_t i = 0; i < rows * columns; i++)
         set(&t, i, vq_rng_uniform(seed, (uint64_t)i, 0) - 0.5);
     return t;
-}
-
-static int64_t int_at(const vq_tensor *t, int64_t i)
-{
-    return t->dtype == VQ_I8 ? ((const int8_t *)t->data)[i] : ((const int16_t *)t->data)[i];
 }
 
 /* --- syrk ------------------------------------------------------------------------------------ */
@@ -261,13 +258,13 @@ static sweep_input make_input(const sweep_case *c, vq_dtype real)
 static void run_sweep(const vq_backend *be, const sweep_case *c, const sweep_input *a, swept *s)
 {
     const int64_t groups = VQ_CEIL_DIV(c->in, c->group_size);
-    const vq_dtype ints = c->bits <= 7 ? VQ_I8 : VQ_I16;
-    *s = (swept){.q = {.base = new_tensor(ints, c->out, c->in),
+    const vq_tensor ints = vq_grid_ints(c->bits, c->out, c->in);
+    *s = (swept){.q = {.base = new_tensor(ints.dtype, c->out, ints.dim[1]),
                        .scale = new_tensor(be->real, c->out, groups),
                        .zero = new_tensor(be->real, c->out, groups),
                        .bits = c->bits,
                        .group_size = c->group_size},
-                 .ints = new_tensor(ints, c->out, c->in),
+                 .ints = new_tensor(ints.dtype, c->out, ints.dim[1]),
                  .rest = new_tensor(be->real, c->out, c->in)};
     EXPECT_OK(vq_gptq_sweep(be, &s->q, &s->ints, &s->rest, &s->error, &a->w, &a->u, &a->order,
                             &a->dead, &c->rule));
@@ -326,13 +323,13 @@ static double sweep_row(const vq_backend *be, const sweep_case *c, const sweep_i
         const double base = fmax(-1, fmin(floor(u) + z[g], qmax));
         for (int64_t k = p + 1; k < in; k++) w[k] -= e * get(&a->u, p * in + k);
         error += e * e;
-        if ((double)int_at(&got->ints, o * in + i) != n ||
-            (double)int_at(&got->q.base, o * in + i) != base ||
+        if ((double)int_at(&got->ints, in, o * in + i) != n ||
+            (double)int_at(&got->q.base, in, o * in + i) != base ||
             fabs(get(&got->rest, o * in + i) - rest) > 1e-8)
-            fail_msg("[%lld, %lld]: %lld, base %lld, rest %.17g; expected %g, %g, %.17g",
-                     (long long)o, (long long)i, (long long)int_at(&got->ints, o * in + i),
-                     (long long)int_at(&got->q.base, o * in + i), get(&got->rest, o * in + i), n,
-                     base, rest);
+            fail_msg("[%lld, %lld]: %d, base %d, rest %.17g; expected %g, %g, %.17g", (long long)o,
+                     (long long)i, int_at(&got->ints, in, o * in + i),
+                     int_at(&got->q.base, in, o * in + i), get(&got->rest, o * in + i), n, base,
+                     rest);
     }
     for (int64_t g = 0; g < groups; g++) {
         assert_true(fabs(get(&got->q.scale, o * groups + g) - s[g]) <= 1e-12 * s[g]);
@@ -381,19 +378,15 @@ static void test_grid_value(void **state)
     vq_backend be;
     EXPECT_OK(vq_cpu_open(&be, 2));
     for (int bits = 2; bits <= 8; bits += 3) {
-        vq_tensor ints = new_tensor(bits <= 7 ? VQ_I8 : VQ_I16, OUT, IN);
+        const vq_tensor shape = vq_grid_ints(bits, OUT, IN);
+        vq_tensor ints = new_tensor(shape.dtype, OUT, shape.dim[1]);
         vq_tensor out = new_tensor(VQ_F32, OUT, IN);
         vq_quant q = {.scale = noise(VQ_F32, OUT, GROUPS, 3),
                       .zero = new_tensor(VQ_F32, OUT, GROUPS),
                       .bits = bits,
                       .group_size = SIZE};
         for (int64_t i = 0; i < OUT * GROUPS; i++) set(&q.zero, i, (double)(i % (1 << bits)));
-        for (int64_t i = 0; i < OUT * IN; i++) {
-            if (bits <= 7)
-                ((int8_t *)ints.data)[i] = (int8_t)(i % (1 << bits));
-            else
-                ((int16_t *)ints.data)[i] = (int16_t)(i % (1 << bits));
-        }
+        for (int64_t i = 0; i < OUT * IN; i++) int_set(&ints, IN, i, (int)(i % (1 << bits)));
         EXPECT_OK(vq_grid_value(&be, &out, &ints, &q));
         for (int64_t i = 0; i < OUT * IN; i++) {
             const int64_t g = i / IN * GROUPS + i % IN / SIZE;

@@ -56,8 +56,8 @@ static void swept_open(swept *s, const char *model, int bits, int64_t group_size
         if (!l) continue;
         const vq_tensor *w = &l->source->weight;
         EXPECT_OK(vq_grid_alloc(&s->f.be, &l->quant, &s->f.arena, &s->grid, w->dim[0], w->dim[1]));
-        EXPECT_OK(vq_tensor_new(&s->f.arena, VQ_HOST, l->quant.base.dtype,
-                                VQ_DIMS(w->dim[0], w->dim[1]), &l->ints));
+        EXPECT_OK(vq_tensor_new(&s->f.arena, VQ_HOST, l->quant.base.dtype, 2, l->quant.base.dim,
+                                &l->ints));
         l->quantized = true;
     }
 }

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""beside_reference - a training step and an evaluation of vqround beside the PyTorch reference's, on the same cores.
+"""beside_reference - a training step, GPTQ and an evaluation beside the PyTorch reference's, on the same cores.
 
 usage: beside_reference.py --reference DIR --model DIR --calib TEXT --eval TEXT [--steps 6 --seqlen 512 --windows 8
-                           --threads 2 --bits 3 --K 4096 --D 8 --vqround build/vqround]
+                           --gptq-windows 16 --threads 2 --bits 3 --K 4096 --D 8 --vqround build/vqround]
 DIR is a checkout of github zhoustan/VQRound; needs torch, transformers, faiss-cpu, numpy, safetensors.
 Both sides run one after the other on a machine that should do nothing else. The reference runs in f32 on the CPU
 as tests/golden/golden_vq.py loads it, with one k-means iteration, since only its steps are timed, with its
 teacher cache and with gradient checkpointing as its main.py. A step's time is the median without the first one.
+GPTQ is that of all linears, on windows of seqlen too: grids, base and rest, as training begins with them.
 """
 import argparse
 import json
@@ -26,8 +27,8 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("reference", "model", "calib", "eval"):
         parser.add_argument(f"--{name}", required=True, type=pathlib.Path)
-    for name, default in dict(steps=6, seqlen=512, windows=8, threads=2, bits=3, K=4096, D=8).items():
-        parser.add_argument(f"--{name}", type=int, default=default)
+    for name, default in dict(steps=6, seqlen=512, windows=8, gptq_windows=16, threads=2, bits=3, K=4096, D=8).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
     parser.add_argument("--vqround", type=pathlib.Path, default=HERE.parent / "build" / "vqround")
     return parser.parse_args()
 
@@ -42,6 +43,7 @@ def run_reference(a, results):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    import golden_gptq
     import golden_vq
 
     torch.set_num_threads(a.threads)
@@ -56,6 +58,7 @@ def run_reference(a, results):
 
     reference = golden_vq.load_reference(a.reference)
     torch.cuda.amp.GradScaler = Clock
+    torch.cuda.synchronize = lambda *_: None  # called by its GPTQ on any device
     tokenizer = AutoTokenizer.from_pretrained(a.model)
     student = AutoModelForCausalLM.from_pretrained(a.model, dtype=torch.float32).eval()
 
@@ -68,6 +71,13 @@ def run_reference(a, results):
         for window in windows(a.eval, a.windows):
             torch.nn.functional.cross_entropy(student(window).logits[0, :-1], window[0, 1:])
         results["eval_s"] = (time.perf_counter() - start) / a.windows
+    student.seqlen = a.seqlen
+    golden_gptq.hand_rotary(student)
+    start = time.perf_counter()
+    reference.vqround.gptq_sequential_collect_grid_opt(
+        student, [(w, None) for w in windows(a.calib, a.gptq_windows)], golden_vq.CPU, wbits=a.bits, groupsize=-1,
+        sym=False)
+    results["gptq_s"] = time.perf_counter() - start
     samples = [(w, None) for w in windows(a.calib, a.steps)]
     with tempfile.TemporaryDirectory() as folder:
         cache = folder + "/cache.pt"
@@ -91,10 +101,15 @@ def run_vqround(a):
         subprocess.run([a.vqround, "quantize", *common, f"--text={a.calib}", f"--bits={a.bits}", f"--K={a.K}",
                         f"--D={a.D}", f"--nsamples={a.steps}", f"--steps={a.steps}", "--kmeans.iters=1", "--no-eval",
                         "--quiet", f"--out={run}"], check=True, capture_output=True)
+        subprocess.run([a.vqround, "quantize", *common, f"--text={a.calib}", f"--bits={a.bits}", "--method=gptq",
+                        "--gptq.propagate=float", f"--nsamples={a.gptq_windows}", "--no-eval", "--quiet",
+                        f"--out={run}-gptq"], check=True, capture_output=True)
+        gptq = json.loads(pathlib.Path(run + "-gptq/results.json").read_text())
         lines = [json.loads(line) for line in open(run + "/metrics.jsonl")]
         last = json.loads(evaluation.stdout.splitlines()[-1])
         return {"step_s": statistics.median(row["seconds"] for row in lines[1:]),
-                "eval_s": last["seconds"] / last["windows"], "peak_bytes": peak_bytes(resource.RUSAGE_CHILDREN)}
+                "eval_s": last["seconds"] / last["windows"], "gptq_s": gptq["seconds"]["init"],
+                "peak_bytes": peak_bytes(resource.RUSAGE_CHILDREN)}
 
 
 def main():
@@ -109,6 +124,7 @@ def main():
     print(f"\n{a.model.name}, {a.seqlen} tokens, {a.threads} threads\n")
     print("| what | vqround | reference | ratio |\n|---|---|---|---|")
     for label, key, unit, scale in (("a training step", "step_s", "s", 1), ("evaluation, a window", "eval_s", "s", 1),
+                                    (f"GPTQ, {a.gptq_windows} windows", "gptq_s", "s", 1),
                                     ("peak memory", "peak_bytes", "GB", 1e-9)):
         print(f"| {label} | {ours[key] * scale:.2f} {unit} | {theirs[key] * scale:.2f} {unit} "
               f"| {ours[key] / theirs[key]:.2f} |")

@@ -20,7 +20,7 @@
 #include <unistd.h>
 
 #ifndef DEADLINE_S
-#define DEADLINE_S 60
+#define DEADLINE_S 180
 #endif
 #define TEXTS 32
 #define MODELS TESTS_DIR "/models/"

@@ -1,10 +1,16 @@
 # In vqround's folder:
 #   spack repo add packaging/spack
-#   spack dev-build vqround@main
+#   spack dev-build vqround@main          (vqround@main+cuda cuda_arch=80,90 for GPUs)
 from spack.package import *
 
+try:  # Spack 1.0 and newer
+    from spack_repo.builtin.build_systems.cmake import CMakePackage
+    from spack_repo.builtin.build_systems.cuda import CudaPackage
+except ImportError:  # older ones have them in spack.package
+    pass
 
-class Vqround(CMakePackage):
+
+class Vqround(CMakePackage, CudaPackage):
     """Quantizes language models by learned rounding, as an MPI job."""
 
     version("main")
@@ -27,17 +33,25 @@ class Vqround(CMakePackage):
     depends_on("zlib-api")
     depends_on("zstd")
     depends_on("openmpi", when="+mpi")
+    depends_on("cuda@11.2:", when="+cuda")
+    depends_on("nccl", when="+cuda+mpi")
     depends_on("sentencepiece", when="+sentencepiece")
     depends_on("gnuplot", type="run", when="+report")
 
     def cmake_args(self):
-        # FAISS's C API is made from the source of the FAISS that is installed.
-        faiss = self.spec["faiss"].package
-        faiss.do_stage()
-        return [
+        args = [
             self.define("VQ_ARCH", ""),  # Spack's compiler wrapper names the processor
             self.define("VQ_TESTS", False),
             self.define("VQ_WERROR", False),
-            self.define("FAISS_SRC", faiss.stage.source_path),
             self.define("CMAKE_DISABLE_FIND_PACKAGE_MPI", "~mpi" in self.spec),
+            self.define_from_variant("VQ_CUDA", "cuda"),
         ]
+        if "+cuda" in self.spec:
+            args.append(self.define("VQ_NVCC", self.spec["cuda"].prefix.bin.nvcc))
+            if "none" not in self.spec.variants["cuda_arch"].value:
+                args.append(self.define_from_variant("VQ_CUDA_WANTED", "cuda_arch"))
+        faiss = self.spec["faiss"]
+        if not faiss.external:  # its C API is made from the source of the FAISS that is installed
+            faiss.package.do_stage()
+            args.append(self.define("FAISS_SRC", faiss.package.stage.source_path))
+        return args

@@ -52,31 +52,38 @@ static vq_status measure_kl(const vq_teacher *t, const vq_tensor *hidden, const 
                       1 / (double)hidden->dim[0]);
 }
 
-static vq_status write_window(void *ctx, int64_t first, int64_t count, const vq_tensor *ids,
-                              vq_tensor *hidden)
+static vq_status write_window(writing *w, int64_t window, const vq_tensor *ids, vq_tensor *hidden)
 {
-    writing *w = ctx;
     vq_teacher *t = w->teacher;
     vq_job *job = t->job;
     const int64_t T = ids->dim[1], E = hidden->dim[1];
     size_t mark = vq_arena_mark(&job->step);
     double norm;
     vq_tensor kept, host;
-    VQ_ASSERT(count == 1);
     VQ_TRY(vq_norm2(&job->be, &norm, hidden));
-    if (!isfinite(norm) && w->not_finite < 0) w->not_finite = first;
+    if (!isfinite(norm) && w->not_finite < 0) w->not_finite = window;
     VQ_TRY(vq_tensor_new(&job->step, VQ_HOST, t->dtype, VQ_DIMS(T, E), &kept));
     VQ_TRY(vq_place_host(&job->be, &job->step, hidden, &host));
     VQ_TRY(vq_convert(kept.data, t->dtype, host.data, host.dtype, T * E));
     const vq_tensor rows = vq_tensor_3d(kept.data, t->dtype, 1, T, E);
     VQ_TRY(vq_h5_write_rows(&w->file, "hidden", w->n++, &rows));
-    if (first == 0) VQ_TRY(measure_kl(t, hidden, &kept, &t->kl));
+    if (window == 0) VQ_TRY(measure_kl(t, hidden, &kept, &t->kl));
     vq_arena_reset(&job->step, mark);
     vq_progress_step(&w->progress, w->n, NULL);
     return VQ_OK;
 }
 
-/* The windows that this replica will train on, in order. */
+static vq_status write_windows(void *ctx, int64_t first, int64_t count, const vq_tensor *ids,
+                               vq_tensor *hidden)
+{
+    for (int64_t i = 0; i < count; i++) {
+        vq_tensor rows = vq_tensor_rows(hidden, i * ids->dim[1], ids->dim[1]);
+        VQ_TRY(write_window(ctx, first + i, ids, &rows));
+    }
+    return VQ_OK;
+}
+
+/* The windows that this replica passes, in order. */
 static vq_status own_windows(const vq_stream *s, vq_arena *arena, int64_t **windows, int64_t *n)
 {
     int64_t first, count;
@@ -105,19 +112,22 @@ static vq_status start_file(writing *w, const char *path, uint64_t key, const vq
 static vq_status run_teacher(vq_teacher *t, const vq_data *data, const char *path, uint64_t key)
 {
     vq_job *job = t->job;
-    const int64_t epoch = VQ_CEIL_DIV(data->calib.n, job->config->train.batch);
+    /* As many as a replica's share of a step: its stages overlap. */
+    const int64_t step = VQ_CEIL_DIV(job->config->train.batch, job->topo.n_replicas),
+                  batch = VQ_CEIL_DIV(step, job->together) * job->together;
     writing w = {.teacher = t, .file.id = -1, .not_finite = -1};
     vq_stream stream;
     int64_t *own, n;
     VQ_TRY(vq_stage_hold(&t->stage, &job->step, job->hold_bytes));
-    VQ_TRY(vq_stream_steps(&job->step, job, &data->calib, 0, epoch, &stream));
+    VQ_TRY(vq_stream_pass(&job->step, job, &data->calib, batch, &stream));
     VQ_TRY(own_windows(&stream, &job->step, &own, &n));
     const vq_tensor windows = vq_tensor_1d(own, VQ_I64, n);
     vq_progress_begin(&w.progress, "teacher", "windows", 0, n);
     vq_status status = VQ_OK;
     if (has_cache_duty(job) && n > 0) status = start_file(&w, path, key, &windows, data->calib.T);
-    for (int64_t m = 0; !status && m < epoch; m++)
-        status = vq_pipeline_forward(job, &t->stage, VQ_MODE_FLOAT, &stream, 1, write_window, &w);
+    while (!status && stream.next < stream.count)
+        status = vq_pipeline_forward(job, &t->stage, VQ_MODE_FLOAT, &stream, 1, job->together,
+                                     write_windows, &w);
     if (!status) status = vq_stream_close(&stream);
     /* Said only here, where nobody waits for this rank's next message. */
     if (!status && w.not_finite >= 0)
@@ -286,7 +296,7 @@ vq_status vq_teacher_step(vq_teacher *t, int64_t first, int64_t n)
     vq_job *job = t->job;
     if (job->config->train.loss != VQ_LOSS_KD) return VQ_OK;
     if (!t->is_cached)
-        return vq_pipeline_forward(job, &t->stage, VQ_MODE_FLOAT, &t->stream, 1, keep_window, t);
+        return vq_pipeline_forward(job, &t->stage, VQ_MODE_FLOAT, &t->stream, 1, 1, keep_window, t);
     for (int64_t i = 0; i < n && has_cache_duty(job); i++) {
         const vq_tensor window = vq_tensor_rows(&t->hidden, i, 1);
         VQ_TRY(vq_place_read_rows(&job->be, &job->scratch, &t->file[t->in_file[first + i]],

@@ -13,9 +13,6 @@
 #include "log.h"
 #include "share.h"
 
-#define BATCH_TOKENS                                                                               \
-    2048 /* windows of fewer tokens go together: each weight is made once for all */
-
 /* A pass over the windows. */
 typedef struct pass {
     vq_job *job;
@@ -47,11 +44,14 @@ static vq_status window_losses(void *ctx, int64_t first, int64_t count, const vq
 static vq_status run_pass(const pass *p, const vq_windows *w, vq_progress *progress)
 {
     vq_job *job = p->job;
-    const int64_t batch = VQ_MAX(1, BATCH_TOKENS / w->T);
+    /* The student's weights are made, not brought. */
+    const bool brings = p->mode == VQ_MODE_FLOAT || p->mode == VQ_MODE_RTN;
+    const int64_t micro = vq_pipeline_windows(w->T), together = brings ? job->together : 1,
+                  batch = micro * together;
     vq_stream stream;
     VQ_TRY(vq_stream_pass(&job->step, job, w, batch, &stream));
     while (stream.next < stream.count) {
-        VQ_TRY(vq_pipeline_forward(job, p->stage, p->mode, &stream, batch, window_losses,
+        VQ_TRY(vq_pipeline_forward(job, p->stage, p->mode, &stream, micro, together, window_losses,
                                    (void *)(uintptr_t)p));
         vq_progress_step(progress, VQ_MIN(w->n, stream.next * batch * job->topo.n_replicas), NULL);
     }

@@ -215,7 +215,7 @@ static vq_status check_alike(vq_job *job)
 
 vq_status vq_job_open(const vq_config *config, vq_comm *comm, vq_job *job)
 {
-    *job = (vq_job){.config = config, .comm = comm};
+    *job = (vq_job){.config = config, .comm = comm, .together = 1};
     vq_comm_at(comm, "opening %.40s", config->model);
     VQ_TRY(vq_comm_agree(comm, open_memory(job)));
     VQ_TRY(vq_comm_agree(comm, open_inputs(job)));

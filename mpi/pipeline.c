@@ -20,11 +20,31 @@ static bool is_last(const vq_job *job)
 
 /* --- forward only ---------------------------------------------------------------------------- */
 
+#define MICRO_TOKENS 2048
+
+int64_t vq_pipeline_windows(int64_t T)
+{
+    return VQ_MAX(1, MICRO_TOKENS / T);
+}
+
+/* B windows through the stage, micro by micro where there are products. */
+static vq_status pass(const vq_stage *stage, vq_mode mode, int64_t B, int64_t micro, int64_t T,
+                      const vq_tensor *in, vq_tensor *out)
+{
+    vq_kept kept;
+    const size_t mark = vq_arena_mark(stage->scratch);
+    VQ_TRY(vq_kept_init(stage->scratch, stage, B, T, VQ_KEEP_NOTHING, &kept));
+    kept.layer[0].product_rows = micro * T;
+    VQ_TRY(vq_stage_fwd(stage, mode, B, 0, in, out, &kept));
+    vq_arena_reset(stage->scratch, mark);
+    return VQ_OK;
+}
+
 vq_status vq_pipeline_forward(vq_job *job, const vq_stage *stage, vq_mode mode, vq_stream *stream,
-                              int64_t chunk, vq_hidden_fn f, void *ctx)
+                              int64_t micro, int64_t together, vq_hidden_fn f, void *ctx)
 {
     const vq_backend *be = &job->be;
-    const int64_t T = stream->windows->T, E = stage->model->config.E;
+    const int64_t T = stream->windows->T, E = stage->model->config.E, chunk = micro * together;
     int64_t first, count;
     vq_tensor ids, in[2], out[2];
     vq_request receive[2] = {{.peer = 0}}, send[2] = {{.peer = 0}};
@@ -49,7 +69,7 @@ vq_status vq_pipeline_forward(vq_job *job, const vq_stage *stage, vq_mode mode, 
         vq_tensor y = vq_tensor_rows(&out[k % 2], 0, B * T);
         VQ_TRY(vq_comm_wait(job->comm, &receive[k % 2]));
         VQ_TRY(vq_comm_wait(job->comm, &send[k % 2]));
-        VQ_TRY(vq_stage_fwd(stage, mode, B, 0, is_first(job) ? &chunk_ids : &rows, &y, NULL));
+        VQ_TRY(pass(stage, mode, B, micro, T, is_first(job) ? &chunk_ids : &rows, &y));
         if (is_last(job))
             VQ_TRY(f(ctx, first + k * chunk, B, &chunk_ids, &y));
         else

@@ -11,10 +11,15 @@
 typedef vq_status (*vq_hidden_fn)(void *ctx, int64_t first, int64_t count, const vq_tensor *ids,
                                   vq_tensor *hidden);
 
-/* One message of the stream through the stages, `chunk` windows at a time; nothing is kept.
- * Collective over the replica. Fails: VQ_EPEER, and what f fails with. */
+/* Windows of T tokens that are one micro-batch of an evaluation: each weight is made once for them.
+ * Pure. */
+int64_t vq_pipeline_windows(int64_t T);
+
+/* One message of the stream through the stages, `together` micro-batches of `micro` windows at a
+ * time, for which each weight is brought or made once; how many go together changes no bits.
+ * Nothing is kept. Collective over the replica. Fails: VQ_EPEER, and what f fails with. */
 vq_status vq_pipeline_forward(vq_job *job, const vq_stage *stage, vq_mode mode, vq_stream *stream,
-                              int64_t chunk, vq_hidden_fn f, void *ctx);
+                              int64_t micro, int64_t together, vq_hidden_fn f, void *ctx);
 
 /* What the training schedule needs. */
 typedef struct vq_pipeline {

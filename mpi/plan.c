@@ -51,25 +51,52 @@ static void plan_disk(vq_plan *p)
                           p->disk_bytes.model;
 }
 
+/* The view from rank i. */
+static vq_status see(const vq_plan *p, int i, vq_plan_view *v)
+{
+    const vq_plan_input *in = &p->input;
+    vq_topo topo, teacher;
+    VQ_TRY(vq_topo_make(in->config, &in->model->config, i, in->n_ranks, &topo));
+    VQ_CHECK(in->teacher->config.N >= topo.n_stages, VQ_EUSAGE,
+             "teacher.model has %lld layers, expected at least a layer a stage (%d). Use fewer "
+             "stages",
+             (long long)in->teacher->config.N, topo.n_stages);
+    VQ_TRY(vq_topo_make(in->config, &in->teacher->config, i, in->n_ranks, &teacher));
+    vq_plan_see(v, in, &topo, &teacher);
+    return VQ_OK;
+}
+
+/* How many micro-batches go together, so that the ranks' GPUs are brought the least. */
+static vq_status choose_together(const vq_plan *p, vq_plan_view *v, int64_t *together)
+{
+    double brought[VQ_PLAN_TOGETHER] = {0};
+    int best = 0;
+    for (int i = 0; i < p->input.n_ranks; i++) {
+        VQ_TRY(see(p, i, v));
+        vq_plan_brought(v, brought);
+    }
+    for (int i = 1; i < VQ_PLAN_TOGETHER; i++)
+        if (brought[i] < brought[best]) best = i;
+    *together = (int64_t)1 << best;
+    return VQ_OK;
+}
+
 vq_status vq_plan_make(vq_arena *arena, const vq_plan_input *in, vq_plan *p)
 {
     vq_plan_work *by_stage;
-    vq_topo teacher;
     vq_plan_view *v;
+    int64_t together;
     *p = (vq_plan){.input = *in};
     VQ_TRY(VQ_NEW(arena, in->n_ranks, &p->rank));
     VQ_TRY(VQ_NEW(arena, in->n_ranks, &by_stage));
     VQ_TRY(VQ_NEW(arena, 1, &v));
+    VQ_TRY(choose_together(p, v, &together));
     for (int i = 0; i < in->n_ranks; i++) {
         vq_plan_rank *r = &p->rank[i];
-        *r = (vq_plan_rank){.node = (int)((int64_t)i * in->n_nodes / in->n_ranks)};
-        VQ_TRY(vq_topo_make(in->config, &in->model->config, i, in->n_ranks, &r->topo));
-        VQ_CHECK(in->teacher->config.N >= r->topo.n_stages, VQ_EUSAGE,
-                 "teacher.model has %lld layers, expected at least a layer a stage (%d). Use fewer "
-                 "stages",
-                 (long long)in->teacher->config.N, r->topo.n_stages);
-        VQ_TRY(vq_topo_make(in->config, &in->teacher->config, i, in->n_ranks, &teacher));
-        vq_plan_see(v, in, &r->topo, &teacher);
+        VQ_TRY(see(p, i, v));
+        *r = (vq_plan_rank){.topo = v->job.topo,
+                            .node = (int)((int64_t)i * in->n_nodes / in->n_ranks),
+                            .together = together};
         vq_plan_memory(v, r);
         if (r->topo.replica > 0) continue;
         by_stage[r->topo.stage] = vq_plan_work_of(v, r->keep);

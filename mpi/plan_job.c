@@ -283,6 +283,23 @@ static vq_status fits(vq_job *job, const vq_plan *plan, const double *host, doub
     return VQ_OK;
 }
 
+/* Nodes with other memory may plan otherwise: the least, since messages are of as many windows on
+ * all. Collective. */
+static vq_status agree_on_passes(vq_job *job, int64_t mine)
+{
+    const int n = job->comm->size;
+    const size_t mark = vq_arena_mark(&job->scratch);
+    double *all;
+    VQ_TRY(VQ_NEW(&job->scratch, n, &all));
+    for (int i = 0; i < n; i++) all[i] = i == job->comm->rank ? (double)mine : 0;
+    vq_tensor sum = vq_tensor_1d(all, VQ_F64, n);
+    VQ_TRY(vq_comm_sum(job->comm, &sum));
+    job->together = mine;
+    for (int i = 0; i < n; i++) job->together = VQ_MIN(job->together, (int64_t)all[i]);
+    vq_arena_reset(&job->scratch, mark);
+    return VQ_OK;
+}
+
 /* Replicas need no pipeline, stages need less memory: where the user has not chosen, as many
  * replicas as fit. */
 static vq_status choose_layout(vq_job *job, const double *host)
@@ -307,6 +324,7 @@ static vq_status choose_layout(vq_job *job, const double *host)
     }
     job->keep = plan.rank[job->comm->rank].keep;
     job->hold_bytes = plan.rank[job->comm->rank].hold_bytes;
+    VQ_TRY(agree_on_passes(job, plan.rank[job->comm->rank].together));
     vq_plan_log(&plan);
     return vq_comm_agree(job->comm, check_node(job, &plan, host, free_bytes));
 }

@@ -7,7 +7,6 @@
 #include "cuda_plan.h"
 #include "pipeline.h"
 
-#define BATCH_TOKENS 2048      /* of windows that go together in evaluation */
 #define LOGITS_BYTES (64.0e6)  /* of a chunk of the head's logits */
 #define PROGRAM_BYTES (25.0e6) /* code and libraries, HDF5 and MPI at work */
 #define THREAD_BYTES (7.0e6)   /* the kernels' and the BLAS' buffers */
@@ -165,6 +164,13 @@ static double own_bytes(const vq_plan_view *v, vq_plan_phase phase)
     return 0;
 }
 
+/* On a GPU: of the linears' own weights what stays there, and how many micro-batches pass for each
+ * bringing of the rest. */
+typedef struct passes {
+    double hold;
+    int64_t together;
+} passes;
+
 /* Two weights on their way, where not all stay on the GPU. */
 static double passing_bytes(const vq_plan_view *v, vq_plan_phase phase, double hold)
 {
@@ -182,8 +188,8 @@ static void move_to_gpu(const vq_plan_view *v, vq_plan_phase phase, double hold,
     part[VQ_PLAN_PROGRAM] = CONTEXT_BYTES + WORKSPACE_BYTES + 3 * PIECE_BYTES;
 }
 
-/* All parts in one phase. hold: of the linears' own weights on a GPU. */
-static void phase_bytes(const vq_plan_view *v, vq_plan_phase phase, vq_keep keep, double hold,
+/* All parts in one phase. */
+static void phase_bytes(const vq_plan_view *v, vq_plan_phase phase, vq_keep keep, passes by,
                         double *part)
 {
     const vq_config *c = v->c;
@@ -225,7 +231,7 @@ static void phase_bytes(const vq_plan_view *v, vq_plan_phase phase, vq_keep keep
     case VQ_PLAN_CACHE:
         part[VQ_PLAN_WEIGHTS] = teacher_linears + (is_other ? teacher_ends : ends);
         part[VQ_PLAN_WORK] =
-            forward_bytes(v, &v->teacher_stage, 1, T, false) + logits_bytes(v, T, 2);
+            forward_bytes(v, &v->teacher_stage, by.together, T, false) + logits_bytes(v, T, 2);
         break;
     case VQ_PLAN_TRAIN:
         part[VQ_PLAN_WEIGHTS] = ends + (is_other ? teacher_ends : 0);
@@ -240,7 +246,8 @@ static void phase_bytes(const vq_plan_view *v, vq_plan_phase phase, vq_keep keep
     case VQ_PLAN_EVAL:
         part[VQ_PLAN_WEIGHTS] = linears + ends;
         part[VQ_PLAN_WORK] =
-            forward_bytes(v, &v->job.stage, VQ_MAX(1, BATCH_TOKENS / T_eval), T_eval, true) +
+            forward_bytes(v, &v->job.stage, by.together * vq_pipeline_windows(T_eval), T_eval,
+                          true) +
             logits_bytes(v, T_eval, 1);
         break;
     case VQ_PLAN_EXPORT:
@@ -250,8 +257,8 @@ static void phase_bytes(const vq_plan_view *v, vq_plan_phase phase, vq_keep keep
     case VQ_PLAN_N_PHASES: break;
     }
     if (v->in->on_gpu)
-        move_to_gpu(v, phase, hold, ends + (is_other && phase > VQ_PLAN_BLOCKS ? teacher_ends : 0),
-                    part);
+        move_to_gpu(v, phase, by.hold,
+                    ends + (is_other && phase > VQ_PLAN_BLOCKS ? teacher_ends : 0), part);
 }
 
 static bool has_phase(const vq_config *c, vq_plan_phase phase)
@@ -278,13 +285,13 @@ static vq_keep choose_keep(const vq_plan_view *v)
     double part[VQ_PLAN_N_PARTS];
     if (v->c->slices > 1) return VQ_KEEP_SLICES;
     if (recompute != VQ_AUTO) return recompute == VQ_ON ? VQ_KEEP_INPUTS : VQ_KEEP_ALL;
-    phase_bytes(v, VQ_PLAN_TRAIN, VQ_KEEP_ALL, 0, part);
+    phase_bytes(v, VQ_PLAN_TRAIN, VQ_KEEP_ALL, (passes){.together = 1}, part);
     const double room = v->in->memory_bytes * KEEP_ROOM;
     return room > 0 && sum_parts(part) > room ? VQ_KEEP_INPUTS : VQ_KEEP_ALL;
 }
 
-/* As much as every phase has the memory for. */
-static double choose_hold(const vq_plan_view *v, vq_keep keep, double most)
+/* As much as every phase has the memory for; below 0: not even for what passes. */
+static double choose_hold(const vq_plan_view *v, vq_keep keep, double most, int64_t together)
 {
     const double room = v->in->memory_bytes * HOLD_ROOM;
     double hold = most;
@@ -292,27 +299,45 @@ static double choose_hold(const vq_plan_view *v, vq_keep keep, double most)
         const vq_plan_phase phase = (vq_plan_phase)i;
         double part[VQ_PLAN_N_PARTS];
         if (!has_phase(v->c, phase) || own_bytes(v, phase) == 0) continue;
-        phase_bytes(v, phase, keep, INFINITY, part);
+        phase_bytes(v, phase, keep, (passes){INFINITY, together}, part);
         if (sum_parts(part) <= room) continue;
-        phase_bytes(v, phase, keep, 0, part);
-        hold = VQ_MIN(hold, VQ_MAX(room - sum_parts(part), 0));
+        phase_bytes(v, phase, keep, (passes){0, together}, part);
+        hold = VQ_MIN(hold, room - sum_parts(part));
     }
     return hold;
+}
+
+static double own_of(const vq_plan_view *v)
+{
+    double own = 0;
+    for (int i = 0; i < VQ_PLAN_N_PHASES && v->in->on_gpu; i++)
+        if (has_phase(v->c, (vq_plan_phase)i)) own = VQ_MAX(own, own_bytes(v, (vq_plan_phase)i));
+    return own;
+}
+
+void vq_plan_brought(const vq_plan_view *v, double brought[VQ_PLAN_TOGETHER])
+{
+    const int64_t n = VQ_CEIL_DIV(v->c->nsamples, v->job.topo.n_replicas);
+    const vq_keep keep = choose_keep(v);
+    const double own = own_of(v);
+    for (int i = 0; i < VQ_PLAN_TOGETHER && own > 0; i++) {
+        const int64_t together = (int64_t)1 << i;
+        const double hold = choose_hold(v, keep, own, together);
+        const bool fits = i == 0 || (hold >= 0 && together <= n);
+        brought[i] += fits ? (own - VQ_MAX(hold, 0)) * (double)VQ_CEIL_DIV(n, together) : INFINITY;
+    }
 }
 
 void vq_plan_memory(const vq_plan_view *v, vq_plan_rank *r)
 {
     r->keep = choose_keep(v);
-    if (v->in->on_gpu) {
-        for (int phase = 0; phase < VQ_PLAN_N_PHASES; phase++)
-            if (has_phase(v->c, (vq_plan_phase)phase))
-                r->own_bytes = VQ_MAX(r->own_bytes, own_bytes(v, (vq_plan_phase)phase));
-        r->hold_bytes = choose_hold(v, r->keep, r->own_bytes);
-    }
+    r->own_bytes = own_of(v);
+    r->hold_bytes = VQ_MAX(choose_hold(v, r->keep, r->own_bytes, r->together), 0);
+    const passes by = {r->hold_bytes, r->together};
     for (int phase = 0; phase < VQ_PLAN_N_PHASES; phase++) {
         double part[VQ_PLAN_N_PARTS];
         if (!has_phase(v->c, (vq_plan_phase)phase)) continue;
-        phase_bytes(v, (vq_plan_phase)phase, r->keep, r->hold_bytes, part);
+        phase_bytes(v, (vq_plan_phase)phase, r->keep, by, part);
         const double total = sum_parts(part);
         const double loose = v->in->on_gpu
                                  ? VQ_MIN(own_bytes(v, (vq_plan_phase)phase), r->hold_bytes)

@@ -39,8 +39,15 @@ typedef struct vq_plan_rank {
     double hold_bytes;  /* on a GPU: of the linears' own weights that stay there in the passes with
                            them; the others are brought each time */
     double own_bytes;   /* on a GPU: all of these weights */
+    int64_t together;   /* micro-batches that pass for each bringing of them; all ranks' */
 } vq_plan_rank;
 
-/* Decides r->keep and r->hold_bytes and fills in what follows it; the members before it are the
- * caller's. */
+/* Adds to brought[i] the bytes that this rank's GPU is brought of the linears' own weights in a
+ * pass of the calibration's windows when 2^i micro-batches go together; infinite where that does
+ * not fit. */
+#define VQ_PLAN_TOGETHER 7
+void vq_plan_brought(const vq_plan_view *v, double brought[VQ_PLAN_TOGETHER]);
+
+/* Decides r->keep and r->hold_bytes and fills in what follows it; the members before it and
+ * r->together are the caller's. */
 void vq_plan_memory(const vq_plan_view *v, vq_plan_rank *r);

@@ -81,8 +81,8 @@ static void print_hold(const vq_plan *p)
     vq_bytes_text(own, all);
     if (hold < own)
         printf("Of %s of the model's own weights %s stay on the GPUs in passes with them, the rest "
-               "comes from the host for each window\n",
-               all, stay);
+               "comes from the host for %lld windows at a time\n",
+               all, stay, (long long)p->rank[0].together);
     else
         printf("All %s of the model's own weights stay on the GPUs in passes with them\n", all);
 }
@@ -176,12 +176,13 @@ static json_t *rank_json(const vq_plan_rank *r)
     json_t *bytes = json_object();
     for (int k = 0; k < VQ_PLAN_N_PARTS; k++)
         json_object_set_new(bytes, parts[k], json_real(r->bytes[k]));
-    return json_pack("{s:i, s:i, s:i, s:[I, I], s:s, s:b, s:o, s:f, s:f, s:f}", "node", r->node,
-                     "stage", r->topo.stage, "replica", r->topo.replica, "layers",
+    return json_pack("{s:i, s:i, s:i, s:[I, I], s:s, s:b, s:o, s:f, s:f, s:f, s:f, s:I}", "node",
+                     r->node, "stage", r->topo.stage, "replica", r->topo.replica, "layers",
                      (json_int_t)r->topo.first, (json_int_t)r->topo.last, "phase",
                      vq_plan_phase_name(r->phase), "recompute", r->keep == VQ_KEEP_INPUTS, "bytes",
                      bytes, "total_bytes", r->total_bytes, "fixed_bytes", r->fixed_bytes,
-                     "hold_bytes", r->hold_bytes);
+                     "hold_bytes", r->hold_bytes, "own_bytes", r->own_bytes, "together",
+                     (json_int_t)r->together);
 }
 
 void vq_plan_print_json(const vq_plan *p)

@@ -16,7 +16,7 @@ vq_status vq_acts_init(vq_arena *arena, const vq_backend *be, const vq_model_con
                        int64_t T, vq_acts *a)
 {
     const int64_t n = B * T, q_width = c->H * c->S, k_width = c->G * c->S;
-    *a = (vq_acts){.B = B, .T = T};
+    *a = (vq_acts){.B = B, .T = T, .product_rows = n};
     const struct {
         vq_tensor *t;
         int64_t width;
@@ -116,6 +116,7 @@ typedef struct slice {
     vq_mode mode;
     vq_arena *scratch;
     int64_t B, first, n; /* n tokens of each of B sequences */
+    int64_t product_rows;
 } slice;
 
 /* Whether the activations have these tokens; several sequences pass whole. */
@@ -148,7 +149,8 @@ static vq_tensor lse_part(const slice *s, const vq_acts *a)
 
 static vq_status linear_fwd(const slice *s, vq_linear_kind kind, const vq_tensor *x, vq_tensor *y)
 {
-    return vq_vqlinear_fwd(s->be, &s->block->linear[kind], s->mode, s->scratch, x, y);
+    return vq_vqlinear_fwd(s->be, &s->block->linear[kind], s->mode, s->scratch, s->product_rows, x,
+                           y);
 }
 
 static vq_status linear_bwd(const slice *s, vq_linear_kind kind, const vq_tensor *dy, vq_tensor *dx,
@@ -251,7 +253,8 @@ vq_status vq_block_fwd(const vq_block *block, vq_mode mode, vq_arena *scratch, v
                        int64_t first, int64_t n, vq_tensor *y)
 {
     VQ_ASSERT(slice_fits(a, first, n));
-    const slice s = {block, block->config, block->be, mode, scratch, a->B, first, n};
+    const slice s = {block, block->config, block->be, mode,           scratch,
+                     a->B,  first,         n,         a->product_rows};
     const bool before = block->config->norm_before;
     const vq_tensor x = rows(&s, &a->x, 1);
     vq_tensor attn_in = rows(&s, &a->attn_in, 1), sum1 = rows(&s, &a->sum1, 1),
@@ -322,7 +325,8 @@ vq_status vq_block_bwd(const vq_block *block, vq_mode mode, vq_arena *scratch, c
                        vq_tensor *dx)
 {
     VQ_ASSERT(slice_fits(a, first, n));
-    const slice s = {block, block->config, block->be, mode, scratch, a->B, first, n};
+    const slice s = {block, block->config, block->be, mode,           scratch,
+                     a->B,  first,         n,         a->product_rows};
     size_t mark = vq_arena_mark(scratch);
     const bool before = block->config->norm_before;
     const vq_tensor x = rows(&s, &a->x, 1), sum1 = rows(&s, &a->sum1, 1),

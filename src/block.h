@@ -24,7 +24,9 @@ typedef struct vq_block {
  * them equal (attn_in is x with the norms after; q_raw is q without q_norm...). */
 typedef struct vq_acts {
     int64_t B, T;
-    vq_tensor x;                          /* act [B*T, E], the layer's input */
+    int64_t product_rows; /* of one product with a weight, B*T unless it is set: sequences that pass
+                             together for the weights' sake give the bits that they give alone */
+    vq_tensor x;          /* act [B*T, E], the layer's input */
     vq_tensor attn_in, mid, mlp_in;       /* act [B*T, E] */
     vq_tensor sum1, sum2;                 /* act [B*T, E] */
     vq_tensor q_raw, q, attn;             /* act [B*T, H*S] */

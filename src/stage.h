@@ -77,8 +77,8 @@ vq_status vq_stage_embed(const vq_stage *stage, const vq_tensor *ids, int64_t fi
  *
  * in    i32 [B, n] token ids on the first stage (host), else act [B*n, E]
  * out   act [B*n, E or E_embed], out
- * kept  what a backward needs, out; NULL: nothing is kept and the sequences are whole (teacher,
- *       evaluation); then B is said by `B`
+ * kept  what a backward needs, out; NULL: nothing is kept and the sequences are whole; then B is
+ *       said by `B`
  *
  * Fails: VQ_EINTERNAL; VQ_EFILE (a token id outside the vocabulary). */
 vq_status vq_stage_fwd(const vq_stage *stage, vq_mode mode, int64_t B, int64_t first,

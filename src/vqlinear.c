@@ -171,12 +171,17 @@ static vq_status passing_weight(const vq_backend *be, const vq_vqlinear *linear,
 }
 
 vq_status vq_vqlinear_fwd(const vq_backend *be, const vq_vqlinear *linear, vq_mode mode,
-                          vq_arena *scratch, const vq_tensor *x, vq_tensor *y)
+                          vq_arena *scratch, int64_t product_rows, const vq_tensor *x, vq_tensor *y)
 {
     size_t mark = vq_arena_mark(scratch);
     vq_tensor w;
     VQ_TRY(passing_weight(be, linear, mode, scratch, &w));
-    VQ_TRY(vq_gemm(be, y, x, false, &w, true, 1, 0));
+    for (int64_t i = 0; i < x->dim[0]; i += product_rows) {
+        const int64_t n = VQ_MIN(product_rows, x->dim[0] - i);
+        const vq_tensor from = vq_tensor_rows(x, i, n);
+        vq_tensor to = vq_tensor_rows(y, i, n);
+        VQ_TRY(vq_gemm(be, &to, &from, false, &w, true, 1, 0));
+    }
     if (linear->source->bias.data) VQ_TRY(vq_bias_add(be, y, &linear->source->bias));
     vq_arena_reset(scratch, mark);
     return VQ_OK;

@@ -64,9 +64,11 @@ vq_status vq_vqlinear_weight(const vq_backend *be, const vq_vqlinear *linear, vq
 vq_status vq_vqlinear_host(const vq_backend *be, vq_arena *arena, const vq_vqlinear *linear,
                            vq_vqlinear *host);
 
-/* y = x W^T + bias.  x act [n, in]; y act [n, out]. */
+/* y = x W^T + bias.  x act [n, in]; y act [n, out]. The weight is brought or made once; a product
+ * takes product_rows of the n. */
 vq_status vq_vqlinear_fwd(const vq_backend *be, const vq_vqlinear *linear, vq_mode mode,
-                          vq_arena *scratch, const vq_tensor *x, vq_tensor *y);
+                          vq_arena *scratch, int64_t product_rows, const vq_tensor *x,
+                          vq_tensor *y);
 
 /* dx (+)= dy W.  The gradient of the input alone. */
 vq_status vq_vqlinear_bwd_input(const vq_backend *be, const vq_vqlinear *linear, vq_mode mode,

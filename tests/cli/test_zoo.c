@@ -127,6 +127,25 @@ static void shapes_have_the_right_size(void **state)
     }
 }
 
+/* At 3 bits, when most weights are brought, for many windows at a time. */
+static void large_models_at_3_bits(void **state)
+{
+    (void)state;
+    static const char *const rows[][2] = {{"llama-2-70b", "79"}, {"llama-13b", "23.5"}};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        RUN_OK("plan", "--model", text(MODELS "zoo/%s", rows[i][0]), "--device", "cuda", "--ranks",
+               "1", "--plan.memory_gib", rows[i][1], "--bits", "3", "--seqlen", "2048", "--json");
+        json_t *plan = last_json();
+        const json_t *rank = json_array_get(json_object_get(plan, "ranks"), 0);
+        const double total = json_number(rank, "total_bytes") / (1 << 30),
+                     together = json_number(rank, "together");
+        if (total > atof(rows[i][1]) || together < 8)
+            fail_msg("%s: %.1f GiB of %s, %g windows together", rows[i][0], total, rows[i][1],
+                     together);
+        json_decref(plan);
+    }
+}
+
 /* The GPUs that the largest models of the paper are to fit, by what their drivers say they have. */
 static void large_models_fit_gpus(void **state)
 {
@@ -166,10 +185,9 @@ static void large_models_fit_gpus(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(shapes_have_the_right_size),
-        cmocka_unit_test(every_row_is_planned),
-        cmocka_unit_test(configs_say_what_is_planned),
-        cmocka_unit_test(large_models_fit_gpus),
+        cmocka_unit_test(shapes_have_the_right_size),  cmocka_unit_test(every_row_is_planned),
+        cmocka_unit_test(configs_say_what_is_planned), cmocka_unit_test(large_models_fit_gpus),
+        cmocka_unit_test(large_models_at_3_bits),
     };
     return cmocka_run_group_tests(tests, enter_folder, leave_folder);
 }

@@ -119,6 +119,40 @@ static void test_same_as_the_cpu(void **state)
         fail_msg("the exported model's perplexity is %.6g, the run's %.6g", found, hard);
 }
 
+#define TEACHER                                                                                    \
+    "--model", ROOT_DIR "/configs/demo-model", "--bits", "3", "--K", "32", "--D", "4",             \
+        "--nsamples", "8", "--seqlen", "16", "--steps", "2", "--no-eval", "--device", "cuda"
+
+/* A little less memory than for all weights and a window: how many windows pass together is then
+ * more than one. */
+static double scarce_gib(void)
+{
+    for (double gib = 0.75; gib > 0.6; gib -= 0.001) {
+        RUN_OK("plan", TEACHER, "--plan.memory_gib", text("%.3f", gib), "--json");
+        json_t *plan = last_json();
+        const json_t *rank = json_array_get(json_object_get(plan, "ranks"), 0);
+        const bool is_scarce = json_number(rank, "hold_bytes") < json_number(rank, "own_bytes");
+        const double together = json_number(rank, "together");
+        json_decref(plan);
+        if (is_scarce && together > 1) return gib;
+        if (is_scarce) fail_msg("at %.3f GiB %g windows pass together", gib, together);
+    }
+    fail_msg("all weights stay at any memory");
+    return 0;
+}
+
+/* Where weights are brought, for several windows at a time: the teacher's states have the same
+ * bits, and so has all that comes of them. */
+static void test_windows_together(void **state)
+{
+    (void)state;
+    RUN_OK("quantize", TEACHER, "--text", CALIB, "--threads", "1", "--quiet", "--out", "held");
+    RUN_OK("quantize", TEACHER, "--text", CALIB, "--threads", "1", "--quiet", "--out", "brought",
+           "--plan.memory_gib", text("%.3f", scarce_gib()));
+    expect_same_files("held/teacher-0000.h5", "brought/teacher-0000.h5");
+    expect_same_files("held/model/model.safetensors", "brought/model/model.safetensors");
+}
+
 static void test_resumes_on_the_other(void **state)
 {
     (void)state;
@@ -135,6 +169,7 @@ static void test_resumes_on_the_other(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_same_as_the_cpu),
+                                       cmocka_unit_test(test_windows_together),
                                        cmocka_unit_test(test_resumes_on_the_other)};
     return cmocka_run_group_tests(tests, enter_folder, leave_folder);
 }

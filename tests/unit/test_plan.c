@@ -214,14 +214,24 @@ static void test_gpu(void **state)
     EXPECT_OK(vq_plan_make(&arena, &in, &p));
     assert_true(p.rank[0].hold_bytes == own);
     const double fixed = p.rank[0].fixed_bytes;
+    c.nsamples = 1;
     in.memory_bytes = (fixed + own / 2) / 0.9;
     EXPECT_OK(vq_plan_make(&arena, &in, &p));
+    assert_true(p.rank[0].together == 1);
     assert_true(p.rank[0].hold_bytes > own / 4 && p.rank[0].hold_bytes < 3 * own / 4);
     assert_true(p.rank[0].total_bytes <= in.memory_bytes);
     assert_true(fabs(sum(&p.rank[0]) - p.rank[0].total_bytes) < 1);
+    /* Of 128 windows many pass together: fewer weights stay, and yet less is brought. */
+    const double brought = own - p.rank[0].hold_bytes;
+    c.nsamples = 128;
+    EXPECT_OK(vq_plan_make(&arena, &in, &p));
+    const double times = 128.0 / (double)p.rank[0].together;
+    assert_true(p.rank[0].together > 1 && p.rank[0].total_bytes <= in.memory_bytes);
+    assert_true((own - p.rank[0].hold_bytes) * times < brought * 128 / 2);
     in.memory_bytes = fixed / 2;
     EXPECT_OK(vq_plan_make(&arena, &in, &p));
-    assert_true(p.rank[0].hold_bytes == 0 && p.rank[0].fixed_bytes > in.memory_bytes);
+    assert_true(p.rank[0].together == 1 && p.rank[0].hold_bytes == 0 &&
+                p.rank[0].fixed_bytes > in.memory_bytes);
 }
 
 static void test_bad_world(void **state)

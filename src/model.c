@@ -539,6 +539,7 @@ static vq_status get_tensors(vq_arena *arena, vq_model *m)
              "for each layer. Use the config.json that came with these weights",
              m->dir, (long long)c->N, (long long)m->weights.n);
     VQ_TRY(VQ_NEW(arena, c->N, &m->layers));
+    memset(m->layers, 0, (size_t)c->N * sizeof *m->layers); /* a family leaves some out */
     for (int64_t i = 0; i < c->N; i++) VQ_TRY(get_layer(arena, m, i));
     return VQ_OK;
 }

@@ -117,9 +117,13 @@ vq_status vq_download(const vq_backend *be, void *dst_host, const vq_tensor *src
 
 vq_status vq_copy(const vq_backend *be, vq_tensor *dst, const vq_tensor *src)
 {
-    WANT_LIKE(src, TYPE(src->dtype), src);
-    WANT_LIKE(dst, TYPE(src->dtype), src);
-    return be->ops->copy(be->ctx, dst->data, src->data, vq_tensor_bytes(src));
+    const bool gaps = !vq_tensor_contiguous(src) || !vq_tensor_contiguous(dst);
+    const size_t bytes = vq_tensor_bytes(src), element = vq_dtype_bytes(src->dtype);
+    const size_t rows = gaps && src->dim[0] > 1 ? (size_t)src->dim[0] : 1;
+    VQ_TRY(check(be, "copy", "src", src, TYPE(src->dtype), true, src->ndim, src->dim));
+    VQ_TRY(check(be, "copy", "dst", dst, TYPE(src->dtype), true, src->ndim, src->dim));
+    return be->ops->copy(be->ctx, dst->data, (size_t)dst->stride[0] * element, src->data,
+                         (size_t)src->stride[0] * element, bytes / rows, rows);
 }
 
 vq_status vq_zero(const vq_backend *be, vq_tensor *dst)
@@ -152,6 +156,13 @@ vq_status vq_syrk(const vq_backend *be, vq_tensor *h, const vq_tensor *x, double
     WANT_ROWS(x, ACT, ANY, ANY);
     WANT(h, TYPE(VQ_F64), x->dim[1], x->dim[1]);
     return be->ops->syrk(be->ctx, h, x, alpha);
+}
+
+vq_status vq_moments(const vq_backend *be, vq_tensor *sums, const vq_tensor *x, double alpha)
+{
+    WANT_ROWS(x, ACT, ANY, ANY);
+    WANT(sums, TYPE(VQ_F64), 2, x->dim[1]);
+    return be->ops->moments(be->ctx, sums, x, alpha);
 }
 
 vq_status vq_inverse_factor(const vq_backend *be, vq_tensor *u, bool *positive, vq_tensor *h,

@@ -68,7 +68,8 @@ typedef struct vq_ops {
     vq_status (*upload)(void *ctx, void *dst, const void *src_host, size_t bytes);
     vq_status (*bring)(void *ctx, const void *src_host, size_t bytes, void **there);
     vq_status (*download)(void *ctx, void *dst_host, const void *src, size_t bytes);
-    vq_status (*copy)(void *ctx, void *dst, const void *src, size_t bytes);
+    vq_status (*copy)(void *ctx, void *dst, size_t dst_pitch, const void *src, size_t src_pitch,
+                      size_t row_bytes, size_t rows);
     vq_status (*zero)(void *ctx, void *dst, size_t bytes);
     vq_status (*sync)(void *ctx);
 
@@ -76,6 +77,7 @@ typedef struct vq_ops {
     vq_status (*gemm)(void *ctx, vq_tensor *c, const vq_tensor *a, bool trans_a, const vq_tensor *b,
                       bool trans_b, double alpha, double beta);
     vq_status (*syrk)(void *ctx, vq_tensor *h, const vq_tensor *x, double alpha);
+    vq_status (*moments)(void *ctx, vq_tensor *sums, const vq_tensor *x, double alpha);
     vq_status (*inverse_factor)(void *ctx, vq_tensor *u, bool *positive, vq_tensor *h,
                                 const vq_tensor *order, double damp);
 
@@ -177,8 +179,8 @@ vq_status vq_upload(const vq_backend *be, vq_tensor *dst, const void *src_host);
 vq_status vq_bring(const vq_backend *be, const vq_tensor *t, vq_tensor *there);
 
 vq_status vq_download(const vq_backend *be, void *dst_host, const vq_tensor *src);
-vq_status vq_copy(const vq_backend *be, vq_tensor *dst,
-                  const vq_tensor *src); /* same type, shape */
+/* dst = src, of one type and shape; the first dimension of each may have a stride. */
+vq_status vq_copy(const vq_backend *be, vq_tensor *dst, const vq_tensor *src);
 vq_status vq_zero(const vq_backend *be, vq_tensor *dst);
 vq_status vq_sync(const vq_backend *be);
 
@@ -199,6 +201,10 @@ vq_status vq_gemm(const vq_backend *be, vq_tensor *c, const vq_tensor *a, bool t
  * h f64 [n, n]; x act [rows, n], rows may have a stride. Products are summed in real over at most
  * 1,024 rows, those sums in f64 in their order. */
 vq_status vq_syrk(const vq_backend *be, vq_tensor *h, const vq_tensor *x, double alpha);
+
+/* sums[0] += alpha sum x^2,  sums[1] += alpha sum x,  column by column.
+ * sums f64 [2, n]; x act [rows, n], rows may have a stride. In f64, in a fixed order. */
+vq_status vq_moments(const vq_backend *be, vq_tensor *sums, const vq_tensor *x, double alpha);
 
 /* The upper triangular U with U^T U = (H + damp I)^-1,  H[i, j] = h[order[i], order[j]].
  *

@@ -917,6 +917,33 @@ static double syrk_flops(const int64_t *s)
     return (double)s[0] * (double)s[1] * (double)s[1];
 }
 
+static vq_status moments_make(const vq_backend *be, vq_arena *arena, const int64_t *s, op_args *a)
+{
+    OP_IN_GAP(be->act, s[2], s[0], s[1]);
+    OP_OUT(VQ_F64, 2, s[1]);
+    return VQ_OK;
+}
+
+static vq_status moments_run(const vq_backend *be, const int64_t *s, op_args *a)
+{
+    (void)s;
+    return vq_moments(be, &a->out[0], &a->in[0], 0.3);
+}
+
+static void moments_reference(const int64_t *s, op_args *a)
+{
+    for (int64_t j = 0; j < s[1]; j++) {
+        double sum[2] = {0};
+        for (int64_t r = 0; r < s[0]; r++) {
+            const double x = op_get(&a->in[0], r * s[1] + j);
+            sum[0] += x * x;
+            sum[1] += x;
+        }
+        for (int i = 0; i < 2; i++)
+            op_set(&a->out[0], i * s[1] + j, op_get(&a->out[0], i * s[1] + j) + 0.3 * sum[i]);
+    }
+}
+
 /* size = n, by how much the order is rotated; the value is whether h is positive definite */
 static vq_status inverse_factor_make(const vq_backend *be, vq_arena *arena, const int64_t *s,
                                      op_args *a)
@@ -1226,6 +1253,8 @@ static const op_kind OP_KMEANS_UPDATE = {
     "kmeans_update", "n K D", kmeans_make, kmeans_update_run, kmeans_update_reference, NULL};
 static const op_kind OP_SYRK = {"syrk",   "rows n gap",   syrk_make,
                                 syrk_run, syrk_reference, syrk_flops};
+static const op_kind OP_MOMENTS = {"moments",   "rows n gap",      moments_make,
+                                   moments_run, moments_reference, NULL};
 static const op_kind OP_INVERSE_FACTOR = {"inverse_factor",   "n rotated", inverse_factor_make,
                                           inverse_factor_run, NULL,        inverse_factor_flops};
 /* Not in the list: a last bit decides which way a tie is rounded, and with it all that follows. */
@@ -1365,6 +1394,8 @@ static const op_case OP_CASES[] = {
     {&OP_SYRK, {1, 1, 0}},
     {&OP_SYRK, {1500, 37, 3}},
     {&OP_SYRK, {70, 200, 1}},
+    {&OP_MOMENTS, {1, 1, 0}},
+    {&OP_MOMENTS, {37, 203, 3}},
     {&OP_INVERSE_FACTOR, {1, 0}},
     {&OP_INVERSE_FACTOR, {131, 17}},
     {&OP_HEAD_KD, {1, 3, 1, VQ_F32, 0}},

@@ -72,10 +72,19 @@ static void cpu_free(void *ctx, void *ptr)
     vq_arena_close(&arena);
 }
 
-static vq_status cpu_copy(void *ctx, void *dst, const void *src, size_t bytes)
+static vq_status cpu_move(void *ctx, void *dst, const void *src, size_t bytes)
 {
     (void)ctx;
     if (bytes > 0) memmove(dst, src, bytes);
+    return VQ_OK;
+}
+
+static vq_status cpu_copy(void *ctx, void *dst, size_t dst_pitch, const void *src, size_t src_pitch,
+                          size_t row_bytes, size_t rows)
+{
+    for (size_t i = 0; i < rows; i++)
+        VQ_TRY(cpu_move(ctx, (uint8_t *)dst + i * dst_pitch, (const uint8_t *)src + i * src_pitch,
+                        row_bytes));
     return VQ_OK;
 }
 
@@ -105,14 +114,15 @@ static const vq_ops cpu_ops = {
     .mem_peak = cpu_mem_peak,
     .alloc = cpu_alloc,
     .free = cpu_free,
-    .upload = cpu_copy,
+    .upload = cpu_move,
     .bring = cpu_bring,
-    .download = cpu_copy,
+    .download = cpu_move,
     .copy = cpu_copy,
     .zero = cpu_zero,
     .sync = cpu_sync,
     .gemm = vq_cpu_gemm,
     .syrk = vq_cpu_syrk,
+    .moments = vq_cpu_moments,
     .inverse_factor = vq_cpu_inverse_factor,
     .embed = vq_cpu_embed,
     .bias_add = vq_cpu_bias_add,

@@ -1,4 +1,5 @@
-/* cpu_gptq - the Hessian of a linear, its inverse's factor, and GPTQ's pass over the columns.
+/* cpu_gptq - the Hessian of a linear or the moments of its inputs, its inverse's factor, and GPTQ's
+ * pass over the columns.
  *
  * The factor is had without inverting: with the order of rows and columns reversed, H = R^T R, and
  * R^-T, reversed back, is the upper triangular U with U^T U = H^-1. All of it is tiles that depend
@@ -51,6 +52,30 @@ vq_status vq_cpu_syrk(void *ctx, vq_tensor *h, const vq_tensor *x, double alpha)
                 double *to = (double *)h->data + (i + a) * n + j;
                 const int64_t end = i == j ? a + 1 : width;
                 for (int64_t b = 0; b < end; b++) to[b] += alpha * (double)sum[a * width + b];
+            }
+        }
+    }
+    return VQ_OK;
+}
+
+/* --- by columns ------------------------------------------------------------------------------ */
+
+#define MOMENT_COLUMNS 64
+
+vq_status vq_cpu_moments(void *ctx, vq_tensor *sums, const vq_tensor *x, double alpha)
+{
+    const vq_cpu *cpu = ctx;
+    const int64_t n = x->dim[1], rows = x->dim[0];
+#pragma omp parallel for num_threads(vq_cpu_threads(cpu, rows *n)) schedule(static)
+    for (int64_t first = 0; first < n; first += MOMENT_COLUMNS) {
+        const int64_t end = VQ_MIN(first + MOMENT_COLUMNS, n);
+        double *squares = sums->data, *means = squares + n;
+        for (int64_t r = 0; r < rows; r++) {
+            const real *from = (const real *)x->data + r * x->stride[0];
+            for (int64_t j = first; j < end; j++) {
+                const double v = (double)from[j];
+                squares[j] += alpha * v * v;
+                means[j] += alpha * v;
             }
         }
     }

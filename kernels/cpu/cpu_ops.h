@@ -73,6 +73,7 @@ vq_status vq_cpu_gemm(void *ctx, vq_tensor *c, const vq_tensor *a, bool trans_a,
 
 /* dense: cpu_gptq.c */
 vq_status vq_cpu_syrk(void *ctx, vq_tensor *h, const vq_tensor *x, double alpha);
+vq_status vq_cpu_moments(void *ctx, vq_tensor *sums, const vq_tensor *x, double alpha);
 vq_status vq_cpu_inverse_factor(void *ctx, vq_tensor *u, bool *positive, vq_tensor *h,
                                 const vq_tensor *order, double damp);
 

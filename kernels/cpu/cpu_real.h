@@ -18,6 +18,7 @@ typedef double real;
 #define vq_cpu_blas_gemm vq_cpu_blas_gemm_f64
 #define vq_cpu_gemm vq_cpu_gemm_f64
 #define vq_cpu_syrk vq_cpu_syrk_f64
+#define vq_cpu_moments vq_cpu_moments_f64
 #define vq_cpu_inverse_factor vq_cpu_inverse_factor_f64
 #define vq_cpu_embed vq_cpu_embed_f64
 #define vq_cpu_bias_add vq_cpu_bias_add_f64

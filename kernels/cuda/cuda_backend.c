@@ -231,11 +231,16 @@ static vq_status cuda_download(void *ctx, void *dst_host, const void *src, size_
     return VQ_OK;
 }
 
-static vq_status cuda_copy(void *ctx, void *dst, const void *src, size_t bytes)
+static vq_status cuda_copy(void *ctx, void *dst, size_t dst_pitch, const void *src,
+                           size_t src_pitch, size_t row_bytes, size_t rows)
 {
     vq_cuda *cuda = ctx;
     if (dst == src) return VQ_OK;
-    VQ_CUDA(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, cuda->stream));
+    if (rows == 1)
+        VQ_CUDA(cudaMemcpyAsync(dst, src, row_bytes, cudaMemcpyDeviceToDevice, cuda->stream));
+    else
+        VQ_CUDA(cudaMemcpy2DAsync(dst, dst_pitch, src, src_pitch, row_bytes, rows,
+                                  cudaMemcpyDeviceToDevice, cuda->stream));
     return VQ_OK;
 }
 
@@ -276,6 +281,7 @@ static const vq_ops cuda_ops = {
     .sync = cuda_sync,
     .gemm = vq_cuda_gemm,
     .syrk = vq_cuda_syrk,
+    .moments = vq_cuda_moments,
     .inverse_factor = vq_cuda_inverse_factor,
     .embed = vq_cuda_embed,
     .bias_add = vq_cuda_bias_add,

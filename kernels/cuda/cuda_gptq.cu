@@ -1,4 +1,5 @@
-/* cuda_gptq - the Hessian of a linear, its inverse's factor, and GPTQ's pass over the columns.
+/* cuda_gptq - the Hessian of a linear or the moments of its inputs, the factor of its inverse, and
+ * GPTQ's pass over the columns.
  *
  * The factor is had without inverting: with the order of rows and columns reversed, H = L L^T, and
  * L^-1, reversed back, is the upper triangular U with U^T U = H^-1. cuSOLVER's matrices are
@@ -51,6 +52,48 @@ vq_status vq_cuda_syrk(void *ctx, vq_tensor *h, const vq_tensor *x, double alpha
         }
     }
     vq_arena_reset(&cuda->scratch, mark);
+    return VQ_OK;
+}
+
+/* --- by columns ------------------------------------------------------------------------------ */
+
+#define MOMENT_WARPS 16 /* of a block: each takes every 16th row of 32 columns */
+
+template <class T>
+static __global__ void __launch_bounds__(MOMENT_WARPS *VQ_WARP)
+    add_moments(double *sums, const T *x, int64_t rows, int64_t n, int64_t stride, double alpha)
+{
+    VQ_SHARED(double, part, [2][MOMENT_WARPS][VQ_WARP]);
+    const int lane = threadIdx.x % VQ_WARP, warp = threadIdx.x / VQ_WARP;
+    for (int64_t first = int64_t(blockIdx.x) * VQ_WARP; first < n;
+         first += int64_t(gridDim.x) * VQ_WARP) {
+        const int64_t j = first + lane;
+        double squares = 0, sum = 0;
+        for (int64_t r = warp; r < rows && j < n; r += MOMENT_WARPS) {
+            const double v = vq_load(x[r * stride + j]);
+            squares += v * v;
+            sum += v;
+        }
+        part[0][warp][lane] = squares;
+        part[1][warp][lane] = sum;
+        __syncthreads();
+        if (warp < 2 && j < n) {
+            double total = 0;
+            for (int w = 0; w < MOMENT_WARPS; w++) total += part[warp][w][lane];
+            sums[warp * n + j] += alpha * total;
+        }
+        __syncthreads();
+    }
+}
+
+vq_status vq_cuda_moments(void *ctx, vq_tensor *sums, const vq_tensor *x, double alpha)
+{
+    vq_cuda *cuda = static_cast<vq_cuda *>(ctx);
+    const int64_t rows = x->dim[0], n = x->dim[1];
+    if (rows * n == 0) return VQ_OK;
+    VQ_ACT_TYPE(x->dtype, VQ_LAUNCH(cuda, add_moments<T>, vq_cuda_blocks(n, VQ_WARP),
+                                    MOMENT_WARPS * VQ_WARP, 0, static_cast<double *>(sums->data),
+                                    static_cast<const T *>(x->data), rows, n, x->stride[0], alpha));
     return VQ_OK;
 }
 

@@ -102,6 +102,7 @@ vq_status vq_cuda_gemm(void *ctx, vq_tensor *c, const vq_tensor *a, bool trans_a
 
 /* dense: cuda_gptq.cu */
 vq_status vq_cuda_syrk(void *ctx, vq_tensor *h, const vq_tensor *x, double alpha);
+vq_status vq_cuda_moments(void *ctx, vq_tensor *sums, const vq_tensor *x, double alpha);
 vq_status vq_cuda_inverse_factor(void *ctx, vq_tensor *u, bool *positive, vq_tensor *h,
                                  const vq_tensor *order, double damp);
 

@@ -47,7 +47,7 @@ static vq_status open_sweeps(loop *L, const vq_windows *windows)
     }
     const vq_sweep sweep = {.job = job, .stage = &job->stage, .arena = &job->step};
     L->teacher = L->student = sweep;
-    VQ_TRY(vq_mem_info(&job->be, &free_bytes, &total_bytes));
+    VQ_TRY(vq_mem_info(&job->cpu, &free_bytes, &total_bytes));
     VQ_TRY(vq_job_path(job, &teacher, "sweep-teacher-%04d.h5", job->comm->rank));
     VQ_TRY(vq_job_path(job, &student, "sweep-student-%04d.h5", job->comm->rank));
     VQ_TRY(vq_sweep_open(&L->teacher, n_own, windows->n, windows->T, free_bytes / 4, teacher));
@@ -332,25 +332,6 @@ static vq_status train_stage(vq_job *job, const vq_data *data, uint64_t key)
     return vq_comm_agree(job->comm, write_file(job, key));
 }
 
-/* found: whether another run has trained them. */
-static vq_status check_device(const vq_job *job, bool found)
-{
-    VQ_CHECK(found || job->be.place == VQ_HOST, VQ_EUNSUPPORTED,
-             "train.block_steps = %lld on a GPU: layers are trained one by one on the host alone, "
-             "expected 0. Set it to 0, or use --device cpu",
-             (long long)job->config->train.block_steps);
-    return VQ_OK;
-}
-
-vq_status vq_blocks_check(vq_job *job)
-{
-    char **paths;
-    int64_t n;
-    if (job->config->train.block_steps == 0) return VQ_OK;
-    VQ_TRY(vq_job_files(&job->run, job->config->out, PREFIX, &paths, &n));
-    return check_device(job, n > 0);
-}
-
 vq_status vq_blocks_train(vq_job *job, const vq_data *data, double *seconds)
 {
     const double start_s = vq_seconds();
@@ -360,7 +341,6 @@ vq_status vq_blocks_train(vq_job *job, const vq_data *data, double *seconds)
     vq_comm_at(job->comm, "blocks");
     vq_status status = vq_stage_learn_scales(&job->stage, &job->weights);
     if (!status) status = look_in_files(job, key, false, &all);
-    if (!status) status = check_device(job, all);
     VQ_TRY(vq_comm_agree(job->comm, status));
     double missing = !all;
     vq_tensor sum = vq_tensor_1d(&missing, VQ_F64, 1);

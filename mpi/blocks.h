@@ -15,10 +15,6 @@
 #pragma once
 #include "sweep.h"
 
-/* Whether this job's device can train them, or has what another run trained: before the phases
- * begin. Fails: VQ_EUNSUPPORTED. Local. */
-vq_status vq_blocks_check(vq_job *job);
-
 /* Trains the layers or reads what an earlier run trained, on all ranks of the pool. Collective.
  * Fails: VQ_ENOTFINITE (with the layer); VQ_EFILE, VQ_EMEM, VQ_EPEER. */
 vq_status vq_blocks_train(vq_job *job, const vq_data *data, double *seconds);

@@ -149,7 +149,7 @@ static vq_status make_start(vq_job *job, const settings *set, vq_tensor *start)
         return VQ_OK;
     vq_tensor codes;
     int64_t has_start = 0;
-    VQ_TRY(vq_tensor_new(&job->run, job->be.place, job->be.real,
+    VQ_TRY(vq_tensor_new(&job->run, VQ_HOST, job->be.real,
                          VQ_DIMS(set->codebook.K, set->codebook.D), &codes));
     if (job->comm->rank == 0) {
         vq_vqlinear *l = start_linear(job);
@@ -159,8 +159,7 @@ static vq_status make_start(vq_job *job, const settings *set, vq_tensor *start)
         vq_tensor rest;
         if (has_start) status = residual(job, set, l, &rest);
         if (has_start && !status)
-            status =
-                vq_codebook_start(&job->clusters, &job->scratch, &codes, &rest, &set->codebook);
+            status = vq_codebook_start(&job->be, &job->scratch, &codes, &rest, &set->codebook);
         vq_arena_reset(&job->scratch, mark);
     }
     VQ_TRY(vq_comm_agree(job->comm, status));
@@ -171,7 +170,7 @@ static vq_status make_start(vq_job *job, const settings *set, vq_tensor *start)
     return VQ_OK;
 }
 
-static vq_status write_linear(vq_h5 *h, vq_vqlinear *l)
+static vq_status write_linear(vq_job *job, vq_h5 *h, vq_vqlinear *l)
 {
     part parts[N_PARTS];
     char name[320];
@@ -179,7 +178,7 @@ static vq_status write_linear(vq_h5 *h, vq_vqlinear *l)
     for (int i = 0; i < N_PARTS; i++) {
         if (!parts[i].tensor->data) continue;
         snprintf(name, sizeof name, "%s/%s", l->source->name, parts[i].name);
-        VQ_TRY(vq_h5_write(h, name, parts[i].tensor));
+        VQ_TRY(vq_place_write(&job->be, &job->scratch, h, name, parts[i].tensor));
     }
     return VQ_OK;
 }
@@ -252,17 +251,23 @@ typedef struct maker {
     int64_t n_grids; /* opened */
 } maker;
 
-/* The logits of rest: themselves, or their best approximation of the factors' rank. */
+/* The logits of rest: themselves, or their best approximation of the factors' rank; by the host. */
 static vq_status fit_logits(vq_job *job, vq_vqlinear *l, const vq_tensor *rest)
 {
-    if (!l->is_factored) return vq_codebook_logits(&l->codes, rest);
-    vq_tensor logits, b1 = vq_vqlinear_factor1(l, &l->codes),
-                      b2 = vq_vqlinear_factor2(l, &l->codes);
-    size_t mark = vq_arena_mark(&job->scratch);
-    VQ_TRY(vq_tensor_new(&job->scratch, VQ_HOST, VQ_F32, VQ_DIMS(rest->dim[0], rest->dim[1]),
-                         &logits));
-    VQ_TRY(vq_codebook_logits(&logits, rest));
-    VQ_TRY(vq_lowrank_fit(&job->be, &job->scratch, &b1, &b2, &logits));
+    const size_t mark = vq_arena_mark(&job->scratch);
+    vq_tensor from, codes, logits;
+    VQ_TRY(vq_place_host(&job->be, &job->scratch, rest, &from));
+    VQ_TRY(vq_place_room(&job->scratch, &l->codes, &codes));
+    logits = codes;
+    if (l->is_factored)
+        VQ_TRY(vq_tensor_new(&job->scratch, VQ_HOST, VQ_F32, VQ_DIMS(rest->dim[0], rest->dim[1]),
+                             &logits));
+    VQ_TRY(vq_codebook_logits(&logits, &from));
+    if (l->is_factored) {
+        vq_tensor b1 = vq_vqlinear_factor1(l, &codes), b2 = vq_vqlinear_factor2(l, &codes);
+        VQ_TRY(vq_lowrank_fit(&job->cpu, &job->scratch, &b1, &b2, &logits));
+    }
+    VQ_TRY(vq_place_back(&job->be, &codes, &l->codes));
     vq_arena_reset(&job->scratch, mark);
     return VQ_OK;
 }
@@ -275,9 +280,9 @@ static vq_status keep_linear(maker *m, vq_vqlinear *l, const vq_tensor *rest)
     const bool has_codes = vq_config_has_codebook(m->job->config);
     if (vq_config_learns(m->job->config) && !has_codes) VQ_TRY(fit_logits(m->job, l, rest));
     if (has_codes)
-        VQ_TRY(vq_codebook_build(&m->job->clusters, &m->job->scratch, &cb, rest,
+        VQ_TRY(vq_codebook_build(&m->job->be, &m->job->scratch, &cb, rest,
                                  m->start->data ? m->start : NULL, &m->set->codebook));
-    VQ_TRY(write_linear(&m->file, l));
+    VQ_TRY(write_linear(m->job, &m->file, l));
     snprintf(name, sizeof name, "%s/codes", l->source->name);
     return has_codes ? vq_h5_set_f64(&m->file, name, "kmeans_objective", cb.fit.objective) : VQ_OK;
 }
@@ -288,9 +293,9 @@ static vq_status offer_grid(maker *m, vq_vqlinear *l, const vq_tensor *rest, dou
     vq_vqlinear grid = {.source = l->source, .quant = l->quant, .ints = l->ints, .order = l->order};
     char name[320];
     grid.quant.idx.data = NULL;
-    VQ_TRY(write_linear(&m->grid_out, &grid));
+    VQ_TRY(write_linear(m->job, &m->grid_out, &grid));
     snprintf(name, sizeof name, "%s/rest", l->source->name);
-    VQ_TRY(vq_h5_write(&m->grid_out, name, rest));
+    VQ_TRY(vq_place_write(&m->job->be, &m->job->scratch, &m->grid_out, name, rest));
     return vq_h5_set_f64(&m->grid_out, name, "gptq_error", error);
 }
 
@@ -321,7 +326,7 @@ static vq_status find_grid(maker *m, vq_vqlinear *l, vq_tensor *rest, double *er
                              VQ_DIMS(w->dim[0], w->dim[1]), rest));
         rest->name = l->source->name;
         VQ_TRY(read_linear(job, &m->grids[i], &grid));
-        VQ_TRY(vq_h5_read(&m->grids[i], name, rest));
+        VQ_TRY(vq_place_read(&job->be, &job->scratch, &m->grids[i], name, rest));
         return vq_h5_get_f64(&m->grids[i], name, "gptq_error", error);
     }
     VQ_FAIL(VQ_EFILE,
@@ -539,34 +544,6 @@ static vq_status prepare_linears(vq_job *job, const settings *set, vq_init_stats
     return VQ_OK;
 }
 
-/* The same where the job computes on a GPU: files are made on the host, by a stage and linears of
- * its own that are given back. Collective. */
-static vq_status make_files_on_host(vq_job *job, const settings *set, const vq_data *data)
-{
-    if (job->be.place == VQ_HOST) return make_files(job, set, data);
-    const vq_backend be = job->be;
-    const vq_stage stage = job->stage;
-    const vq_pool pool = job->pool;
-    int *const own_maker = job->maker;
-    const size_t run_mark = vq_arena_mark(&job->run), mark = vq_arena_mark(&job->weights);
-    vq_init_stats unused = {0};
-    job->be = job->cpu;
-    vq_status status = vq_stage_init(&job->run, &job->be, &job->model, stage.first, stage.last,
-                                     data->calib.T, &job->scratch, &job->stage);
-    if (!status) status = prepare_linears(job, set, &unused);
-    status = vq_comm_agree(job->comm, status);
-    if (!status) status = make_files(job, set, data);
-    job->be = be;
-    job->stage = stage;
-    job->pool = pool;
-    job->maker = own_maker;
-    if (status) return status;
-    vq_arena_reset(&job->weights, mark);
-    vq_arena_reset(&job->run, run_mark);
-    vq_arena_trim(&job->weights);
-    return VQ_OK;
-}
-
 /* Reads the codebooks, making them first where the run folder does not have them. Collective. */
 static vq_status find_or_make(vq_job *job, const settings *set, const vq_data *data)
 {
@@ -576,7 +553,7 @@ static vq_status find_or_make(vq_job *job, const settings *set, const vq_data *d
         vq_log(VQ_LOG_INFO, "init     codebooks from an earlier run");
         return VQ_OK;
     }
-    VQ_TRY(make_files_on_host(job, set, data));
+    VQ_TRY(make_files(job, set, data));
     VQ_TRY(read_all(job, &all));
     VQ_ASSERT(all);
     return VQ_OK;

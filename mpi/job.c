@@ -139,7 +139,6 @@ static vq_status open_backend(vq_job *job)
     VQ_TRY(place_on_node(job, &local, &n_local));
     if (job->cuda) VQ_TRY(vq_comm_agree(job->comm, open_device(job, local, n_local)));
     if (!job->cuda) job->be = job->cpu;
-    job->clusters = job->be;
     job->shares_device = job->cuda && n_local > job->cuda->device_count();
     return VQ_OK;
 }

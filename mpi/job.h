@@ -12,13 +12,12 @@ typedef struct vq_job {
     const vq_config *config; /* borrowed: main */
     vq_comm *comm;           /* borrowed: main, or own */
     vq_topo topo;
-    vq_backend be;       /* computes: cpu, or a GPU's */
-    vq_backend cpu;      /* works on the host: files, grids */
-    vq_backend clusters; /* fits codebooks: as be, also where the rest of the init is the host's */
-    vq_arena run;        /* the whole life */
-    vq_arena weights;    /* codes, indices, scales */
-    vq_arena step;       /* activations kept for the backward */
-    vq_arena scratch;    /* inside one function */
+    vq_backend be;                     /* computes: cpu, or a GPU's */
+    vq_backend cpu;                    /* works on the host: files, what is not for a GPU */
+    vq_arena run;                      /* the whole life */
+    vq_arena weights;                  /* codes, indices, scales */
+    vq_arena step;                     /* activations kept for the backward */
+    vq_arena scratch;                  /* inside one function */
     const struct vq_cuda_module *cuda; /* NULL: no GPU */
     int device;                        /* the GPU of this rank */
     bool shares_device;                /* another rank may have the same */

@@ -237,7 +237,6 @@ static vq_status run(vq_job *job, vq_folder *folder, int argc, const char *const
     if (job->comm->rank == 0) opened = vq_folder_open(job, argc, argv, folder);
     VQ_TRY(vq_comm_agree(job->comm, opened));
     job->comm->run = c->out;
-    VQ_TRY(vq_comm_agree(job->comm, vq_blocks_check(job)));
     VQ_TRY(vq_plan_job(job)); /* may choose the layout: links and stage come after */
     VQ_TRY(vq_job_connect(job));
     VQ_TRY(vq_comm_agree(job->comm, vq_job_stage(job, &job->model, T_max, &job->stage)));

@@ -3,6 +3,7 @@
 
 #include "error.h"
 #include "log.h"
+#include "place.h"
 
 #define KIND "sweep"
 #define LAYOUT 1
@@ -31,7 +32,9 @@ static int64_t width(const vq_sweep *s)
 /* The same rows as the file has them: [windows, T, E]. */
 static vq_tensor in_windows(const vq_sweep *s, const vq_tensor *x)
 {
-    return vq_tensor_3d(x->data, x->dtype, x->dim[0] / s->T, s->T, width(s));
+    vq_tensor t = vq_tensor_3d(x->data, x->dtype, x->dim[0] / s->T, s->T, width(s));
+    t.place = x->place;
+    return t;
 }
 
 vq_status vq_sweep_open(vq_sweep *s, int64_t n, int64_t n_all, int64_t T, size_t memory_bytes,
@@ -39,7 +42,7 @@ vq_status vq_sweep_open(vq_sweep *s, int64_t n, int64_t n_all, int64_t T, size_t
 {
     const vq_backend *be = s->stage->be;
     char size[32];
-    VQ_ASSERT(be->place == VQ_HOST && n >= 0 && n_all > 0 && T > 0);
+    VQ_ASSERT(n >= 0 && n_all > 0 && T > 0);
     VQ_ASSERT(!s->grid || !s->quantized);
     s->n = n;
     s->n_all = n_all;
@@ -57,22 +60,32 @@ vq_status vq_sweep_open(vq_sweep *s, int64_t n, int64_t n_all, int64_t T, size_t
 
 vq_status vq_sweep_set_inputs(vq_sweep *s, int64_t first, const vq_tensor *x)
 {
-    if (!s->inputs.data) {
-        const vq_tensor rows = in_windows(s, x);
-        return vq_h5_write_rows(&s->file, "inputs", first, &rows);
+    const vq_backend *be = s->stage->be;
+    vq_tensor host;
+    if (s->inputs.data) {
+        const vq_tensor rows = vq_tensor_rows(&s->inputs, first * s->T, x->dim[0]);
+        return vq_download(be, rows.data, x);
     }
-    vq_tensor rows = vq_tensor_rows(&s->inputs, first * s->T, x->dim[0]);
-    return vq_copy(s->stage->be, &rows, x);
+    const size_t mark = vq_arena_mark(s->arena);
+    VQ_TRY(vq_place_host(be, s->arena, x, &host));
+    const vq_tensor rows = in_windows(s, &host);
+    VQ_TRY(vq_h5_write_rows(&s->file, "inputs", first, &rows));
+    vq_arena_reset(s->arena, mark);
+    return VQ_OK;
 }
 
 vq_status vq_sweep_get_inputs(const vq_sweep *s, int64_t first, vq_tensor *x)
 {
+    const vq_backend *be = s->stage->be;
+    vq_tensor there;
     if (!s->inputs.data) {
         const vq_tensor rows = in_windows(s, x);
-        return vq_h5_read_rows(&s->file, "inputs", first, &rows);
+        return vq_place_read_rows(be, s->arena, &s->file, "inputs", first, &rows);
     }
+    /* On a device it is on its way while the window before is computed with. */
     const vq_tensor rows = vq_tensor_rows(&s->inputs, first * s->T, x->dim[0]);
-    return vq_copy(s->stage->be, x, &rows);
+    VQ_TRY(vq_bring(be, &rows, &there));
+    return vq_copy(be, x, &there);
 }
 
 vq_status vq_sweep_embed(vq_sweep *s, const vq_tensor *ids)
@@ -135,28 +148,9 @@ vq_status vq_sweep_pass_on(vq_sweep *s, bool on)
 
 /* --- one layer ------------------------------------------------------------------------------- */
 
-/* sums f64 [2, in] += alpha x^2 and alpha x, column by column. */
-static vq_status add_sums(vq_sweep *s, vq_tensor *sums, const vq_tensor *x, double alpha)
-{
-    const int64_t n = sums->dim[1];
-    const size_t mark = vq_arena_mark(s->arena), bytes = vq_dtype_bytes(x->dtype);
-    double *row, *squares = sums->data, *means = squares + n;
-    VQ_TRY(VQ_NEW(s->arena, n, &row));
-    for (int64_t i = 0; i < x->dim[0]; i++) {
-        const uint8_t *from = (const uint8_t *)x->data + (size_t)(i * x->stride[0]) * bytes;
-        VQ_TRY(vq_convert(row, VQ_F64, from, x->dtype, n));
-        for (int64_t j = 0; j < n; j++) {
-            squares[j] += alpha * row[j] * row[j];
-            means[j] += alpha * row[j];
-        }
-    }
-    vq_arena_reset(s->arena, mark);
-    return VQ_OK;
-}
-
 static vq_status add_inputs(vq_sweep *s, vq_tensor *hessian, const vq_tensor *x)
 {
-    if (s->grid) return add_sums(s, hessian, x, 1 / (double)(s->n_all * s->T));
+    if (s->grid) return vq_moments(s->stage->be, hessian, x, 1 / (double)(s->n_all * s->T));
     return vq_syrk(s->stage->be, hessian, x, 2 / (double)s->n_all);
 }
 
@@ -167,6 +161,8 @@ static vq_status pass(vq_sweep *s, int64_t layer, vq_mode mode, vq_tensor *hessi
 {
     const vq_stage *stage = s->stage;
     const vq_backend *be = stage->be;
+    const size_t layer_mark = vq_arena_mark(s->arena);
+    if (mode == VQ_MODE_FLOAT) VQ_TRY(vq_stage_hold_layer(stage, layer, s->arena));
     for (int64_t i = 0; i < s->n; i++) {
         const size_t mark = vq_arena_mark(s->arena);
         vq_acts acts;
@@ -185,6 +181,8 @@ static vq_status pass(vq_sweep *s, int64_t layer, vq_mode mode, vq_tensor *hessi
         if (keep) VQ_TRY(vq_sweep_set_inputs(s, i, &y));
         vq_arena_reset(s->arena, mark);
     }
+    vq_stage_drop(stage);
+    vq_arena_reset(s->arena, layer_mark);
     return VQ_OK;
 }
 
@@ -200,10 +198,8 @@ static vq_status make_hessians(vq_sweep *s, int64_t layer, vq_tensor *hessian)
         vq_tensor *h = &hessian[read_by[k]];
         if (!l || h->data) continue;
         const int64_t in = l->source->weight.dim[1];
-        if (s->grid)
-            VQ_TRY(vq_tensor_new(s->arena, VQ_HOST, VQ_F64, VQ_DIMS(2, in), h));
-        else
-            VQ_TRY(vq_tensor_new(s->arena, s->stage->be->place, VQ_F64, VQ_DIMS(in, in), h));
+        VQ_TRY(
+            vq_tensor_new(s->arena, s->stage->be->place, VQ_F64, VQ_DIMS(s->grid ? 2 : in, in), h));
         VQ_TRY(vq_zero(s->stage->be, h));
     }
     return VQ_OK;
@@ -282,17 +278,21 @@ static vq_status round_linear(vq_sweep *s, vq_vqlinear *l, const vq_gptq_factor 
 /* Variances and means of the inputs from the means of their squares and their own. */
 static vq_status read_inputs(vq_sweep *s, const vq_tensor *sums, vq_tensor *inputs)
 {
+    const vq_backend *be = s->stage->be;
     const int64_t n = sums->dim[1];
-    double *variance, *squares = sums->data;
-    VQ_TRY(vq_tensor_new(s->stage->scratch, VQ_HOST, s->stage->be->real, VQ_DIMS(2, n), inputs));
+    vq_tensor host;
+    double *variance;
+    VQ_TRY(vq_tensor_new(s->stage->scratch, be->place, be->real, VQ_DIMS(2, n), inputs));
     const size_t mark = vq_arena_mark(s->arena);
     VQ_TRY(VQ_NEW(s->arena, 2 * n, &variance));
+    VQ_TRY(vq_download(be, variance, sums));
     for (int64_t j = 0; j < n; j++) {
-        const double mean = squares[n + j], rest = squares[j] - mean * mean;
+        const double mean = variance[n + j], rest = variance[j] - mean * mean;
         variance[j] = rest > 0 ? rest : 0;
-        variance[n + j] = mean;
     }
-    VQ_TRY(vq_convert(inputs->data, inputs->dtype, variance, VQ_F64, 2 * n));
+    VQ_TRY(vq_place_room(s->arena, inputs, &host));
+    VQ_TRY(vq_convert(host.data, host.dtype, variance, VQ_F64, 2 * n));
+    VQ_TRY(vq_place_back(be, &host, inputs));
     vq_arena_reset(s->arena, mark);
     return VQ_OK;
 }
@@ -304,7 +304,7 @@ static vq_status round_nearest(vq_sweep *s, vq_vqlinear *l, const vq_tensor *sum
     vq_tensor w = l->source->weight, inputs, rest;
     const size_t mark = vq_arena_mark(scratch);
     VQ_TRY(read_inputs(s, sums, &inputs));
-    VQ_TRY(vq_tensor_new(scratch, VQ_HOST, be->real, VQ_DIMS(w.dim[0], w.dim[1]), &rest));
+    VQ_TRY(vq_tensor_new(scratch, be->place, be->real, VQ_DIMS(w.dim[0], w.dim[1]), &rest));
     rest.name = w.name = l->source->name;
     VQ_TRY(vq_grid_make(be, &l->quant, &rest, &w, &inputs, s->grid));
     vq_weights_release(&s->stage->model->weights, &w);
@@ -396,7 +396,7 @@ vq_status vq_sweep_run(vq_sweep *s, const vq_windows *windows)
     char *path;
     const size_t mark = vq_arena_mark(s->arena);
     vq_topo_share(&job->topo, job->topo.replica, windows->n, &first, &n);
-    VQ_TRY(vq_mem_info(&job->be, &free_bytes, &total_bytes));
+    VQ_TRY(vq_mem_info(&job->cpu, &free_bytes, &total_bytes));
     VQ_TRY(vq_job_path(job, &path, "sweep-%04d.h5", job->comm->rank));
     vq_status status = vq_sweep_open(s, n, windows->n, windows->T, free_bytes / 2, path);
     if (!status) status = run_layers(s, windows);

@@ -4,8 +4,9 @@
  * up to their Hessians; then each linear is rounded; then the windows have passed (or, with
  * quantized propagation, pass once more with the new weights) and are layer l + 1's inputs. With a
  * grid in GPTQ's place the variances and means of the inputs do for Hessians, and linears are
- * rounded to nearest. The inputs of the layer at work are kept for all windows, in memory or in a
- * file that goes away with the sweep.
+ * rounded to nearest. The inputs of the layer at work are kept for all windows, in the host's
+ * memory or in a file that goes away with the sweep; all else is at the place of the stage's
+ * backend.
  *
  * Among ranks: a stage begins when the one before hands it the inputs of its first layer, so any
  * number of stages gives the same bits. Replicas share the windows, their Hessians are summed in
@@ -17,8 +18,8 @@
 #include "grid.h"
 
 /* Takes a linear that was just rounded: its quant has base, scale and zero, ints is set, and where
- * it has an order, that too. rest real [out, in], columns as quant's; error: of its outputs, as
- * vq_gptq_sweep says. Rounded to nearest, it has no ints, and error is 0. */
+ * it has an order, that too. rest real [out, in], there too, columns as quant's; error: of its
+ * outputs, as vq_gptq_sweep says. Rounded to nearest, it has no ints, and error is 0. */
 typedef vq_status (*vq_sweep_fn)(void *ctx, vq_vqlinear *linear, const vq_tensor *rest,
                                  double error);
 
@@ -35,7 +36,7 @@ typedef struct vq_sweep {
     vq_arena *arena;  /* borrowed; the inputs, and what a layer needs for a while */
     int64_t n, T;     /* windows of this rank, tokens a window */
     int64_t n_all;    /* windows of all replicas */
-    vq_tensor inputs; /* act [n * T, E]: of the next layer; no data: in the file */
+    vq_tensor inputs; /* act [n * T, E], host: of the next layer; no data: in the file */
     vq_h5 file;
 } vq_sweep;
 
@@ -47,12 +48,13 @@ vq_status vq_sweep_run(vq_sweep *s, const vq_windows *windows);
 /* --- its parts, all local but for the sum in vq_sweep_layer ----------------------------------- */
 
 /* Makes room for n windows of T tokens, out of n_all. Inputs of more than memory_bytes are kept in
- * the file path. Fails: VQ_EMEM, VQ_EFILE. */
+ * the file path instead of the host's memory. Fails: VQ_EMEM, VQ_EFILE. */
 vq_status vq_sweep_open(vq_sweep *s, int64_t n, int64_t n_all, int64_t T, size_t memory_bytes,
                         const char *path);
 
-/* The inputs of the next layer for windows [first, first + count): act [count * T, E]. Set them
- * for all windows before the first layer; after the last they are the next stage's. */
+/* The inputs of the next layer for windows [first, first + count): act [count * T, E] at be's
+ * place. Set them for all windows before the first layer; after the last they are the next stage's.
+ */
 vq_status vq_sweep_set_inputs(vq_sweep *s, int64_t first, const vq_tensor *x);
 vq_status vq_sweep_get_inputs(const vq_sweep *s, int64_t first, vq_tensor *x);
 

@@ -6,6 +6,7 @@
 
 #include "error.h"
 #include "log.h"
+#include "place.h"
 
 int64_t vq_codebook_vectors(const vq_codebook_config *c, int64_t n_weights)
 {
@@ -87,16 +88,17 @@ vq_status vq_codebook_count(vq_tensor *counts, const vq_tensor *idx, int64_t n_w
     return VQ_OK;
 }
 
-/* Logits and indices in scratch, codes wherever the caller has them. */
+/* Logits and indices in scratch, codes wherever on the host the caller has them. */
 static vq_status fit(const vq_backend *be, vq_arena *scratch, vq_tensor *codes, vq_tensor *idx,
                      const vq_tensor *rest, const vq_tensor *start, const vq_kmeans_config *c,
                      vq_kmeans_result *result)
 {
     int64_t D = codes->dim[1], n_vec = VQ_CEIL_DIV(vq_tensor_count(rest), D);
-    vq_tensor logits;
+    vq_tensor logits, host;
+    VQ_TRY(vq_place_host(be, scratch, rest, &host));
     VQ_TRY(vq_tensor_new(scratch, VQ_HOST, VQ_U32, VQ_DIMS(n_vec), idx));
     VQ_TRY(vq_tensor_new(scratch, VQ_HOST, VQ_F32, VQ_DIMS(n_vec, D), &logits));
-    VQ_TRY(vq_codebook_logits(&logits, rest));
+    VQ_TRY(vq_codebook_logits(&logits, &host));
     return vq_kmeans(be, scratch, codes, idx, &logits, start, c, result);
 }
 
@@ -127,26 +129,34 @@ vq_status vq_codebook_build(const vq_backend *be, vq_arena *scratch, vq_codebook
     }
 
     size_t mark = vq_arena_mark(scratch);
+    vq_codebook host;
     vq_tensor idx;
-    vq_status status = fit(be, scratch, &cb->codes, &idx, rest, start, &c->kmeans, &cb->fit);
+    VQ_TRY(vq_place_room(scratch, &cb->codes, &host.codes));
+    VQ_TRY(vq_place_room(scratch, &cb->counts, &host.counts));
+    VQ_TRY(vq_place_room(scratch, &cb->idx, &host.idx));
+    vq_status status = fit(be, scratch, &host.codes, &idx, rest, start, &c->kmeans, &cb->fit);
     if (status != VQ_OK) return vq_error_context(status, "%s", name);
     if (cb->fit.patterns > K)
         vq_log(VQ_LOG_INFO, "%s: %lld codes for %lld patterns of signs: not all are kept", name,
                (long long)K, (long long)cb->fit.patterns);
     for (int64_t i = 0; i < idx.dim[0]; i++) {
         uint32_t k = ((const uint32_t *)idx.data)[i];
-        if (cb->idx.dtype == VQ_U16)
-            ((uint16_t *)cb->idx.data)[i] = (uint16_t)k;
+        if (host.idx.dtype == VQ_U16)
+            ((uint16_t *)host.idx.data)[i] = (uint16_t)k;
         else
-            ((uint32_t *)cb->idx.data)[i] = k;
+            ((uint32_t *)host.idx.data)[i] = k;
     }
-    vq_arena_reset(scratch, mark);
 
-    float *codes = cb->codes.data;
+    float *codes = host.codes.data;
     const float most = logit(1), factor = (float)(1 + c->sharpen);
     for (int64_t i = 0; i < K * c->D && c->sharpen > 0; i++)
         codes[i] = VQ_MAX(-most, VQ_MIN(codes[i] * factor, most));
     if (c->round_f16)
         for (int64_t i = 0; i < K * c->D; i++) codes[i] = vq_f16_to_f32(vq_f32_to_f16(codes[i]));
-    return vq_codebook_count(&cb->counts, &cb->idx, n_weights);
+    VQ_TRY(vq_codebook_count(&host.counts, &host.idx, n_weights));
+    VQ_TRY(vq_place_back(be, &host.codes, &cb->codes));
+    VQ_TRY(vq_place_back(be, &host.counts, &cb->counts));
+    VQ_TRY(vq_place_back(be, &host.idx, &cb->idx));
+    vq_arena_reset(scratch, mark);
+    return VQ_OK;
 }

@@ -2,7 +2,8 @@
  *
  * Weight p of W (row by row) has the logit codes[idx[p / D]][p % D]. The codes are fitted by
  * k-means to the logits h^-1(rest) and then trained; idx never changes afterwards.
- * h(a) = clip(1.2 sigmoid(a) - 0.1, 0, 1). All tensors are on the host, all functions local. */
+ * h(a) = clip(1.2 sigmoid(a) - 0.1, 0, 1). Tensors are on the host unless a function says that they
+ * may be at be's place; all functions are local. */
 #pragma once
 #include "kmeans.h"
 
@@ -49,14 +50,15 @@ vq_status vq_codebook_count(vq_tensor *counts, const vq_tensor *idx, int64_t n_w
 /* The codes one full k-means fits to a residual: a start for every layer with the same K and D,
  * since residuals have nearly the same distribution everywhere. Always our own engine, all
  * c->kmeans.iters iterations.
- * start f32 [K, D], out; rest f32 [out, in] with at least K vectors. Fails: VQ_EMEM. */
+ * start f32 [K, D], out; rest f32 [out, in] with at least K vectors, on the host or at be's place.
+ * Fails: VQ_EMEM. */
 vq_status vq_codebook_start(const vq_backend *be, vq_arena *scratch, vq_tensor *start,
                             const vq_tensor *rest, const vq_codebook_config *c);
 
 /* Fits cb to a layer's residual: logits, k-means, indices, counts.
  *
- * cb     out; from vq_codebook_alloc with the same c
- * rest   f32 [out, in], in; its name is used in messages
+ * cb     out; as from vq_codebook_alloc with the same c, on the host or at be's place
+ * rest   f32 [out, in], in, on the host or at be's place; its name is used in messages
  * start  f32 [c->K, D], in: from vq_codebook_start, or NULL. A layer with fewer than K vectors does
  *        not use it (K is lowered to their number, with a line in the log)
  *

@@ -8,6 +8,7 @@
 #include "error.h"
 #include "grid.h"
 #include "log.h"
+#include "place.h"
 
 #define TRIES 4
 #define DAMP_FACTOR 10
@@ -26,13 +27,19 @@ static int by_falling_size(const void *a, const void *b)
 }
 
 /* Dead columns get a diagonal of 1; the mean of all. */
-static vq_status read_diagonal(column *columns, uint8_t *dead, double *mean, vq_tensor *h,
-                               const char *name)
+static vq_status read_diagonal(const vq_backend *be, vq_arena *arena, column *columns,
+                               uint8_t *dead, double *mean, vq_tensor *h, const char *name)
 {
     const int64_t n = h->dim[0];
+    vq_tensor diagonal = vq_tensor_2d(h->data, VQ_F64, n, 1), there, host;
     double sum = 0;
+    diagonal.place = h->place;
+    diagonal.stride[0] = n + 1;
+    VQ_TRY(vq_tensor_new(arena, be->place, VQ_F64, VQ_DIMS(n, 1), &there));
+    VQ_TRY(vq_copy(be, &there, &diagonal));
+    VQ_TRY(vq_place_host(be, arena, &there, &host));
     for (int64_t i = 0; i < n; i++) {
-        double *at = (double *)h->data + i * n + i;
+        double *at = (double *)host.data + i;
         VQ_CHECK(isfinite(*at), VQ_ENOTFINITE,
                  "%s: column %lld of its inputs has the mean square %g, expected a finite number. "
                  "Check the weights, or leave out the text that does this",
@@ -43,7 +50,8 @@ static vq_status read_diagonal(column *columns, uint8_t *dead, double *mean, vq_
         sum += *at;
     }
     *mean = sum / (double)n;
-    return VQ_OK;
+    VQ_TRY(vq_place_back(be, &host, &there));
+    return vq_copy(be, &diagonal, &there);
 }
 
 vq_status vq_gptq_factor_make(const vq_backend *be, vq_arena *arena, vq_gptq_factor *f,
@@ -52,15 +60,20 @@ vq_status vq_gptq_factor_make(const vq_backend *be, vq_arena *arena, vq_gptq_fac
     const int64_t n = h->dim[0];
     column *columns;
     double mean;
-    VQ_ASSERT(be->place == VQ_HOST && n <= INT32_MAX);
-    VQ_TRY(vq_tensor_new(arena, VQ_HOST, be->real, VQ_DIMS(n, n), &f->u));
-    VQ_TRY(vq_tensor_new(arena, VQ_HOST, VQ_I32, VQ_DIMS(n), &f->order));
-    VQ_TRY(vq_tensor_new(arena, VQ_HOST, VQ_U8, VQ_DIMS(n), &f->dead));
+    vq_tensor order, dead;
+    VQ_ASSERT(n <= INT32_MAX);
+    VQ_TRY(vq_tensor_new(arena, be->place, be->real, VQ_DIMS(n, n), &f->u));
+    VQ_TRY(vq_tensor_new(arena, be->place, VQ_I32, VQ_DIMS(n), &f->order));
+    VQ_TRY(vq_tensor_new(arena, be->place, VQ_U8, VQ_DIMS(n), &f->dead));
     const size_t mark = vq_arena_mark(arena);
+    VQ_TRY(vq_place_room(arena, &f->order, &order));
+    VQ_TRY(vq_place_room(arena, &f->dead, &dead));
     VQ_TRY(VQ_NEW(arena, n, &columns));
-    VQ_TRY(read_diagonal(columns, f->dead.data, &mean, h, name));
+    VQ_TRY(read_diagonal(be, arena, columns, dead.data, &mean, h, name));
     if (c->act_order) qsort(columns, (size_t)n, sizeof *columns, by_falling_size);
-    for (int64_t i = 0; i < n; i++) ((int32_t *)f->order.data)[i] = columns[i].place;
+    for (int64_t i = 0; i < n; i++) ((int32_t *)order.data)[i] = columns[i].place;
+    VQ_TRY(vq_place_back(be, &order, &f->order));
+    VQ_TRY(vq_place_back(be, &dead, &f->dead));
     vq_arena_reset(arena, mark);
 
     bool positive = false;
@@ -86,10 +99,12 @@ vq_status vq_gptq_quantize(const vq_backend *be, vq_quant *q, vq_tensor *ints, v
                            double *error, const vq_tensor *w, const vq_gptq_factor *f,
                            const vq_gptq_config *c)
 {
+    vq_tensor there;
     VQ_ASSERT(q->bits == c->bits);
-    VQ_TRY(vq_gptq_sweep(be, q, ints, rest, error, w, &f->u, &f->order, &f->dead, &c->rule));
+    VQ_TRY(vq_bring(be, w, &there));
+    VQ_TRY(vq_gptq_sweep(be, q, ints, rest, error, &there, &f->u, &f->order, &f->dead, &c->rule));
     if (isfinite(*error)) return VQ_OK;
-    VQ_TRY(vq_grid_check_finite(q, w, c->rule.scale_dtype));
+    VQ_TRY(vq_grid_check_finite(be, q, w, c->rule.scale_dtype));
     VQ_FAIL(VQ_ENOTFINITE,
             "%s: the errors that GPTQ carries along grew beyond any number, expected them to stay "
             "small. Raise gptq.percdamp, or give more calibration windows",

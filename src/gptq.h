@@ -3,8 +3,8 @@
  *
  * H = (2 / n) sum x x^T over the inputs x of n calibration sequences; U is the upper triangular
  * factor of (H + damping)^-1 = U^T U. One H and one U serve all linears with the same input
- * (q, k, v; gate, up). The grid always includes 0. All tensors are on the host, all functions
- * local; results have the same bits for any number of threads. */
+ * (q, k, v; gate, up). The grid always includes 0. Tensors are at be's place, a weight may be on
+ * the host; all functions are local; results have the same bits for any number of threads. */
 #pragma once
 #include "arena.h"
 #include "backend.h"

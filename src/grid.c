@@ -43,31 +43,44 @@ vq_status vq_grid_alloc(const vq_backend *be, vq_quant *q, vq_arena *arena, cons
     return vq_tensor_new(arena, be->place, be->real, VQ_DIMS(out, groups), &q->zero);
 }
 
-/* Element i of a tensor of floats. */
-static double element(const vq_tensor *t, int64_t i)
+#define PIECE 1024
+
+/* The place and value of the first element that is not finite; its place is their number where all
+ * are. By pieces, wherever t is. */
+static vq_status first_not_finite(const vq_backend *be, const vq_tensor *t, int64_t *at,
+                                  double *value)
 {
-    double value = NAN;
-    const uint8_t *at = (const uint8_t *)t->data + (size_t)i * vq_dtype_bytes(t->dtype);
-    (void)vq_convert(&value, VQ_F64, at, t->dtype, 1);
-    return value;
+    const int64_t n = vq_tensor_count(t);
+    const vq_tensor flat = vq_tensor_view2(t, n, 1);
+    double values[PIECE], raw[PIECE];
+    for (int64_t i = 0; i < n; i += PIECE) {
+        const vq_tensor some = vq_tensor_rows(&flat, i, VQ_MIN(PIECE, n - i));
+        if (t->place != VQ_HOST) VQ_TRY(vq_download(be, raw, &some));
+        VQ_TRY(vq_convert(values, VQ_F64, t->place == VQ_HOST ? some.data : raw, t->dtype,
+                          some.dim[0]));
+        for (int64_t j = 0; j < some.dim[0]; j++) {
+            *at = i + j;
+            *value = values[j];
+            if (!isfinite(*value)) return VQ_OK;
+        }
+    }
+    *at = n;
+    return VQ_OK;
 }
 
-static int64_t first_not_finite(const vq_tensor *t)
-{
-    int64_t i = 0, n = vq_tensor_count(t);
-    while (i < n && isfinite(element(t, i))) i++;
-    return i;
-}
-
-vq_status vq_grid_check_finite(const vq_quant *q, const vq_tensor *w, vq_dtype scale_dtype)
+vq_status vq_grid_check_finite(const vq_backend *be, const vq_quant *q, const vq_tensor *w,
+                               vq_dtype scale_dtype)
 {
     const char *name = w->name ? w->name : "weight";
-    int64_t in = w->dim[1], groups = q->scale.dim[1], i = first_not_finite(w);
+    const int64_t in = w->dim[1], groups = q->scale.dim[1];
+    int64_t i;
+    double value;
+    VQ_TRY(first_not_finite(be, w, &i, &value));
     VQ_CHECK(i == vq_tensor_count(w), VQ_ENOTFINITE,
              "%s: row %lld, column %lld is %g, expected a finite number. The file is damaged, or "
              "the model was saved after it diverged: get it again",
-             name, (long long)(i / in), (long long)(i % in), element(w, i));
-    i = first_not_finite(&q->scale);
+             name, (long long)(i / in), (long long)(i % in), value);
+    VQ_TRY(first_not_finite(be, &q->scale, &i, &value));
     VQ_CHECK(i == vq_tensor_count(&q->scale), VQ_EUNSUPPORTED,
              "%s: row %lld, group %lld: weights span more than %s can hold as a scale. Set "
              "grid.scale_dtype to f32 or bf16",
@@ -78,19 +91,21 @@ vq_status vq_grid_check_finite(const vq_quant *q, const vq_tensor *w, vq_dtype s
 vq_status vq_grid_make(const vq_backend *be, vq_quant *q, vq_tensor *rest, const vq_tensor *w,
                        const vq_tensor *inputs, const vq_grid_config *c)
 {
+    vq_tensor there;
     VQ_ASSERT(!c->search || c->include_zero);
+    VQ_TRY(vq_bring(be, w, &there));
     if (c->search)
-        VQ_TRY(vq_grid_search(be, &q->scale, &q->zero, w, inputs, c->bits, q->group_size,
+        VQ_TRY(vq_grid_search(be, &q->scale, &q->zero, &there, inputs, c->bits, q->group_size,
                               c->symmetric, c->scale_dtype));
     else
-        VQ_TRY(vq_grid_minmax(be, &q->scale, &q->zero, w, c->bits, q->group_size, c->symmetric,
+        VQ_TRY(vq_grid_minmax(be, &q->scale, &q->zero, &there, c->bits, q->group_size, c->symmetric,
                               c->include_zero, c->scale_dtype));
-    VQ_TRY(vq_grid_split(be, &q->base, rest, w, &q->scale, &q->zero, c->bits, q->group_size));
+    VQ_TRY(vq_grid_split(be, &q->base, rest, &there, &q->scale, &q->zero, c->bits, q->group_size));
     /* The rest of a weight is finite unless the weight or its scale is not, and so is their sum of
      * squares, which needs no second pass over weights of 16 bits. */
     double sum_rest, sum_scale;
     VQ_TRY(vq_norm2(be, &sum_rest, rest));
     VQ_TRY(vq_norm2(be, &sum_scale, &q->scale));
     if (isfinite(sum_rest) && isfinite(sum_scale)) return VQ_OK;
-    return vq_grid_check_finite(q, w, c->scale_dtype);
+    return vq_grid_check_finite(be, q, w, c->scale_dtype);
 }

@@ -2,7 +2,7 @@
  *
  * w = s (base - z + rest): base says between which two integers a weight lies, rest in [0, 1] how
  * far it is from the lower one. Rounding to nearest (RTN) rounds rest by itself; VQRound learns it.
- * All tensors are on the host, be too, and all functions are local. */
+ * Tensors are at be's place, a weight may be on the host; all functions are local. */
 #pragma once
 #include "arena.h"
 #include "backend.h"
@@ -48,4 +48,5 @@ vq_status vq_grid_make(const vq_backend *be, vq_quant *q, vq_tensor *rest, const
 /* Looks for the first weight of w, then the first of q's scales, that is not finite: a pass over
  * both, for when a result says that there may be one.
  * Fails: VQ_ENOTFINITE (a weight), VQ_EUNSUPPORTED (a scale above scale_dtype's range). */
-vq_status vq_grid_check_finite(const vq_quant *q, const vq_tensor *w, vq_dtype scale_dtype);
+vq_status vq_grid_check_finite(const vq_backend *be, const vq_quant *q, const vq_tensor *w,
+                               vq_dtype scale_dtype);

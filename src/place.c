@@ -3,14 +3,26 @@
 
 #include "error.h"
 
-vq_status vq_place_host(const vq_backend *be, vq_arena *arena, const vq_tensor *t, vq_tensor *host)
+vq_status vq_place_room(vq_arena *arena, const vq_tensor *t, vq_tensor *host)
 {
-    const vq_tensor from = *t; /* host may be t */
+    const vq_tensor from = *t;
     *host = from;
     if (from.place == VQ_HOST) return VQ_OK;
     VQ_TRY(vq_tensor_new(arena, VQ_HOST, from.dtype, from.ndim, from.dim, host));
     host->name = from.name;
-    return vq_download(be, host->data, &from);
+    return VQ_OK;
+}
+
+vq_status vq_place_back(const vq_backend *be, const vq_tensor *host, vq_tensor *t)
+{
+    return t->place == VQ_HOST ? VQ_OK : vq_upload(be, t, host->data);
+}
+
+vq_status vq_place_host(const vq_backend *be, vq_arena *arena, const vq_tensor *t, vq_tensor *host)
+{
+    const vq_tensor from = *t; /* host may be t */
+    VQ_TRY(vq_place_room(arena, &from, host));
+    return from.place == VQ_HOST ? VQ_OK : vq_download(be, host->data, &from);
 }
 
 vq_status vq_place_there(const vq_backend *be, vq_arena *arena, const vq_tensor *t,
@@ -38,12 +50,11 @@ vq_status vq_place_write(const vq_backend *be, vq_arena *scratch, vq_h5 *h, cons
 vq_status vq_place_read(const vq_backend *be, vq_arena *scratch, const vq_h5 *h, const char *name,
                         vq_tensor *t)
 {
-    if (t->place == VQ_HOST) return vq_h5_read(h, name, t);
     vq_tensor host;
     size_t mark = vq_arena_mark(scratch);
-    VQ_TRY(vq_tensor_new(scratch, VQ_HOST, t->dtype, t->ndim, t->dim, &host));
+    VQ_TRY(vq_place_room(scratch, t, &host));
     VQ_TRY(vq_h5_read(h, name, &host));
-    VQ_TRY(vq_upload(be, t, host.data));
+    VQ_TRY(vq_place_back(be, &host, t));
     vq_arena_reset(scratch, mark);
     return VQ_OK;
 }
@@ -51,12 +62,11 @@ vq_status vq_place_read(const vq_backend *be, vq_arena *scratch, const vq_h5 *h,
 vq_status vq_place_read_rows(const vq_backend *be, vq_arena *scratch, const vq_h5 *h,
                              const char *name, int64_t first, const vq_tensor *rows)
 {
-    if (rows->place == VQ_HOST) return vq_h5_read_rows(h, name, first, rows);
     vq_tensor host, there = *rows;
     size_t mark = vq_arena_mark(scratch);
-    VQ_TRY(vq_tensor_new(scratch, VQ_HOST, rows->dtype, rows->ndim, rows->dim, &host));
+    VQ_TRY(vq_place_room(scratch, rows, &host));
     VQ_TRY(vq_h5_read_rows(h, name, first, &host));
-    VQ_TRY(vq_upload(be, &there, host.data));
+    VQ_TRY(vq_place_back(be, &host, &there));
     vq_arena_reset(scratch, mark);
     return VQ_OK;
 }

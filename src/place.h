@@ -14,6 +14,11 @@ vq_status vq_place_host(const vq_backend *be, vq_arena *arena, const vq_tensor *
 vq_status vq_place_there(const vq_backend *be, vq_arena *arena, const vq_tensor *t,
                          vq_tensor *there);
 
+/* host (which may be t) = t itself where it is on the host, else room for its elements in arena;
+ * and t = host, where the two are not one. */
+vq_status vq_place_room(vq_arena *arena, const vq_tensor *t, vq_tensor *host);
+vq_status vq_place_back(const vq_backend *be, const vq_tensor *host, vq_tensor *t);
+
 /* vq_h5_write, vq_h5_read and vq_h5_read_rows of a tensor anywhere; scratch is left as it was. */
 vq_status vq_place_write(const vq_backend *be, vq_arena *scratch, vq_h5 *h, const char *name,
                          const vq_tensor *t);

@@ -144,10 +144,11 @@ vq_status vq_stage_init(vq_arena *arena, const vq_backend *be, const vq_model *m
     return VQ_OK;
 }
 
-vq_status vq_stage_hold(const vq_stage *s, vq_arena *arena, double room_bytes)
+static vq_status hold(const vq_stage *s, int64_t first, int64_t last, vq_arena *arena,
+                      double room_bytes)
 {
     if (s->be->place == VQ_HOST) return VQ_OK;
-    for (int64_t i = s->first * VQ_N_KINDS; i < s->last * VQ_N_KINDS; i++) {
+    for (int64_t i = first * VQ_N_KINDS; i < last * VQ_N_KINDS; i++) {
         vq_linear *l = &s->there->layers[i / VQ_N_KINDS].linear[i % VQ_N_KINDS];
         const double bytes = l->exists ? (double)vq_tensor_bytes(&l->weight) : 0;
         if (!l->exists || bytes > room_bytes) continue;
@@ -155,6 +156,16 @@ vq_status vq_stage_hold(const vq_stage *s, vq_arena *arena, double room_bytes)
         room_bytes -= bytes;
     }
     return VQ_OK;
+}
+
+vq_status vq_stage_hold(const vq_stage *s, vq_arena *arena, double room_bytes)
+{
+    return hold(s, s->first, s->last, arena, room_bytes);
+}
+
+vq_status vq_stage_hold_layer(const vq_stage *s, int64_t layer, vq_arena *arena)
+{
+    return hold(s, layer, layer + 1, arena, INFINITY);
 }
 
 void vq_stage_drop(const vq_stage *s)

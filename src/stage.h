@@ -55,6 +55,7 @@ vq_status vq_stage_set_scales(vq_stage *stage);
  * room_bytes: passes with them need not bring these each time. Until vq_stage_drop, which must come
  * before anything reads them on the host (writing files). Nothing on the host. Fails: VQ_EMEM. */
 vq_status vq_stage_hold(const vq_stage *stage, vq_arena *arena, double room_bytes);
+vq_status vq_stage_hold_layer(const vq_stage *stage, int64_t layer, vq_arena *arena); /* all */
 void vq_stage_drop(const vq_stage *stage);
 
 bool vq_stage_is_first(const vq_stage *stage);

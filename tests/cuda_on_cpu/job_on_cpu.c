@@ -108,7 +108,6 @@ static void test_same_as_the_cpu(void **state)
     RUN_OK(JOB("cuda", "gpu"));
     expect_peak_of_gpu("gpu");
     expect_alike("gpu", "cpu");
-    /* Grids and codebooks are made on the host: the same files' contents. */
     assert_true(exists("gpu/init-0000.h5") && exists("gpu/teacher-0000.h5"));
     RUN_OK("eval", "--model", "gpu/model", "--text", HELD_OUT, "--seqlen", "16", "--max-windows",
            "2", "--device", "cuda", "--json", "--quiet");

@@ -33,21 +33,101 @@ static void test_parts_are_the_pool(void **state)
     expect_same_model("whole/model", "parts/model");
 }
 
-static void test_layers_one_by_one_are_refused(void **state)
+/* The start: GPTQ or grids by the inputs, codebooks, layers one by one. */
+#define START(device, ...)                                                                         \
+    "--device", device, "--steps", "3", "--block-steps", "2", "--batch-size", "2", "--replicas",   \
+        "1", "--learn-scale", "--threads", "1", __VA_ARGS__
+
+static ino_t number_of(const char *path)
+{
+    struct stat st;
+    assert_int_equal(stat(path, &st), 0);
+    return st.st_ino;
+}
+
+/* Any number of stages starts with the same bits; and what was made on the GPU, the CPU goes on
+ * with. */
+static void test_start_by_stages(void **state)
 {
     (void)state;
-    finish(start_ranks(2, VQROUND, COMMON(MODELS "tiny-llama"),
-                       LIST(ON_GPU, "--block-steps", "2", "--out", "blocks")));
-    expect_code(8);
-    expect_words("train.block_steps = 2 on a GPU", "expected 0", "--device cpu", NULL);
-    assert_null(find_name("blocks", "init-", ""));
+    static const char *const starts[][4] = {{"--init", "gptq", "--grid", "output"},
+                                            {"--init", "rtn", "--grid", "output"}};
+    make_model("rand-llama-gqa-tied", "model");
+    for (int i = 0; i < 2; i++) {
+        const char *const *s = starts[i];
+        QUANTIZE(0, "model", START("cuda", s[0], s[1], s[2], s[3]), "--out", "one");
+        QUANTIZE(2, "model", START("cuda", s[0], s[1], s[2], s[3]), "--stages", "2", "--out",
+                 "two");
+        expect_same_run("one", "two", 3);
+        assert_null(find_name("one", "sweep-", ""));
+        remove_all("one/results.json");
+        remove_all(text("one/ckpt-%010d.h5", 3));
+        const ino_t init = number_of("one/init-0000.h5"), blocks = number_of("one/blocks-0000.h5");
+        QUANTIZE(2, "model", START("cpu", s[0], s[1], s[2], s[3]), "--out", "one");
+        assert_true(number_of("one/init-0000.h5") == init);
+        assert_true(number_of("one/blocks-0000.h5") == blocks);
+        remove_all("one");
+        remove_all("two");
+    }
+}
+
+#define BASELINE                                                                                   \
+    "--device", "cuda", "--method", "gptq", "--batch-size", "2", "--no-eval", "--gptq.propagate"
+
+/* Replicas sum up their Hessians through the host. */
+static void test_gptq_by_replicas(void **state)
+{
+    (void)state;
+    make_model("rand-llama-gqa-tied", "model");
+    for (int i = 0; i < 2; i++) {
+        const char *propagate = i ? "quantized" : "float";
+        QUANTIZE(0, "model", BASELINE, propagate, "--out", "one");
+        QUANTIZE(2, "model", BASELINE, propagate, "--replicas", "2", "--out", "two");
+        expect_near_run("one", "two", 2);
+        remove_all("one");
+        remove_all("two");
+    }
+}
+
+/* The grids of a run serve others, with other codebooks and on the other device. */
+static void test_shared_grids(void **state)
+{
+    (void)state;
+    make_model("rand-llama-gqa-tied", "model");
+    QUANTIZE(0, "model", START("cuda", "--init", "gptq"), "--out", "alone");
+    QUANTIZE(0, "model", START("cuda", "--init", "gptq"), "--kmeans.seed", "2", "--share", "s",
+             "--out", "first");
+    QUANTIZE(2, "model", START("cuda", "--init", "gptq"), "--share", "s", "--out", "second");
+    expect_same_run("alone", "second", 3);
+    QUANTIZE(2, "model", START("cpu", "--init", "gptq"), "--kmeans.seed", "3", "--share", "s",
+             "--out", "third");
+    vq_h5 a, b;
+    char **names;
+    int64_t n, n_linears = 0;
+    EXPECT_OK(vq_h5_open(&arena, "alone/init-0000.h5", NULL, 0, &a));
+    EXPECT_OK(vq_h5_open(&arena, "third/init-0000.h5", NULL, 0, &b));
+    EXPECT_OK(vq_h5_list(&b, &arena, &names, &n));
+    for (int64_t i = 0; i < n; i++) {
+        const char *part = strrchr(names[i], '/');
+        vq_tensor x, y;
+        if (!part || strcmp(part, "/base") != 0) continue;
+        EXPECT_OK(vq_h5_load(&a, &arena, names[i], &x));
+        EXPECT_OK(vq_h5_load(&b, &arena, names[i], &y));
+        expect_same_tensor("alone", "third", &x, &y);
+        n_linears++;
+    }
+    assert_true(n_linears > 0);
+    vq_h5_close(&a);
+    vq_h5_close(&b);
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(test_parts_are_the_pool, clear_folder),
-        cmocka_unit_test_teardown(test_layers_one_by_one_are_refused, clear_folder),
+        cmocka_unit_test_teardown(test_start_by_stages, clear_folder),
+        cmocka_unit_test_teardown(test_gptq_by_replicas, clear_folder),
+        cmocka_unit_test_teardown(test_shared_grids, clear_folder),
     };
     return cmocka_run_group_tests(tests, enter_world, leave_world);
 }

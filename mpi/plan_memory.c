@@ -52,15 +52,15 @@ static double forward_bytes(const vq_plan_view *v, const vq_stage *stage, int64_
            (quantized ? made_bytes(v) : 0);
 }
 
-/* What the kernels take for themselves in a pass of n tokens, with the head of one model or of
- * teacher and student. */
+/* What the kernels take for themselves in a pass of n tokens, with the head of no model, of one, or
+ * of teacher and student. */
 static double gpu_scratch_bytes(const vq_plan_view *v, int64_t n, int n_models, bool is_backward)
 {
     const vq_model_config *m = &v->job.model.config;
     const bool has_codes = vq_config_has_codebook(v->c);
     const vq_cuda_pass pass = {.T = n,
                                .H = m->H,
-                               .V = v->is_last ? m->V : 0,
+                               .V = v->is_last && n_models > 0 ? m->V : 0,
                                .E = m->E_embed,
                                .K = has_codes ? v->c->K : 0,
                                .D = v->c->D,
@@ -81,41 +81,68 @@ static double logits_bytes(const vq_plan_view *v, int64_t n, int n_models)
     return v->is_last ? VQ_MIN(all, LOGITS_BYTES) : 0;
 }
 
+/* The linears of a layer, as they are in the model's files. */
+static double layer_bytes(const vq_plan_view *v)
+{
+    return v->own.weights * v->weight / (double)(v->job.stage.last - v->job.stage.first);
+}
+
+/* Inputs, of GPTQ and outputs of the widest linear. */
+static int64_t widest(const vq_model_config *m)
+{
+    return VQ_MAX(VQ_MAX(m->F, m->H * m->S), m->E);
+}
+
+/* On a GPU the layers' inputs wait on the host, and the layer at work has its weights there. */
 static double sweep_bytes(const vq_plan_view *v)
 {
     const vq_model_config *m = &v->job.model.config;
     const vq_config *c = v->c;
-    const int64_t widest = VQ_MAX(m->F, m->H * m->S);
     const double E = (double)m->E, attn = (double)(m->H * m->S), F = (double)m->F;
-    const double n = (double)VQ_MAX(widest, m->E);
+    const double n = (double)widest(m);
     const double hessians = 8 * (2 * E * E + attn * attn + F * F), factor = n * n * 4;
     const double windows = (double)VQ_CEIL_DIV(c->nsamples, v->job.topo.n_replicas);
     const double inputs = windows * (double)c->seqlen * E * v->act;
-    const double pass =
-        (double)vq_acts_bytes(&v->job.be, m, 1, c->seqlen) + (double)c->seqlen * E * v->act;
+    const double pass = (double)vq_acts_bytes(&v->job.be, m, 1, c->seqlen) +
+                        (double)c->seqlen * E * v->act + (v->in->on_gpu ? layer_bytes(v) : 0);
     const double ints = v->own.weights / (double)(v->job.stage.last - v->job.stage.first);
     const double room = v->in->memory_bytes / 2;
-    const double kept = room > 0 && inputs > room ? 0 : inputs;
+    const double kept = v->in->on_gpu || (room > 0 && inputs > room) ? 0 : inputs;
     return vq_config_uses_gptq(c) ? hessians + factor + kept + VQ_MAX(pass, ints) : kept + pass;
+}
+
+/* What k-means takes beside the residual. On a GPU its vectors, those that train, and indices. */
+static double codebook_bytes(const vq_plan_view *v)
+{
+    const vq_config *c = v->c;
+    const vq_codebook_config codebook = vq_plan_codebook(c);
+    const int64_t n = (int64_t)v->own.largest, n_vec = vq_codebook_vectors(&codebook, n);
+    const double sample =
+        (double)VQ_MIN(n_vec, c->kmeans.max_points_per_centroid * c->K) * (double)c->D * 4;
+    if (v->in->on_gpu) return v->own.largest * 4 + sample + 4 * (double)n_vec;
+    return (double)vq_codebook_scratch_bytes(&codebook, n) + 8 * (double)n_vec +
+           (c->kmeans.engine == VQ_KMEANS_FAISS ? 2 * sample : 0);
+}
+
+/* On a GPU: what the kernels take of it, and two weights or windows on their way. */
+static double start_bytes(const vq_plan_view *v)
+{
+    const vq_config *c = v->c;
+    const vq_model_config *m = &v->job.model.config;
+    const double window = vq_config_sweeps(c) ? (double)(c->seqlen * m->E) * v->act : 0;
+    const double factor = vq_config_uses_gptq(c) ? (double)vq_cuda_factor_bytes(widest(m)) : 0;
+    return VQ_MAX(factor, gpu_scratch_bytes(v, c->seqlen, 0, false)) +
+           2 * VQ_MAX(v->own.largest * v->weight, window);
 }
 
 static double init_bytes(const vq_plan_view *v)
 {
     const vq_config *c = v->c;
-    const vq_codebook_config codebook = vq_plan_codebook(c);
-    const int64_t n = (int64_t)v->own.largest, n_vec = vq_codebook_vectors(&codebook, n);
-    /* Grids are the host's work, codebooks are fitted on the GPU: the residual and its indices. */
-    if (v->in->on_gpu)
-        return vq_config_has_codebook(c) ? v->own.largest * 4 + 4 * (double)n_vec : 0;
-    double bytes = v->own.largest * 4;                            /* the residual */
-    if (c->method == VQ_METHOD_LORA) bytes += v->own.largest * 4; /* the logits */
-    if (vq_config_has_codebook(c)) {
-        const double sample =
-            (double)VQ_MIN(n_vec, c->kmeans.max_points_per_centroid * c->K) * (double)c->D * 4;
-        bytes += (double)vq_codebook_scratch_bytes(&codebook, n) + 8 * (double)n_vec;
-        if (c->kmeans.engine == VQ_KMEANS_FAISS) bytes += 2 * sample;
-    }
-    return bytes + (vq_config_sweeps(c) ? sweep_bytes(v) : 0);
+    double bytes = v->own.largest * 4; /* the residual */
+    if (vq_config_has_codebook(c)) bytes += codebook_bytes(v);
+    if (vq_config_sweeps(c)) bytes += sweep_bytes(v);
+    if (v->in->on_gpu) return bytes + start_bytes(v);
+    return bytes + (c->method == VQ_METHOD_LORA ? v->own.largest * 4 : 0); /* the logits */
 }
 
 static double train_work_bytes(const vq_plan_view *v, vq_keep keep)
@@ -139,7 +166,8 @@ static double train_work_bytes(const vq_plan_view *v, vq_keep keep)
     return T * E * v->act + again + grads + backward + messages + ops;
 }
 
-/* Both streams' inputs, and a layer's forward and backward. */
+/* Both streams' inputs, and a layer's forward and backward. On a GPU the inputs wait on the host.
+ */
 static double blocks_bytes(const vq_plan_view *v)
 {
     const vq_config *c = v->c;
@@ -149,8 +177,11 @@ static double blocks_bytes(const vq_plan_view *v)
     const double room = v->in->memory_bytes / 4;
     const double step = (double)(vq_acts_bytes(&v->job.be, m, v->max_micro, c->seqlen) +
                                  vq_act_grads_bytes(&v->job.be, m, v->max_micro, c->seqlen));
-    return (room > 0 && inputs > room ? 0 : 2 * inputs) + step + 4 * v->max_micro * n +
-           3 * made_bytes(v);
+    const double work = step + 4 * v->max_micro * n + 3 * made_bytes(v);
+    if (v->in->on_gpu)
+        return work + layer_bytes(v) + 2 * v->max_micro * n +
+               gpu_scratch_bytes(v, v->max_micro * c->seqlen, 0, true);
+    return work + (room > 0 && inputs > room ? 0 : 2 * inputs);
 }
 
 /* The linears' own weights, as they are in the model's files, that passes of a phase go through. */
@@ -218,14 +249,11 @@ static void phase_bytes(const vq_plan_view *v, vq_plan_phase phase, vq_keep keep
     switch (phase) {
     case VQ_PLAN_INIT:
         part[VQ_PLAN_WEIGHTS] = v->own.largest * v->weight;
-        if (vq_config_sweeps(c))
-            part[VQ_PLAN_WEIGHTS] = linears / (double)(v->job.stage.last - v->job.stage.first) +
-                                    (v->is_first ? ends : 0);
+        if (vq_config_sweeps(c)) part[VQ_PLAN_WEIGHTS] = layer_bytes(v) + (v->is_first ? ends : 0);
         part[VQ_PLAN_WORK] = init_bytes(v);
         break;
     case VQ_PLAN_BLOCKS:
-        part[VQ_PLAN_WEIGHTS] =
-            linears / (double)(v->job.stage.last - v->job.stage.first) + (v->is_first ? ends : 0);
+        part[VQ_PLAN_WEIGHTS] = layer_bytes(v) + (v->is_first ? ends : 0);
         part[VQ_PLAN_WORK] = blocks_bytes(v);
         break;
     case VQ_PLAN_CACHE:

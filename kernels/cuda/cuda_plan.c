@@ -98,3 +98,8 @@ int64_t vq_cuda_syrk_columns(int64_t n)
 {
     return VQ_MIN(n, SYRK_COLUMNS);
 }
+
+size_t vq_cuda_factor_bytes(int64_t n)
+{
+    return 2 * (size_t)(n * n) * sizeof(double) + (size_t)n * sizeof(double);
+}

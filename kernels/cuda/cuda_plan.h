@@ -54,6 +54,11 @@ int vq_cuda_fixed_bits(int bits, int64_t count);
 /* syrk: columns of h that are multiplied at a time; scratch is n times this, floats. */
 int64_t vq_cuda_syrk_columns(int64_t n);
 
+/* inverse_factor: scratch for inputs of n columns, more than GPTQ's other ops take for linears of
+ * at most as many inputs and outputs. What cuSOLVER takes beside the matrix it says at run time
+ * alone: planned is as much again. */
+size_t vq_cuda_factor_bytes(int64_t n);
+
 #ifdef __cplusplus
 }
 #endif

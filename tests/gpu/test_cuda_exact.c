@@ -324,6 +324,35 @@ static void expect_planned(const op_case *c, const vq_cuda_pass *pass, int64_t r
     device_close(&d);
 }
 
+/* The scratch memory of one run of a case's op. */
+static double scratch_of(const op_case *c)
+{
+    vq_arena *scratch = &((vq_cuda *)gpu.be.ctx)->scratch;
+    const size_t mark = vq_arena_mark(&gpu.arena);
+    scratch->peak_bytes = 0;
+    (void)run_on(&gpu.be, c);
+    vq_arena_reset(&gpu.arena, mark);
+    return (double)scratch->peak_bytes;
+}
+
+/* GPTQ on a linear as wide as it is high, in one block: no op takes more than is planned for the
+ * factor, whose solver takes less here than on a GPU. */
+static void test_factor_is_planned(void **state)
+{
+    (void)state;
+    const int64_t n = 160;
+    const op_case cases[] = {{&OP_INVERSE_FACTOR, {n, 0}},
+                             {&OP_SYRK, {100, n, 0}},
+                             {&OP_GPTQ_SWEEP, {n, n, 3, n, VQ_F16, n, 0, 0}}};
+    const double planned = (double)vq_cuda_factor_bytes(n);
+    for (int i = 0; i < VQ_COUNT(cases); i++) {
+        const double took = scratch_of(&cases[i]);
+        if (took > planned)
+            fail_msg("%s takes %.0f bytes, planned %.0f", cases[i].kind->name, took, planned);
+        assert_true(i > 0 || took >= planned / 2);
+    }
+}
+
 static void test_scratch_is_planned(void **state)
 {
     (void)state;
@@ -365,6 +394,7 @@ int main(void)
 #ifdef VQ_ON_SHIM
                                        cmocka_unit_test(test_no_mapped_memory),
                                        cmocka_unit_test(test_scratch_is_planned),
+                                       cmocka_unit_test(test_factor_is_planned),
 #endif
                                        cmocka_unit_test(test_large_logits)};
     return cmocka_run_group_tests(tests, setup, teardown);

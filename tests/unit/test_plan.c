@@ -234,6 +234,44 @@ static void test_gpu(void **state)
                 p.rank[0].fixed_bytes > in.memory_bytes);
 }
 
+/* What the start takes of a GPU, where no phase after it takes more: GPTQ's Hessians in f64, their
+ * factor while it is made and then in f32, the layer's weights; and layers one by one. */
+static void test_start_on_gpu(void **state)
+{
+    (void)state;
+    const vq_plan_model m = model_of(2);
+    vq_config c = defaults();
+    c.method = VQ_METHOD_GPTQ;
+    c.eval.run = false;
+    c.seqlen = 16;
+    vq_plan_input in = {.config = &c,
+                        .model = &m,
+                        .teacher = &m,
+                        .act = VQ_BF16,
+                        .on_gpu = true,
+                        .n_ranks = 1,
+                        .n_nodes = 1,
+                        .threads = 1,
+                        .gflops = 1};
+    vq_plan p, host;
+    EXPECT_OK(vq_plan_make(&arena, &in, &p));
+    const double hessians = 8.0 * (3 * 64 * 64 + 128 * 128), factor = 128 * 128 * (4 + 2 * 8.0);
+    const double rest = 128 * 64 * 4, two_weights = 2 * 128 * 64 * 2, layer = LAYER_WEIGHTS * 2;
+    const double least = hessians + factor + rest + two_weights + layer;
+    assert_int_equal(p.rank[0].phase, VQ_PLAN_INIT);
+    assert_true(p.rank[0].bytes[VQ_PLAN_WORK] >= least);
+    assert_true(p.rank[0].bytes[VQ_PLAN_WORK] <= 1.2 * least);
+    /* Windows wait on the host; arithmetic that is not of bf16 takes longer. */
+    c.nsamples *= 100;
+    vq_plan more;
+    EXPECT_OK(vq_plan_make(&arena, &in, &more));
+    assert_true(more.rank[0].total_bytes == p.rank[0].total_bytes);
+    c.nsamples /= 100;
+    in.on_gpu = false;
+    EXPECT_OK(vq_plan_make(&arena, &in, &host));
+    assert_true(p.seconds.init > host.seconds.init);
+}
+
 static void test_bad_world(void **state)
 {
     (void)state;
@@ -247,10 +285,10 @@ static void test_bad_world(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_parts),      cmocka_unit_test(test_stages),
-        cmocka_unit_test(test_idle),       cmocka_unit_test(test_recompute_by_memory),
-        cmocka_unit_test(test_gpu),        cmocka_unit_test(test_bad_world),
-        cmocka_unit_test(test_less_to_do),
+        cmocka_unit_test(test_parts),     cmocka_unit_test(test_stages),
+        cmocka_unit_test(test_idle),      cmocka_unit_test(test_recompute_by_memory),
+        cmocka_unit_test(test_gpu),       cmocka_unit_test(test_start_on_gpu),
+        cmocka_unit_test(test_bad_world), cmocka_unit_test(test_less_to_do),
     };
     return cmocka_run_group_tests(tests, open_arenas, close_arenas);
 }

@@ -22,6 +22,6 @@ static inline void int_set(vq_tensor *t, int64_t in, int64_t i, int n)
     switch (t->dtype) {
     case VQ_I8: ((int8_t *)t->data)[i] = (int8_t)n; return;
     case VQ_I16: ((int16_t *)t->data)[i] = (int16_t)n; return;
-    default: *byte = column % 2 ? (uint8_t)((*byte & 15) | (n + 1) << 4) : (uint8_t)(n + 1);
+    default: *byte = (uint8_t)(column % 2 ? (*byte & 15) | (n + 1) << 4 : n + 1);
     }
 }

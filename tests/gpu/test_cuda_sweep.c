@@ -7,6 +7,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -107,7 +108,7 @@ static swept sweep(const vq_backend *be, const rule *r, size_t memory_bytes)
         .act_order = r->act_order,
         .rule = {.block_size = 32, .static_groups = r->act_order, .scale_dtype = VQ_F32}};
     swept s = {.be = be, .by_output = r->by_output};
-    char path[512];
+    char path[512], inputs[32];
     int32_t ids[WINDOWS * SEQLEN];
     vq_model model;
     vq_stage stage;
@@ -126,7 +127,8 @@ static swept sweep(const vq_backend *be, const rule *r, size_t memory_bytes)
                   .take = take,
                   .ctx = &s,
                   .arena = &gpu.arena};
-    EXPECT_OK(vq_sweep_open(&w, WINDOWS, WINDOWS, SEQLEN, memory_bytes, "sweep.h5"));
+    snprintf(inputs, sizeof inputs, "sweep-%d.h5", (int)getpid()); /* tests share the folder */
+    EXPECT_OK(vq_sweep_open(&w, WINDOWS, WINDOWS, SEQLEN, memory_bytes, inputs));
     assert_int_equal(w.inputs.data != NULL, memory_bytes > 0);
     EXPECT_OK(vq_sweep_embed(&w, &windows));
     for (int64_t layer = 0; layer < model.config.N; layer++) {

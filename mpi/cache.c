@@ -24,6 +24,12 @@ const vq_tensor *vq_teacher_head(const vq_teacher *t)
     return &t->stage.there->head;
 }
 
+/* Windows of a step that a replica has at most. */
+static int64_t max_micro(const vq_job *job)
+{
+    return VQ_CEIL_DIV(job->config->train.batch, job->topo.n_replicas);
+}
+
 static bool has_cache_duty(const vq_job *job)
 {
     return vq_topo_is_last(&job->topo);
@@ -113,8 +119,7 @@ static vq_status run_teacher(vq_teacher *t, const vq_data *data, const char *pat
 {
     vq_job *job = t->job;
     /* As many as a replica's share of a step: its stages overlap. */
-    const int64_t step = VQ_CEIL_DIV(job->config->train.batch, job->topo.n_replicas),
-                  batch = VQ_CEIL_DIV(step, job->together) * job->together;
+    const int64_t batch = VQ_CEIL_DIV(max_micro(job), job->together) * job->together;
     writing w = {.teacher = t, .file.id = -1, .not_finite = -1};
     vq_stream stream;
     int64_t *own, n;
@@ -267,27 +272,26 @@ vq_status vq_teacher_start(vq_teacher *t, const vq_data *data, vq_arena *arena, 
                            int64_t count)
 {
     vq_job *job = t->job;
-    const int64_t max_micro = VQ_CEIL_DIV(job->config->train.batch, job->topo.n_replicas);
     if (job->config->train.loss != VQ_LOSS_KD) return VQ_OK;
     if (has_cache_duty(job))
         VQ_TRY(vq_tensor_new(arena, job->be.place, t->is_cached ? t->dtype : job->be.act,
-                             VQ_DIMS(max_micro, data->calib.T, vq_stage_out_width(&t->stage)),
+                             VQ_DIMS(max_micro(job), data->calib.T, vq_stage_out_width(&t->stage)),
                              &t->hidden));
     if (t->is_cached) return VQ_OK;
     VQ_TRY(vq_stage_hold(&t->stage, arena, job->hold_bytes));
     return vq_stream_steps(arena, job, &data->calib, next, count, &t->stream);
 }
 
-/* Takes a window of the running step from the teacher itself. */
-static vq_status keep_window(void *ctx, int64_t first, int64_t count, const vq_tensor *ids,
-                             vq_tensor *hidden)
+/* Takes windows of the running step from the teacher itself. */
+static vq_status keep_windows(void *ctx, int64_t first, int64_t count, const vq_tensor *ids,
+                              vq_tensor *hidden)
 {
     vq_teacher *t = ctx;
     int64_t step_first, n;
-    VQ_ASSERT(count == 1 && ids->dim[0] == 1);
+    (void)ids;
     vq_stream_share(&t->stream, t->stream.next - 1, t->job->topo.replica, &step_first, &n);
-    const vq_tensor window = vq_tensor_rows(&t->hidden, first - step_first, 1);
-    vq_tensor to = vq_tensor_view2(&window, hidden->dim[0], hidden->dim[1]);
+    const vq_tensor windows = vq_tensor_rows(&t->hidden, first - step_first, count);
+    vq_tensor to = vq_tensor_view2(&windows, hidden->dim[0], hidden->dim[1]);
     return vq_copy(&t->job->be, &to, hidden);
 }
 
@@ -296,7 +300,8 @@ vq_status vq_teacher_step(vq_teacher *t, int64_t first, int64_t n)
     vq_job *job = t->job;
     if (job->config->train.loss != VQ_LOSS_KD) return VQ_OK;
     if (!t->is_cached)
-        return vq_pipeline_forward(job, &t->stage, VQ_MODE_FLOAT, &t->stream, 1, 1, keep_window, t);
+        return vq_pipeline_forward(job, &t->stage, VQ_MODE_FLOAT, &t->stream, 1,
+                                   VQ_MIN(job->together, max_micro(job)), keep_windows, t);
     for (int64_t i = 0; i < n && has_cache_duty(job); i++) {
         const vq_tensor window = vq_tensor_rows(&t->hidden, i, 1);
         VQ_TRY(vq_place_read_rows(&job->be, &job->scratch, &t->file[t->in_file[first + i]],

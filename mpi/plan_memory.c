@@ -269,7 +269,8 @@ static void phase_bytes(const vq_plan_view *v, vq_plan_phase phase, vq_keep keep
         if (v->is_last) part[VQ_PLAN_TEACHER] = states * (caches ? v->teacher_weight : v->act);
         if (caches) break;
         part[VQ_PLAN_WEIGHTS] += teacher_linears;
-        part[VQ_PLAN_TEACHER] += forward_bytes(v, &v->teacher_stage, 1, T, false);
+        part[VQ_PLAN_TEACHER] +=
+            forward_bytes(v, &v->teacher_stage, VQ_MIN(by.together, v->max_micro), T, false);
         break;
     case VQ_PLAN_EVAL:
         part[VQ_PLAN_WEIGHTS] = linears + ends;

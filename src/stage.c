@@ -234,6 +234,18 @@ static vq_status upload_ids(const vq_stage *s, const int32_t *ids, int64_t n, vq
     return vq_upload(s->be, out, ids);
 }
 
+/* y = x w^T, each sequence of T tokens by itself (vq_acts: product_rows). */
+static vq_status project(const vq_stage *s, const vq_tensor *x, const vq_tensor *w, int64_t T,
+                         vq_tensor *y)
+{
+    for (int64_t i = 0; i < x->dim[0]; i += T) {
+        const vq_tensor from = vq_tensor_rows(x, i, T);
+        vq_tensor to = vq_tensor_rows(y, i, T);
+        VQ_TRY(vq_gemm(s->be, &to, &from, false, w, true, 1, 0));
+    }
+    return VQ_OK;
+}
+
 /* x = embedding of the ids (through project_in), plus OPT's learned positions. */
 vq_status vq_stage_embed(const vq_stage *s, const vq_tensor *ids, int64_t first, vq_tensor *x)
 {
@@ -252,7 +264,7 @@ vq_status vq_stage_embed(const vq_stage *s, const vq_tensor *ids, int64_t first,
         VQ_TRY(vq_tensor_new(s->scratch, s->be->place, s->be->act, VQ_DIMS(n, m->config.E_embed),
                              &narrow));
         VQ_TRY(vq_embed(s->be, &narrow, &m->embed, &ids_there, false));
-        VQ_TRY(vq_gemm(s->be, x, &narrow, false, &m->project_in, true, 1, 0));
+        VQ_TRY(project(s, &narrow, &m->project_in, T, x));
     } else {
         VQ_TRY(vq_embed(s->be, x, &m->embed, &ids_there, false));
     }
@@ -298,7 +310,7 @@ static vq_status final_fwd(const vq_stage *s, vq_kept *k, int64_t first, int64_t
             VQ_TRY(vq_rmsnorm_fwd(s->be, y, &rstd, x, &m->final_norm_weight, c->norm_eps));
         x = y;
     }
-    return m->project_out.data ? vq_gemm(s->be, out, x, false, &m->project_out, true, 1, 0) : VQ_OK;
+    return m->project_out.data ? project(s, x, &m->project_out, n, out) : VQ_OK;
 }
 
 /* dx of the last layer's output. */

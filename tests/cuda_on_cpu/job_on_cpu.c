@@ -120,14 +120,15 @@ static void test_same_as_the_cpu(void **state)
 
 #define TEACHER                                                                                    \
     "--model", ROOT_DIR "/configs/demo-model", "--bits", "3", "--K", "32", "--D", "4",             \
-        "--nsamples", "8", "--seqlen", "16", "--steps", "2", "--no-eval", "--device", "cuda"
+        "--nsamples", "8", "--seqlen", "16", "--steps", "2", "--batch-size", "4", "--no-eval",     \
+        "--device", "cuda"
 
 /* A little less memory than for all weights and a window: how many windows pass together is then
  * more than one. */
-static double scarce_gib(void)
+static double scarce_gib(const char *cache)
 {
     for (double gib = 0.75; gib > 0.6; gib -= 0.001) {
-        RUN_OK("plan", TEACHER, "--plan.memory_gib", text("%.3f", gib), "--json");
+        RUN_OK("plan", TEACHER, cache, "--plan.memory_gib", text("%.3f", gib), "--json");
         json_t *plan = last_json();
         const json_t *rank = json_array_get(json_object_get(plan, "ranks"), 0);
         const bool is_scarce = json_number(rank, "hold_bytes") < json_number(rank, "own_bytes");
@@ -145,11 +146,19 @@ static double scarce_gib(void)
 static void test_windows_together(void **state)
 {
     (void)state;
-    RUN_OK("quantize", TEACHER, "--text", CALIB, "--threads", "1", "--quiet", "--out", "held");
-    RUN_OK("quantize", TEACHER, "--text", CALIB, "--threads", "1", "--quiet", "--out", "brought",
-           "--plan.memory_gib", text("%.3f", scarce_gib()));
-    expect_same_files("held/teacher-0000.h5", "brought/teacher-0000.h5");
-    expect_same_files("held/model/model.safetensors", "brought/model/model.safetensors");
+    static const struct {
+        const char *cache, *held, *brought;
+    } runs[] = {{"--teacher.cache", "held", "brought"},
+                {"--no-teacher.cache", "held-live", "brought-live"}};
+    for (size_t i = 0; i < sizeof runs / sizeof *runs; i++) {
+        RUN_OK("quantize", TEACHER, runs[i].cache, "--text", CALIB, "--threads", "1", "--quiet",
+               "--out", runs[i].held);
+        RUN_OK("quantize", TEACHER, runs[i].cache, "--text", CALIB, "--threads", "1", "--quiet",
+               "--out", runs[i].brought, "--plan.memory_gib",
+               text("%.3f", scarce_gib(runs[i].cache)));
+        expect_same_files(text("%s/model/model.safetensors", runs[i].held),
+                          text("%s/model/model.safetensors", runs[i].brought));
+    }
 }
 
 static void test_resumes_on_the_other(void **state)

@@ -132,22 +132,12 @@ static void test_demo(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        MODEL("rand-llama-gqa-tied"),
-        MODEL("rand-llama3-rope"),
-        MODEL("rand-llama-f16-sharded"),
-        MODEL("rand-llama2-bin"),
-        MODEL("rand-opt-bin"),
-        MODEL("rand-opt350"),
-        MODEL("rand-opt-f32"),
-        MODEL("rand-qwen3-headdim"),
-        MODEL("rand-qwen3-tied"),
-        MODEL("tiny-llama"),
-        MODEL("tiny-opt"),
-        MODEL("tiny-qwen3"),
-        cmocka_unit_test(test_demo),
-        TOGETHER("rand-llama-gqa-tied"),
-        TOGETHER("rand-opt-f32"),
-        TOGETHER("rand-qwen3-tied"),
+        MODEL("rand-llama-gqa-tied"), MODEL("rand-llama3-rope"),   MODEL("rand-llama-f16-sharded"),
+        MODEL("rand-llama2-bin"),     MODEL("rand-opt-bin"),       MODEL("rand-opt350"),
+        MODEL("rand-opt-f32"),        MODEL("rand-qwen3-headdim"), MODEL("rand-qwen3-tied"),
+        MODEL("tiny-llama"),          MODEL("tiny-opt"),           MODEL("tiny-qwen3"),
+        cmocka_unit_test(test_demo),  TOGETHER("rand-opt350"),     TOGETHER("rand-llama-gqa-tied"),
+        TOGETHER("rand-opt-f32"),     TOGETHER("rand-qwen3-tied"),
     };
     return RUN_TESTS(tests);
 }

@@ -18,7 +18,7 @@ LIMIT_S=540
 
 usage() {
     sed -n '2,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
-    echo "steps: machine ops memcheck racecheck loss bench step7b memory" >&2
+    echo "steps: machine ops memcheck racecheck loss gptq bench step7b memory gptq7b" >&2
     exit 2
 }
 
@@ -103,8 +103,22 @@ loss() { # 50 steps on both: the GPU's losses follow the CPU's
               exit !(NR == 50 && sum / NR < 0.05) }'
 }
 
+gptq() { # on both: like perplexities
+    local device model=$root/configs/demo-model
+    for device in cpu cuda; do
+        "$build/vqround" quantize --device "$device" --out "$work/gptq-$device" --model "$model" \
+            --text "$model/calib.txt" --eval-text "$model/eval.txt" --bits 3 --method gptq \
+            --nsamples 64 --seqlen 128 --quiet || return
+    done
+    cat "$work"/gptq-{cpu,cuda}/results.json | sed -nE 's/.*"gptq": ([^,]*).*/\1/p' | awk '
+        { p[NR] = $1 }
+        END { d = p[2] / p[1] - 1
+              printf "perplexity %.4g, on the CPU %.4g: %+.2f %%\n", p[2], p[1], 100 * d
+              exit !(NR == 2 && d > -0.05 && d < 0.05) }'
+}
+
 with7b() { # COMMAND...: with the settings of step7b
-    "$@" --model "$work/model-7b" --bits 3 --nsamples 4 --seqlen 2048 --steps 20 --no-eval
+    "$@" --model "$work/model-7b" --bits 3 --nsamples 4 --seqlen 2048 --steps 20
 }
 
 # A step of a 7B model of random weights: 2,048 tokens, batch 1, K 4096, D 8; its init is timed, too.
@@ -128,13 +142,21 @@ memory() {
     local gib planned taken
     [ -e "$work/7b/results.json" ] || { echo "step7b has left no results.json"; return 77; }
     gib=$(nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits | awk 'NR == 1 { print $1 / 1024 }')
-    planned=$(with7b "$build/vqround" plan --device cuda --plan.memory_gib "$gib" --json |
+    planned=$(with7b "$build/vqround" plan --device cuda --plan.memory_gib "$gib" --no-eval --json |
         sed -nE 's/.*"total_bytes": ?([^,}]*).*/\1/p')
     taken=$(sed -nE 's/.*"peak_gpu_bytes": ([^,]*).*/\1/p' "$work/7b/results.json")
     awk -v taken="$taken" -v planned="$planned" 'BEGIN {
         d = planned > 0 ? taken / planned - 1 : 1
         printf "%.2f GB of the GPU taken, %.2f GB planned: %+.1f %%\n", taken / 1e9, planned / 1e9, 100 * d
         exit !(d >= -0.1 && d <= 0.1) }'
+}
+
+# The same model by GPTQ, on grids by its weights' share in the outputs: the time of its init.
+gptq7b() {
+    [ -e "$work/model-7b/model.safetensors" ] || { echo "step7b has left no model"; return 77; }
+    with7b job cuda "$work/7b-gptq" --text "$root/configs/demo-model/calib.txt" --method gptq \
+        --grid output || return
+    sed -n '/"seconds": {/,/}/p' "$work/7b-gptq/results.json"
 }
 
 if ! nvidia-smi -L >/dev/null 2>&1; then
@@ -146,14 +168,16 @@ fi
     exit 2
 }
 export root build work
-export -f machine ops sanitize losses job loss with7b step7b memory # `timeout` needs a program: bash -c
+export -f machine ops sanitize losses job loss gptq with7b step7b memory gptq7b # `timeout` needs a program: bash -c
 step machine "what this is" bash -c machine
 step ops "op cases and golden tests" bash -c ops
 step memcheck "compute-sanitizer memcheck" bash -c 'sanitize memcheck'
 step racecheck "compute-sanitizer racecheck" bash -c 'sanitize racecheck'
 step loss "50 steps beside the CPU" bash -c loss
+step gptq "GPTQ beside the CPU" bash -c gptq
 step bench "time of each op beside its ceiling" "$build/bench/bench_ops" --device cuda
 step step7b "a training step of a 7B model" bash -c step7b
 step memory "what step7b took of the GPU beside its plan" bash -c memory
+step gptq7b "a 7B model by GPTQ" bash -c gptq7b
 printf '\nreport: %s\n' "$report"
 exit "$failed"

@@ -33,6 +33,32 @@ static void test_parts_are_the_pool(void **state)
     expect_same_model("whole/model", "parts/model");
 }
 
+/* What two runs' linears started from, each by one rank: the part of this name, or NULL: all. */
+static void expect_same_start(const char *a, const char *b, const char *part)
+{
+    const size_t mark = vq_arena_mark(&arena);
+    vq_h5 x, y;
+    char **names;
+    int64_t n, n_same = 0;
+    EXPECT_OK(vq_h5_open(&arena, text("%s/init-0000.h5", a), NULL, 0, &x));
+    EXPECT_OK(vq_h5_open(&arena, text("%s/init-0000.h5", b), NULL, 0, &y));
+    EXPECT_OK(vq_h5_list(&y, &arena, &names, &n));
+    for (int64_t i = 0; i < n; i++) {
+        const char *end = strrchr(names[i], '/');
+        vq_tensor t, u;
+        if (!end || (part && strcmp(end + 1, part) != 0)) continue;
+        EXPECT_OK(vq_h5_load(&x, &arena, names[i], &t));
+        EXPECT_OK(vq_h5_load(&y, &arena, names[i], &u));
+        t.name = names[i];
+        expect_same_tensor(a, b, &t, &u);
+        n_same++;
+    }
+    vq_h5_close(&x);
+    vq_h5_close(&y);
+    vq_arena_reset(&arena, mark);
+    assert_true(n_same >= (part ? 14 : 3 * 14));
+}
+
 /* The start: GPTQ or grids by the inputs, codebooks, layers one by one. */
 #define START(device, ...)                                                                         \
     "--device", device, "--steps", "3", "--block-steps", "2", "--batch-size", "2", "--replicas",   \
@@ -99,26 +125,41 @@ static void test_shared_grids(void **state)
              "--out", "first");
     QUANTIZE(2, "model", START("cuda", "--init", "gptq"), "--share", "s", "--out", "second");
     expect_same_run("alone", "second", 3);
-    QUANTIZE(2, "model", START("cpu", "--init", "gptq"), "--kmeans.seed", "3", "--share", "s",
+    QUANTIZE(0, "model", START("cpu", "--init", "gptq"), "--kmeans.seed", "3", "--share", "s",
              "--out", "third");
-    vq_h5 a, b;
-    char **names;
-    int64_t n, n_linears = 0;
-    EXPECT_OK(vq_h5_open(&arena, "alone/init-0000.h5", NULL, 0, &a));
-    EXPECT_OK(vq_h5_open(&arena, "third/init-0000.h5", NULL, 0, &b));
-    EXPECT_OK(vq_h5_list(&b, &arena, &names, &n));
-    for (int64_t i = 0; i < n; i++) {
-        const char *part = strrchr(names[i], '/');
-        vq_tensor x, y;
-        if (!part || strcmp(part, "/base") != 0) continue;
-        EXPECT_OK(vq_h5_load(&a, &arena, names[i], &x));
-        EXPECT_OK(vq_h5_load(&b, &arena, names[i], &y));
-        expect_same_tensor("alone", "third", &x, &y);
-        n_linears++;
+    expect_same_start("alone", "third", "base");
+}
+
+/* Nothing of the start by rounding to nearest is a sum of activations: the CPU's bits, where its
+ * products are fused as the GPU's are. */
+static void test_start_from_rtn(void **state)
+{
+    (void)state;
+#ifdef __FMA__
+    static const char *const methods[] = {"adaround", "lora", "vqround"};
+    static const char *const devices[] = {"cpu", "cuda"};
+    make_model("rand-llama-gqa-tied", "model");
+    for (int i = 0; i < VQ_COUNT(methods); i++) {
+        for (int j = 0; j < 2; j++)
+            QUANTIZE(0, "model", "--method", methods[i], "--device", devices[j], "--steps", "1",
+                     "--no-eval", "--threads", "1", "--out", devices[j]);
+        expect_same_start("cpu", "cuda", NULL);
+        for (int j = 0; j < 2; j++) remove_all(devices[j]);
     }
-    assert_true(n_linears > 0);
-    vq_h5_close(&a);
-    vq_h5_close(&b);
+#else
+    skip();
+#endif
+}
+
+static void test_scattered_groups_are_refused(void **state)
+{
+    (void)state;
+    make_model("rand-llama-gqa-tied", "model");
+    finish(start_ranks(0, VQROUND, COMMON("model"),
+                       LIST("--device", "cuda", "--init", "gptq", "--gptq.act_order",
+                            "--gptq.static_groups", "off", "--group-size", "16", "--out", "run")));
+    expect_code(8);
+    expect_words("gptq.static_groups = off", "expected on or auto on a GPU", "--device cpu", NULL);
 }
 
 int main(void)
@@ -128,6 +169,8 @@ int main(void)
         cmocka_unit_test_teardown(test_start_by_stages, clear_folder),
         cmocka_unit_test_teardown(test_gptq_by_replicas, clear_folder),
         cmocka_unit_test_teardown(test_shared_grids, clear_folder),
+        cmocka_unit_test_teardown(test_start_from_rtn, clear_folder),
+        cmocka_unit_test_teardown(test_scattered_groups_are_refused, clear_folder),
     };
     return cmocka_run_group_tests(tests, enter_world, leave_world);
 }

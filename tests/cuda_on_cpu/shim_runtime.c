@@ -175,12 +175,13 @@ cudaError_t cudaFreeHost(void *ptr)
     return cudaSuccess;
 }
 
-static bool kind_fits(const void *dst, const void *src, size_t bytes, cudaMemcpyKind kind)
+static bool kind_fits(const void *dst, size_t dst_bytes, const void *src, size_t src_bytes,
+                      cudaMemcpyKind kind)
 {
     bool to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
     bool from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
     return kind == cudaMemcpyDefault ||
-           (on_device(dst, bytes) == to_device && on_device(src, bytes) == from_device);
+           (on_device(dst, dst_bytes) == to_device && on_device(src, src_bytes) == from_device);
 }
 
 cudaError_t cudaMemcpy2DAsync(void *dst, size_t dst_pitch, const void *src, size_t src_pitch,
@@ -189,7 +190,8 @@ cudaError_t cudaMemcpy2DAsync(void *dst, size_t dst_pitch, const void *src, size
     (void)stream;
     if (width == 0 || height == 0) return cudaSuccess;
     if (dst_pitch < width || src_pitch < width ||
-        !kind_fits(dst, src, (height - 1) * src_pitch + width, kind))
+        !kind_fits(dst, (height - 1) * dst_pitch + width, src, (height - 1) * src_pitch + width,
+                   kind))
         return cudaErrorInvalidValue;
     shim_enter_device();
     for (size_t i = 0; i < height; i++)
@@ -213,7 +215,7 @@ cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpy
                             cudaStream_t stream)
 {
     if (stream && stream->is_late && kind == cudaMemcpyHostToDevice) {
-        if (!kind_fits(dst, src, bytes, kind)) return cudaErrorInvalidValue;
+        if (!kind_fits(dst, bytes, src, bytes, kind)) return cudaErrorInvalidValue;
         copy_until(stream, stream->queued + 1 - MAX_LATE);
         const int at = (int)(stream->queued++ % MAX_LATE);
         stream->copy[at].dst = dst;

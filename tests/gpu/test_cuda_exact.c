@@ -285,6 +285,35 @@ static void test_bring(void **state)
     vq_arena_reset(&gpu.arena, 0);
 }
 
+/* The diagonal of a matrix out and, changed, back in. */
+static void test_strided_copy(void **state)
+{
+    (void)state;
+    enum { N = 300 };
+    const size_t mark = vq_arena_mark(&gpu.arena);
+    double *host, diagonal[N];
+    vq_tensor h, d;
+    EXPECT_OK(VQ_NEW(&gpu.arena, N * N, &host));
+    for (int i = 0; i < N * N; i++) host[i] = i;
+    EXPECT_OK(vq_tensor_new(&gpu.arena, VQ_DEVICE, VQ_F64, VQ_DIMS(N, N), &h));
+    EXPECT_OK(vq_tensor_new(&gpu.arena, VQ_DEVICE, VQ_F64, VQ_DIMS(N, 1), &d));
+    vq_tensor in_place = vq_tensor_2d(h.data, VQ_F64, N, 1);
+    in_place.place = VQ_DEVICE;
+    in_place.stride[0] = N + 1;
+    EXPECT_OK(vq_upload(&gpu.be, &h, host));
+    EXPECT_OK(vq_copy(&gpu.be, &d, &in_place));
+    EXPECT_OK(vq_download(&gpu.be, diagonal, &d));
+    for (int i = 0; i < N; i++) {
+        assert_true(diagonal[i] == i * (N + 1));
+        diagonal[i] = -1;
+    }
+    EXPECT_OK(vq_upload(&gpu.be, &d, diagonal));
+    EXPECT_OK(vq_copy(&gpu.be, &in_place, &d));
+    EXPECT_OK(vq_download(&gpu.be, host, &h));
+    for (int i = 0; i < N * N; i++) assert_true(host[i] == (i % (N + 1) ? i : -1));
+    vq_arena_reset(&gpu.arena, mark);
+}
+
 /* What was given back again is in the peak, whether or not it was asked for in between. */
 static void test_peak_of_memory(void **state)
 {
@@ -390,6 +419,7 @@ int main(void)
                                        cmocka_unit_test(test_not_positive),
                                        cmocka_unit_test(test_bad_targets),
                                        cmocka_unit_test(test_bring),
+                                       cmocka_unit_test(test_strided_copy),
                                        cmocka_unit_test(test_peak_of_memory),
 #ifdef VQ_ON_SHIM
                                        cmocka_unit_test(test_no_mapped_memory),

@@ -78,7 +78,9 @@ static vq_status take(void *ctx, vq_vqlinear *l, const vq_tensor *rest, double e
     VQ_TRY(keep(s->be, s->by_output ? &l->quant.base : &l->ints, &r->ints));
     VQ_TRY(keep(s->be, &l->quant.scale, &r->scale));
     VQ_TRY(keep(s->be, rest, &r->rest));
-    r->ints.name = l->source->name;
+    char *name;
+    VQ_TRY(vq_arena_text(&kept, l->source->name, strlen(l->source->name), &name));
+    r->ints.name = name;
     return VQ_OK;
 }
 

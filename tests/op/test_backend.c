@@ -153,6 +153,14 @@ static void test_memory(void **state)
     assert_int_equal(vq_copy(&be, &y, &x), VQ_OK);
     assert_int_equal(vq_download(&be, back, &y), VQ_OK);
     assert_memory_equal(host, back, sizeof host);
+    /* The diagonal of x's first four columns to y's second column, and nothing else. */
+    vq_tensor diagonal = matrix(0, 4, 1), column = matrix(1, 4, 1);
+    diagonal.stride[0] = 6;
+    column.data = (float *)column.data + 1;
+    column.stride[0] = 5;
+    assert_int_equal(vq_copy(&be, &column, &diagonal), VQ_OK);
+    for (int i = 0; i < 20; i++)
+        assert_true(buffer[1][i] == (i % 5 == 1 ? host[i / 5 * 6] : host[i]));
     assert_int_equal(vq_zero(&be, &y), VQ_OK);
     assert_int_equal(vq_sync(&be), VQ_OK);
     assert_true(buffer[1][7] == 0.0f);

@@ -228,7 +228,8 @@ bundle_mpi() { # FOLDER
     plugins=$(ompi_info --path pkglibdir --parsable | cut -d : -f 3)
     mkdir -p "$1/lib/openmpi" "$1/lib/pmix"
     for plugin in "$plugins"/*.so; do
-        libraries "$plugin" | grep -qE 'lib(uct|ucp|ucs|psm|fabric|ibverbs|rdmacm|efa|nl-|oshmem|numa|cuda)' ||
+        # Not grep -q: what is before a pipe that it closes early would have failed.
+        libraries "$plugin" | grep -E 'lib(uct|ucp|ucs|psm|fabric|ibverbs|rdmacm|efa|nl-|oshmem|numa|cuda)' >/dev/null ||
             cp "$plugin" "$1/lib/openmpi"
     done
     pmix=$(libraries "$1/lib/openmpi"/mca_pmix_*.so | grep libpmix || true)
@@ -270,7 +271,7 @@ bundle() { # [CMAKE...] | --from DIR
         say "building for any x86-64 with AVX2"
         tree build-bundle program -DVQ_ARCH=x86-64-v3 -DVQ_TESTS_FOLDER=. "$@"
         tree build-bundle manual
-        ! cmake --build build-bundle --target help | grep -q gpu_tests || {
+        ! cmake --build build-bundle --target help | grep gpu_tests >/dev/null || {
             tree build-bundle gpu_tests
             tree build-bundle bench
         }

@@ -43,7 +43,8 @@ set_target_properties(vq_cuda PROPERTIES PREFIX "" LIBRARY_OUTPUT_DIRECTORY ${CM
 target_include_directories(vq_cuda PRIVATE src kernels kernels/cuda)
 target_include_directories(vq_cuda SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
 target_compile_options(vq_cuda PRIVATE -lineinfo -Xcompiler=-Wall,-Wextra
-  $<$<BOOL:${VQ_WERROR}>:-Werror=all-warnings>)
+  $<$<BOOL:${VQ_WERROR}>:-Werror=all-warnings>
+  $<$<VERSION_GREATER_EQUAL:${CMAKE_CUDA_COMPILER_VERSION},13>:--compress-mode=size>) # 5 MB in place of 38
 target_link_libraries(vq_cuda PRIVATE CUDA::cudart CUDA::cublasLt CUDA::cublas CUDA::cusolver)
 if(VQ_NCCL_INCLUDE_DIR AND VQ_NCCL_LIBRARY)
   target_sources(vq_cuda_host PRIVATE mpi/comm_nccl.c)

@@ -116,8 +116,7 @@ vq_status vq_plan_model_read(vq_arena *arena, const char *dir, vq_plan_model *mo
 {
     char *path, *text;
     size_t n;
-    VQ_TRY(vq_path_join(arena, dir, "config.json", &path));
-    VQ_TRY(vq_file_read(arena, path, &text, &n));
+    VQ_TRY(vq_model_config_read(arena, dir, &path, &text, &n));
     VQ_TRY(vq_model_config_parse(text, n, path, &model->config));
     VQ_TRY(vq_model_require_dense(&model->config, path));
     model->dtype = vq_model_config_dtype(text, n);

@@ -45,9 +45,10 @@ vq_status vq_topo_make(const vq_config *config, const vq_model_config *model, in
              (long long)config->stages, (long long)config->replicas, size, size == 1 ? "" : "s",
              size, (long long)(VQ_MAX(config->stages, 1) * VQ_MAX(config->replicas, 1)));
     VQ_CHECK(stages <= model->N && stages <= MAX_STAGES, VQ_EUSAGE,
-             "--stages %lld: the model has %lld layers: expected at most a stage a layer. Start "
-             "fewer ranks, or share the batch with --replicas",
-             (long long)stages, (long long)model->N);
+             "%s%lld%s: the model has %lld layers: expected at most a stage a layer. Start fewer "
+             "ranks, or share the batch with --replicas",
+             config->stages ? "--stages " : "", (long long)stages,
+             config->stages ? "" : " stages, by the ranks", (long long)model->N);
     VQ_CHECK(replicas <= config->train.batch || replicas == 1, VQ_EUSAGE,
              "--replicas %lld: a step has %lld sequences (--batch-size): expected at least one a "
              "replica. Raise --batch-size, or use stages",

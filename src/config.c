@@ -702,20 +702,25 @@ static vq_status next(reader *r, item *out)
     return status;
 }
 
-static vq_status unknown_key(const reader *r, int line, const char *name)
-{
-    VQ_FAIL(VQ_EUSAGE,
-            "%s:%d %s: there is no such key, expected one such as %s, the nearest. " YAML_ADVICE,
-            r->path, line, name, nearest_key(name, ALL)->name);
-}
-
-/* Whether keys begin with "name.". */
-static bool is_section(const char *name)
+/* The first key that begins with "name.": name is a section then. */
+static const key *first_below(const char *name)
 {
     size_t n = strlen(name);
     for (int i = 0; i < VQ_COUNT(keys); i++)
-        if (strncmp(keys[i].name, name, n) == 0 && keys[i].name[n] == '.') return true;
-    return false;
+        if (strncmp(keys[i].name, name, n) == 0 && keys[i].name[n] == '.') return &keys[i];
+    return NULL;
+}
+
+static vq_status unknown_key(const reader *r, int line, const char *name)
+{
+    const key *below = first_below(name);
+    VQ_CHECK(
+        !below, VQ_EUSAGE,
+        "%s:%d %s has a value and is a section: expected keys below it, such as %s. " YAML_ADVICE,
+        r->path, line, name, below->name + strlen(name) + 1);
+    VQ_FAIL(VQ_EUSAGE,
+            "%s:%d %s: there is no such key, expected one such as %s, the nearest. " YAML_ADVICE,
+            r->path, line, name, nearest_key(name, ALL)->name);
 }
 
 /* The value of key name, whose first item is v. */
@@ -767,8 +772,10 @@ static vq_status read_mapping(reader *r, const char *prefix)
         if (n >= (int)sizeof name) return unknown_key(r, k.line, name);
         VQ_TRY(next(r, &v));
         if (v.type == YAML_MAPPING_START_EVENT && !find_key(name)) {
-            if (!is_section(name)) return unknown_key(r, k.line, name);
+            if (!first_below(name)) return unknown_key(r, k.line, name);
             VQ_TRY(read_mapping(r, name)); /* as deep as names have dots */
+        } else if (v.null && !find_key(name) && first_below(name)) {
+            continue; /* a section whose keys are comments */
         } else {
             VQ_TRY(read_value(r, name, k.line, v));
         }
@@ -896,6 +903,10 @@ vq_status vq_config_parse_args(vq_arena *arena, vq_command command, int argc,
         } else if (is_flag(arg)) {
             VQ_TRY(read_flag(arena, command, argc, argv, &i, config));
         } else {
+            VQ_CHECK(arg[0] != '-' || !find_flag(arg + 1, strcspn(arg + 1, "=")), VQ_EUSAGE,
+                     "vqround %s: %s: expected flags with two dashes. Write -%s, or see \"vqround "
+                     "%s --help\"",
+                     vq_command_name(command), arg, arg, vq_command_name(command));
             VQ_CHECK(command & (VQ_INSPECT | VQ_REPORT) && arg[0] != '-', VQ_EUSAGE,
                      "vqround %s: \"%s\" stands alone, expected flags such as --text FILE. Put its "
                      "flag in front, or see \"vqround %s --help\"",

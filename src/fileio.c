@@ -298,6 +298,10 @@ vq_status vq_make_folders(const char *path)
         if (mkdir(part, 0777) == 0 || (errno == EEXIST && vq_is_folder(part))) continue;
         /* Above the last part "permission denied" may hide a folder that is there. */
         if (path[i] == '/' && vq_is_folder(part)) continue;
+        VQ_CHECK(errno != EEXIST, VQ_EFILE,
+                 "%s cannot be made as a folder: it is a file, expected a folder or nothing "
+                 "there. Choose another path",
+                 part);
         return vq_file_error(part, "made as a folder");
     }
     return VQ_OK;

@@ -182,9 +182,14 @@ static vq_status flush_output(void)
 
 int main(int argc, char **argv)
 {
+    static char help[] = "--help";
     choose_waiting(argv);
     const char *first = argc > 1 ? argv[1] : "";
-    if (argc < 2 || !strcmp(first, "--help") || !strcmp(first, "-h") || !strcmp(first, "help")) {
+    const bool asks = !strcmp(first, "--help") || !strcmp(first, "-h") || !strcmp(first, "help");
+    if (asks && argc == 3) { /* "vqround help quantize" */
+        argv[1] = argv[2];
+        argv[2] = help;
+    } else if (argc < 2 || asks) {
         vq_config_print_help(argc < 2 ? stderr : stdout, 0);
         return argc < 2 ? VQ_EUSAGE : VQ_OK;
     }

@@ -544,14 +544,44 @@ static vq_status get_tensors(vq_arena *arena, vq_model *m)
     return VQ_OK;
 }
 
+/* Whether a name may be one of the Hub's: OWNER/MODEL. */
+static bool is_hub_name(const char *dir)
+{
+    const char *slash = strchr(dir, '/');
+    return slash && slash != dir && slash[1] && !strchr(slash + 1, '/') && dir[0] != '.' &&
+           dir[0] != '~';
+}
+
+vq_status vq_model_config_read(vq_arena *arena, const char *dir, char **path, char **text,
+                               size_t *n)
+{
+    char *run;
+    VQ_TRY(vq_path_join(arena, dir, "config.json", path));
+    VQ_TRY(vq_path_join(arena, dir, "model/config.json", &run));
+    VQ_CHECK(vq_file_exists(dir) || !is_hub_name(dir), VQ_EFILE,
+             "%s: no such folder: expected a model that is on this machine. Check the path; one "
+             "of the Hugging Face Hub comes by \"hf download %s --local-dir DIR\"",
+             dir, dir);
+    VQ_CHECK(vq_file_exists(dir), VQ_EFILE,
+             "%s: no such folder: expected a model's, with config.json in it. Check the path", dir);
+    VQ_CHECK(vq_is_folder(dir), VQ_EFILE,
+             "%s is a file: expected a model's folder. Give the folder that it is in", dir);
+    VQ_CHECK(vq_file_exists(*path) || !vq_file_exists(run), VQ_EFILE,
+             "%s is a run's folder: expected a model's. Give %s/model", dir, dir);
+    VQ_CHECK(vq_file_exists(*path), VQ_EFILE,
+             "%s: no config.json in this folder: expected a Hugging Face model's. Check the path, "
+             "or get the file",
+             dir);
+    return vq_file_read(arena, *path, text, n);
+}
+
 vq_status vq_model_open(vq_arena *arena, const char *dir, vq_model *m)
 {
     char *path, *text;
     size_t n;
     *m = (vq_model){0};
     VQ_TRY(vq_arena_text(arena, dir, strlen(dir), (char **)&m->dir));
-    VQ_TRY(vq_path_join(arena, dir, "config.json", &path));
-    VQ_TRY(vq_file_read(arena, path, &text, &n));
+    VQ_TRY(vq_model_config_read(arena, dir, &path, &text, &n));
     VQ_TRY(vq_model_config_parse(text, n, path, &m->config));
     VQ_TRY(vq_weights_open(arena, dir, &m->weights));
     vq_status status = get_tensors(arena, m);

@@ -72,6 +72,11 @@ typedef struct vq_model {
     vq_tensor head;                               /* [V, E_embed]; the embedding when tied */
 } vq_model;
 
+/* Reads config.json of folder dir into arena: its path, its text and the text's bytes.
+ * Fails: VQ_EFILE (it is not there, and what dir is instead), VQ_EMEM. Local. */
+vq_status vq_model_config_read(vq_arena *arena, const char *dir, char **path, char **text,
+                               size_t *n);
+
 /* Reads config.json and maps the weights of folder dir. Everything is in arena.
  * Fails: VQ_EFILE (missing or malformed file, missing tensor, wrong shape), VQ_EUNSUPPORTED (an
  * architecture or option that we do not compute, with its key and what is supported). Local. */

@@ -98,6 +98,7 @@ static void flags(void **state)
         {"--sed", "4", {2, {"--sed", "--seed", "--help"}}},
         {"--sym=perhaps", NULL, {2, {"--sym = perhaps", "true or false", "--help"}}},
         {"--bits", NULL, {2, {"--bits", "no value", "expected", "--help"}}},
+        {"-bits=3", NULL, {2, {"-bits=3", "two dashes", "--bits=3", "--help"}}},
         {"stray", NULL, {2, {"\"stray\" stands alone", "expected flags", "--help"}}},
         {"--K", "8", {2, {"--K", "twice", "Remove one"}}},
         {"--config", "none.yaml", {3, {"none.yaml", "no such file", "expected", "Check"}}},
@@ -162,6 +163,8 @@ static void help_and_usage(void **state)
     char *usage = strdup(last.err);
     RUN_OK("--help");
     assert_string_equal(last.out, usage);
+    RUN_OK("help", "eval");
+    assert_non_null(strstr(last.out, "Usage: vqround eval"));
     free(usage);
     RUN_OK("--version");
     assert_ptr_equal(strstr(last.out, "vqround 0."), last.out);
@@ -187,6 +190,9 @@ static void settings_files(void **state)
         {"config: d.yaml\n", {2, {"c.yaml:1 config", "command line only", "Remove"}}},
         {"bits: 3\n---\nbits: 2\n", {2, {"c.yaml:2", "second YAML document", "Remove"}}},
         {"bits: 3\n", {2, {"--model is missing", "expected", "Add it"}}},
+        {"train:\n  # steps: 3\n", {2, {"--model is missing", "expected", "Add it"}}},
+        {"train: 3\n", {2, {"c.yaml:1 train", "is a section", "such as steps", "--help"}}},
+        {"kmeans:\n  by_sign:\n    a: 1\n", {2, {"c.yaml:2 kmeans.by_sign", "expected", "--help"}}},
     };
     for (size_t i = 0; i < COUNT(cases); i++) {
         write_text("c.yaml", cases[i].yaml);
@@ -276,14 +282,22 @@ static void model_folders(void **state)
 {
     (void)state;
     RUN("eval", "--quiet", "--model", "none", "--text", "text.txt");
-    expect_refused(&(expected){3, {"none/config.json", "no such file", "expected", "Check"}}, "");
+    expect_refused(&(expected){3, {"none: no such folder", "config.json", "Check"}}, "");
+    RUN("eval", "--quiet", "--model", "owner/name", "--text", "text.txt");
+    expect_refused(&(expected){3, {"owner/name: no such folder", "hf download owner/name"}}, "");
+    RUN("plan", "--quiet", "--model", "owner/name");
+    expect_refused(&(expected){3, {"owner/name: no such folder", "hf download owner/name"}}, "");
+    if (mkdir("made", 0777) != 0) fail_msg("mkdir: %s", strerror(errno));
+    copy_folder("good", "made/model");
+    RUN("eval", "--quiet", "--model", "made", "--text", "text.txt");
+    expect_refused(&(expected){3, {"made is a run's folder", "expected", "Give made/model"}}, "");
     RUN("eval", "--quiet", "--model", "text.txt", "--text", "text.txt");
-    expect_refused(&(expected){3, {"text.txt", "expected", "Check"}}, "");
+    expect_refused(&(expected){3, {"text.txt is a file", "expected", "Give the folder"}}, "");
     static const struct {
         const char *file, *contents; /* NULL: removed */
         expected e;
     } cases[] = {
-        {"config.json", NULL, {3, {"m/config.json", "no such file", "Check"}}},
+        {"config.json", NULL, {3, {"m: no config.json", "expected", "Check"}}},
         {"config.json", "{\"a\": ", {3, {"m/config.json:1", "not JSON", "again"}}},
         {"config.json", "", {3, {"m/config.json:1", "not JSON", "again"}}},
         {"config.json", "[]", {3, {"m/config.json", "expected a JSON object", "again"}}},
@@ -740,7 +754,7 @@ static void places(void **state)
     (void)state;
     write_text("file", "x");
     RUN(PLACED, "file");
-    expect_refused(&(expected){3, {"file cannot be made as a folder"}}, "a file");
+    expect_refused(&(expected){3, {"file cannot be made", "it is a file", "Choose"}}, "a file");
     RUN(PLACED, "file/run");
     expect_refused(&(expected){3, {"file", "cannot be made as a folder"}}, "below a file");
     RUN(PLACED, "/proc/run");

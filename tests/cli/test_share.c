@@ -158,7 +158,7 @@ static void bad_folder_says_why(void **state)
     (void)state;
     write_text("file", "x");
     RUN(BASE, "--K", "16", "--out", "bad", "--share", "file", "--quiet");
-    EXPECT_FAILED(3, "file cannot be made", "Check");
+    EXPECT_FAILED(3, "file cannot be made", "it is a file", "Choose");
 }
 
 static int enter_with_model(void **state)

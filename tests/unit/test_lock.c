@@ -121,7 +121,7 @@ static void bad_places_say_why(void **state)
     bool taken;
     EXPECT_OK(vq_file_write("file", "x", 1));
     EXPECT_ERROR(vq_lock_try("file/lock", 60, &lock, &taken), VQ_EFILE, "file cannot be made",
-                 "Check");
+                 "it is a file", "Choose");
     assert_false(taken || lock.place[0]);
 }
 

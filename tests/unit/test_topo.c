@@ -154,8 +154,10 @@ static void test_worlds_that_do_not_fit(void **state)
     config = config_of(0, 8, 8);
     EXPECT_ERROR(vq_topo_make(&config, &c, 0, 4, &t), VQ_EUSAGE, "--replicas 8", "start 8 ranks");
     config = config_of(0, 0, 1);
-    EXPECT_ERROR(vq_topo_make(&config, &c, 0, 6, &t), VQ_EUSAGE, "--stages 6", "has 4 layers",
-                 "fewer ranks", "--replicas");
+    EXPECT_ERROR(vq_topo_make(&config, &c, 0, 6, &t), VQ_EUSAGE, "6 stages, by the ranks",
+                 "has 4 layers", "fewer ranks", "--replicas");
+    config = config_of(6, 0, 1);
+    EXPECT_ERROR(vq_topo_make(&config, &c, 0, 6, &t), VQ_EUSAGE, "--stages 6: ", "has 4 layers");
     config = config_of(2, 4, 3);
     EXPECT_ERROR(vq_topo_make(&config, &c, 0, 8, &t), VQ_EUSAGE, "--replicas 4", "3 sequences",
                  "--batch-size");

@@ -256,7 +256,8 @@ bundle_gpu() { # TREE FOLDER
     cp -r tests/models/{rand,tiny}-* "$2/tests/models"
     rm -f "$2"/tests/models/tiny-{opt,qwen3}/{tokenizer,vocab,merges}* # the largest files, not read
     cp -r tests/models/zoo/llama-7b "$2/tests/models/zoo"
-    cp tests/golden/{logits,vq}-* "$2/tests/golden"
+    cp tests/golden/{logits,vq}-* tests/golden/golden_{vq,gptq,logits}.py "$2/tests/golden"
+    cp bench/beside_reference.py "$2/bench"
 }
 
 # Programs find their libraries by their own place; Open MPI is told by a wrapper where it is.

@@ -1,24 +1,25 @@
 #!/usr/bin/env bash
 # gpu.sh - every check and measurement of the GPU's code, on a machine that has one, into one report.
 #
-# usage: tests/gpu.sh [--build DIR] [--work DIR] [--only STEP]...
+# usage: tests/gpu.sh [--build DIR] [--work DIR] [--minutes N] [--reference DIR] [--only STEP]...
 #
 # DIR (build) holds vqround, vq_cuda.so, tests/ and bench/ as CMake leaves them (`cmake --build build`
 # and `--target bench`); a bundle (`bootstrap.sh bundle`) has this script as gpu.sh, and is such a
 # folder itself. The report is WORK/report.txt (build/gpu), written as it goes: what each step
-# printed, whether it passed and how long it took. A step that needs more than 9 minutes is ended;
-# jobs go on from their checkpoint when the script is run again. Exit code 77 without a GPU, 1 if a
-# step failed.
+# printed, whether it passed and how long it took; what matters most comes first. A step that needs
+# more than 9 minutes is ended; after N minutes in all the step is ended and no other begun. Jobs go
+# on from their checkpoint when the script is run again. DIR (reference) is a checkout of github
+# zhoustan/VQRound, for the step beside7b. Exit code 77 without a GPU, 1 if a step failed.
 # shellcheck disable=SC2317 # steps are called by their names
 set -uo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-build=$root/build work='' only=()
+build=$root/build work='' only=() minutes=1440 reference=''
 [ -e "$build" ] || build=$root
 LIMIT_S=540
 
 usage() {
-    sed -n '2,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
-    echo "steps: machine ops memcheck racecheck loss gptq bench step7b memory gptq7b" >&2
+    sed -n '2,13s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
+    echo "steps: machine ops loss gptq step7b memory beside7b gptq7b bench memcheck racecheck" >&2
     exit 2
 }
 
@@ -26,6 +27,8 @@ while (($#)); do
     case $1 in
     --build) build=${2:?} ;;
     --work) work=${2:?} ;;
+    --minutes) minutes=${2:?} ;;
+    --reference) reference=$(realpath "${2:?}") ;;
     --only) only+=("${2:?}") ;;
     *) usage ;;
     esac
@@ -38,17 +41,22 @@ failed=0
 
 # step NAME WHAT COMMAND...: runs it unless --only names others; 77 is "skipped".
 step() {
-    local name=$1 what=$2 code start=$SECONDS
+    local name=$1 what=$2 code start=$SECONDS left=$((minutes * 60 - SECONDS))
     shift 2
     [ ${#only[@]} = 0 ] || [[ " ${only[*]} " == *" $name "* ]] || return 0
+    ((left <= LIMIT_S)) || left=$LIMIT_S
+    if ((left < 1)); then
+        printf -- '-- %s: not begun, the %d minutes are over\n' "$name" "$minutes" | tee -a "$report"
+        return 0
+    fi
     printf '\n== %s: %s\n' "$name" "$what" | tee -a "$report"
-    timeout --kill-after=20 "$LIMIT_S" "$@" 2>&1 | tee -a "$report"
+    timeout --kill-after=20 "$left" "$@" 2>&1 | tee -a "$report"
     code=${PIPESTATUS[0]}
     case $code in
     0) what=passed ;;
     75) what="stopped after a checkpoint: run again" ;;
     77) what=skipped ;;
-    124 | 137) what="ended after $LIMIT_S s" failed=1 ;;
+    124 | 137) what="ended after $left s" failed=1 ;;
     *) what="FAILED ($code)" failed=1 ;;
     esac
     printf -- '-- %s: %s, %d s\n' "$name" "$what" $((SECONDS - start)) | tee -a "$report"
@@ -121,12 +129,15 @@ with7b() { # COMMAND...: with the settings of step7b
     "$@" --model "$work/model-7b" --bits 3 --nsamples 4 --seqlen 2048 --steps 20
 }
 
+model7b() {
+    [ -e "$work/model-7b/model.safetensors" ] ||
+        "$build/bench/bench_model" "$root/tests/models/zoo/llama-7b" "$root/tests/models/tiny-llama" \
+            "$work/model-7b"
+}
+
 # A step of a 7B model of random weights: 2,048 tokens, batch 1, K 4096, D 8; its init is timed, too.
 step7b() {
-    local model=$work/model-7b
-    [ -e "$model/model.safetensors" ] ||
-        "$build/bench/bench_model" "$root/tests/models/zoo/llama-7b" "$root/tests/models/tiny-llama" \
-            "$model" || return
+    model7b || return
     with7b job cuda "$work/7b" --text "$root/configs/demo-model/calib.txt" \
         --checkpoint-every 20 || return
     sed -nE 's/.*"seconds": ([^,]*),.*/\1/p' "$work/7b/metrics.jsonl" | tail -n +4 | sort -g | awk '
@@ -151,9 +162,19 @@ memory() {
         exit !(d >= -0.1 && d <= 0.1) }'
 }
 
+# Its step beside the reference's, in PyTorch on the same GPU.
+beside7b() {
+    local text=$root/configs/demo-model/calib.txt
+    [ -n "$reference" ] || { echo "--reference was not given"; return 77; }
+    python3 -c 'import torch, transformers' || { echo "python3 has no torch or no transformers"; return 77; }
+    model7b || return
+    python3 "$root/bench/beside_reference.py" --device cuda --reference "$reference" --model "$work/model-7b" \
+        --calib "$text" --eval "$text" --vqround "$build/vqround" --seqlen 2048 --steps 8 --windows 4 --gptq-windows 0
+}
+
 # The same model by GPTQ, on grids by its weights' share in the outputs: the time of its init.
 gptq7b() {
-    [ -e "$work/model-7b/model.safetensors" ] || { echo "step7b has left no model"; return 77; }
+    model7b || return
     with7b job cuda "$work/7b-gptq" --text "$root/configs/demo-model/calib.txt" --method gptq \
         --grid output || return
     sed -n '/"seconds": {/,/}/p' "$work/7b-gptq/results.json"
@@ -167,17 +188,18 @@ fi
     echo "gpu.sh: $build/vq_cuda.so is missing: expected a build made where nvcc is. Build it, or name another with --build" >&2
     exit 2
 }
-export root build work
-export -f machine ops sanitize losses job loss gptq with7b step7b memory gptq7b # `timeout` needs a program: bash -c
+export root build work reference
+export -f machine ops sanitize losses job loss gptq with7b model7b step7b memory beside7b gptq7b # `timeout` needs a program: bash -c
 step machine "what this is" bash -c machine
 step ops "op cases and golden tests" bash -c ops
-step memcheck "compute-sanitizer memcheck" bash -c 'sanitize memcheck'
-step racecheck "compute-sanitizer racecheck" bash -c 'sanitize racecheck'
 step loss "50 steps beside the CPU" bash -c loss
 step gptq "GPTQ beside the CPU" bash -c gptq
-step bench "time of each op beside its ceiling" "$build/bench/bench_ops" --device cuda
 step step7b "a training step of a 7B model" bash -c step7b
 step memory "what step7b took of the GPU beside its plan" bash -c memory
+step beside7b "the reference's step of a 7B model" bash -c beside7b
 step gptq7b "a 7B model by GPTQ" bash -c gptq7b
+step bench "time of each op beside its ceiling" "$build/bench/bench_ops" --device cuda
+step memcheck "compute-sanitizer memcheck" bash -c 'sanitize memcheck'
+step racecheck "compute-sanitizer racecheck" bash -c 'sanitize racecheck'
 printf '\nreport: %s\n' "$report"
 exit "$failed"

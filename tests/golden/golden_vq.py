@@ -8,7 +8,6 @@ import json
 import sys
 import types
 
-import faiss
 import numpy as np
 import torch
 from safetensors.numpy import save_file
@@ -44,6 +43,7 @@ class Recorder:
 
 
 def kmeans_on_cpu(self, x, K, iters=30):
+    import faiss
     self.start_logits = x.clone()
     kmeans = faiss.Kmeans(x.shape[1], K, niter=iters, seed=1234)
     kmeans.train(x.numpy())

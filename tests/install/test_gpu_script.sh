@@ -39,6 +39,11 @@ program build/bench/bench_ops 'echo row'
 expect 0 'bench: passed' --only bench
 expect 1 'ops: FAILED (1)' --only bench --only ops
 expect 2 'steps: machine' --unknown
+expect 0 'bench: not begun, the 0 minutes are over' --minutes 0 --only bench
+expect 0 'beside7b: skipped' --only beside7b
+program bin/python3 'echo "python3 $*"'
+program build/bench/bench_model 'mkdir -p "$3"'
+expect 0 'beside_reference.py --device cuda --reference' --only beside7b --reference "$place"
 expect 0 'memory: skipped' --only memory
 mkdir -p "$place/build/gpu/7b"
 echo ' "peak_gpu_bytes": 20.5e9,' >"$place/build/gpu/7b/results.json"

@@ -59,6 +59,8 @@ static const bench_case CASES[] = {
     {{&OP_ROUND_BWD, {11008, 4096, SMOL_K, 8, 3, 4096, VQ_U16}}, "7B", ROUND(11008, 4096)},
     {{&OP_ROUND_REG, {SMOL_K, 8}}, "", BY_MEMORY(0, SMOL_K * 8 * 16.0)},
     {{&OP_ROUND_SCALE_BWD, {1536, 576, SMOL_K, 8, 3, 576, VQ_U16}}, "", ROUND(1536, 576)},
+    {{&OP_ARRANGE, {11008, 4096, 0, VQ_F32, 0}}, "7B", BY_MEMORY(2.0 * 11008 * 4096, 0)},
+    {{&OP_ARRANGE, {11008, 4096, 0, VQ_F32, 1}}, "7B, back", BY_MEMORY(2.0 * 11008 * 4096, 0)},
     {{&OP_GRID_MINMAX, {1536, 576, 3, 576, VQ_BF16, 0, 1, VQ_F32}},
      "",
      BY_MEMORY(0, 1536 * 576 * 2.0)},

@@ -92,12 +92,8 @@ static vq_status prepare_linear(vq_job *job, const settings *set, int64_t slot, 
     l->scale_dtype = set->grid.scale_dtype;
     VQ_TRY(vq_grid_alloc(&job->be, &l->quant, &job->weights, &set->grid, w->dim[0], w->dim[1]));
     l->quantized = true;
-    if (vq_config_scatters(job->config) && l->quant.group_size < w->dim[1]) {
-        VQ_CHECK(job->be.place == VQ_HOST, VQ_EUNSUPPORTED,
-                 "gptq.static_groups = off: with gptq.act_order and groups it is computed on CPUs "
-                 "alone: expected on or auto on a GPU. Leave it out, or give --device cpu");
-        VQ_TRY(vq_tensor_new(&job->weights, VQ_HOST, VQ_I32, VQ_DIMS(w->dim[1]), &l->order));
-    }
+    if (vq_config_scatters(job->config) && l->quant.group_size < w->dim[1])
+        VQ_TRY(vq_tensor_new(&job->weights, job->be.place, VQ_I32, VQ_DIMS(w->dim[1]), &l->order));
     if (vq_config_needs_ints(job->config))
         VQ_TRY(vq_tensor_new(&job->weights, job->be.place, l->quant.base.dtype, 2,
                              l->quant.base.dim, &l->ints));

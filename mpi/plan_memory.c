@@ -42,14 +42,15 @@ static double made_bytes(const vq_plan_view *v)
 }
 
 /* A forward that keeps nothing, of B windows of T tokens with its messages; quantized: its weights
- * are made for it. */
+ * are made for it, RTN's of the model's own, in the order that GPTQ took its columns in. */
 static double forward_bytes(const vq_plan_view *v, const vq_stage *stage, int64_t B, int64_t T,
                             bool quantized)
 {
     const double in = v->is_first ? 0 : (double)stage->model->config.E;
     const double messages = 2 * (double)(B * T) * (in + (double)vq_stage_out_width(stage)) * v->act;
     return (double)vq_kept_bytes(stage, B, T, VQ_KEEP_NOTHING) + messages +
-           (quantized ? made_bytes(v) : 0);
+           (quantized ? made_bytes(v) : 0) +
+           (quantized && vq_config_scatters(v->c) ? v->own.largest * v->weight : 0);
 }
 
 /* What the kernels take for themselves in a pass of n tokens, with the head of no model, of one, or
@@ -138,8 +139,8 @@ static double start_bytes(const vq_plan_view *v)
 static double init_bytes(const vq_plan_view *v)
 {
     const vq_config *c = v->c;
-    double bytes = v->own.largest * 4; /* the residual */
-    if (vq_config_has_codebook(c)) bytes += codebook_bytes(v);
+    const double residual = v->own.largest * 4, again = vq_config_scatters(c) ? residual : 0;
+    double bytes = residual + VQ_MAX(vq_config_has_codebook(c) ? codebook_bytes(v) : 0, again);
     if (vq_config_sweeps(c)) bytes += sweep_bytes(v);
     if (v->in->on_gpu) return bytes + start_bytes(v);
     return bytes + (c->method == VQ_METHOD_LORA ? v->own.largest * 4 : 0); /* the logits */

@@ -30,7 +30,8 @@ vq_plan_sums vq_plan_sum(const vq_config *c, const vq_model_config *m, int64_t f
         s.quantized += n;
         const vq_tensor ints = vq_grid_ints((int)c->bits, out, in);
         s.integers += (double)vq_grid_bytes(&grid, out, in) +
-                      (vq_config_needs_ints(c) ? (double)vq_tensor_bytes(&ints) : 0);
+                      (vq_config_needs_ints(c) ? (double)vq_tensor_bytes(&ints) : 0) +
+                      (vq_config_scatters(c) ? (double)in * sizeof(int32_t) : 0);
         if (!vq_config_learns(c)) continue;
         const vq_pool_slot slot = vq_pool_shape(&rule, out, in);
         s.codes += (double)(slot.n * slot.width + slot.out * slot.groups) * sizeof(float);

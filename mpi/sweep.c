@@ -230,10 +230,11 @@ static bool is_wanted(const vq_sweep *s, const vq_vqlinear *l)
 static vq_status arrange(vq_sweep *s, const vq_tensor *order, vq_tensor *t)
 {
     const size_t mark = vq_arena_mark(s->stage->scratch);
-    vq_tensor was = *t;
-    VQ_TRY(vq_arena_alloc(s->stage->scratch, vq_tensor_bytes(t), &was.data));
-    VQ_TRY(vq_copy(s->stage->be, &was, t));
-    VQ_TRY(vq_vqlinear_arrange(order, false, &was, t));
+    const vq_backend *be = s->stage->be;
+    vq_tensor was;
+    VQ_TRY(vq_tensor_new(s->stage->scratch, be->place, t->dtype, t->ndim, t->dim, &was));
+    VQ_TRY(vq_copy(be, &was, t));
+    VQ_TRY(vq_arrange(be, t, &was, order, false));
     vq_arena_reset(s->stage->scratch, mark);
     return VQ_OK;
 }

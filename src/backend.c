@@ -410,6 +410,18 @@ vq_status vq_round_scale_bwd(const vq_backend *be, vq_tensor *dfactor, const vq_
     return be->ops->round_scale_bwd(be->ctx, dfactor, dw, q, codes, grid);
 }
 
+vq_status vq_arrange(const vq_backend *be, vq_tensor *to, const vq_tensor *from,
+                     const vq_tensor *order, bool back)
+{
+    WANT(order, TYPE(VQ_I32), ANY);
+    const int64_t in = order->dim[0];
+    const unsigned types = FLOATS | TYPE(VQ_I8) | TYPE(VQ_I16) | TYPE(VQ_U8);
+    WANT(from, types, ANY, from->dtype == VQ_U8 ? VQ_CEIL_DIV(in, 2) : in);
+    WANT_LIKE(to, TYPE(from->dtype), from);
+    VQ_ASSERT(to->data != from->data);
+    return be->ops->arrange(be->ctx, to, from, order, back);
+}
+
 /* --- init ------------------------------------------------------------------------------------ */
 
 vq_status vq_grid_minmax(const vq_backend *be, vq_tensor *scale, vq_tensor *zero,

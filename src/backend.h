@@ -121,6 +121,8 @@ typedef struct vq_ops {
                                  const vq_tensor *factor, vq_dtype scale_dtype);
     vq_status (*round_scale_bwd)(void *ctx, vq_tensor *dfactor, const vq_tensor *dw,
                                  const vq_quant *q, const vq_tensor *codes, const vq_tensor *grid);
+    vq_status (*arrange)(void *ctx, vq_tensor *to, const vq_tensor *from, const vq_tensor *order,
+                         bool back);
 
     /* init */
     vq_status (*grid_minmax)(void *ctx, vq_tensor *scale, vq_tensor *zero, const vq_tensor *w,
@@ -316,6 +318,13 @@ vq_status vq_round_scale_fwd(const vq_backend *be, vq_tensor *scale, const vq_te
  * vq_round_fwd. Sums in a fixed order. */
 vq_status vq_round_scale_bwd(const vq_backend *be, vq_tensor *dfactor, const vq_tensor *dw,
                              const vq_quant *q, const vq_tensor *codes, const vq_tensor *grid);
+
+/* to[o, j] = from[o, order[j]]; back: to[o, order[j]] = from[o, j]. The columns of a weight in
+ * another order, or in their own again.
+ * from, to [out, in] of one type, any float or a weight's integers (vq_quant), apart from each
+ * other; order i32 [in]: a permutation. */
+vq_status vq_arrange(const vq_backend *be, vq_tensor *to, const vq_tensor *from,
+                     const vq_tensor *order, bool back);
 
 /* --- init ------------------------------------------------------------------------------------ */
 

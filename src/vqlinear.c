@@ -63,54 +63,6 @@ static vq_status logits_of(const vq_backend *be, const vq_vqlinear *l, vq_arena 
     return vq_gemm(be, logits, &b1, false, &b2, false, 1, 0);
 }
 
-/* One row; a constant size makes a variant of the loop. */
-static inline __attribute__((always_inline)) void arrange_row(uint8_t *to, const uint8_t *from,
-                                                              const int32_t *order, bool back,
-                                                              int64_t n, size_t size)
-{
-    for (int64_t j = 0; j < n; j++) {
-        const size_t at = (size_t)j * size, place = (size_t)order[j] * size;
-        memcpy(to + (back ? place : at), from + (back ? at : place), size);
-    }
-}
-
-/* One row of halves of bytes (vq_quant). */
-static void arrange_halves(uint8_t *to, const uint8_t *from, const int32_t *order, bool back,
-                           int64_t n)
-{
-    memset(to, 0, (size_t)VQ_CEIL_DIV(n, 2));
-    for (int64_t j = 0; j < n; j++) {
-        const int64_t at = back ? j : order[j], place = back ? order[j] : j;
-        to[place / 2] |= (uint8_t)((from[at / 2] >> at % 2 * 4 & 15) << place % 2 * 4);
-    }
-}
-
-vq_status vq_vqlinear_arrange(const vq_tensor *order, bool back, const vq_tensor *from,
-                              vq_tensor *to)
-{
-    const int64_t out = from->dim[0], in = order->dim[0];
-    const bool halves = from->dtype == VQ_U8;
-    const size_t size = vq_dtype_bytes(from->dtype), row = (size_t)from->dim[1] * size;
-    const int32_t *columns = order->data;
-    VQ_ASSERT(from->place == VQ_HOST && to->place == VQ_HOST && order->place == VQ_HOST);
-    VQ_ASSERT(from->dtype == to->dtype && vq_tensor_same_shape(from, to));
-    VQ_ASSERT(from->dim[1] == (halves ? VQ_CEIL_DIV(in, 2) : in));
-#pragma omp parallel for
-    for (int64_t o = 0; o < out; o++) {
-        uint8_t *t = (uint8_t *)to->data + (size_t)o * row;
-        const uint8_t *f = (const uint8_t *)from->data + (size_t)o * row;
-        if (halves)
-            arrange_halves(t, f, columns, back, in);
-        else if (size == 4)
-            arrange_row(t, f, columns, back, in, 4);
-        else if (size == 1)
-            arrange_row(t, f, columns, back, in, 1);
-        else
-            arrange_row(t, f, columns, back, in, size);
-    }
-    return VQ_OK;
-}
-
 /* The weight in the order of quant's columns, from the source's in the same order. */
 static vq_status make_weight(const vq_backend *be, const vq_vqlinear *linear, vq_mode mode,
                              const vq_tensor *source, vq_arena *arena, vq_tensor *weight)
@@ -139,11 +91,13 @@ vq_status vq_vqlinear_weight(const vq_backend *be, const vq_vqlinear *linear, vq
     const size_t mark = vq_arena_mark(arena);
     VQ_TRY(vq_tensor_new(arena, be->place, be->act, VQ_DIMS(out, in), &ordered));
     if (mode == VQ_MODE_RTN) {
-        VQ_TRY(vq_arena_alloc(arena, vq_tensor_bytes(&source), &source.data));
-        VQ_TRY(vq_vqlinear_arrange(&linear->order, false, &linear->source->weight, &source));
+        vq_tensor there;
+        VQ_TRY(vq_bring(be, &linear->source->weight, &there));
+        VQ_TRY(vq_tensor_new(arena, be->place, source.dtype, VQ_DIMS(out, in), &source));
+        VQ_TRY(vq_arrange(be, &source, &there, &linear->order, false));
     }
     VQ_TRY(make_weight(be, linear, mode, &source, arena, &ordered));
-    VQ_TRY(vq_vqlinear_arrange(&linear->order, true, &ordered, weight));
+    VQ_TRY(vq_arrange(be, weight, &ordered, &linear->order, true));
     vq_arena_reset(arena, mark);
     return VQ_OK;
 }
@@ -153,9 +107,11 @@ vq_status vq_vqlinear_host(const vq_backend *be, vq_arena *arena, const vq_vqlin
 {
     *host = *linear;
     const vq_tensor *const from[] = {&linear->quant.base, &linear->quant.scale, &linear->quant.zero,
-                                     &linear->quant.idx,  &linear->codes,       &linear->ints};
+                                     &linear->quant.idx,  &linear->codes,       &linear->ints,
+                                     &linear->order};
     vq_tensor *const to[] = {&host->quant.base, &host->quant.scale, &host->quant.zero,
-                             &host->quant.idx,  &host->codes,       &host->ints};
+                             &host->quant.idx,  &host->codes,       &host->ints,
+                             &host->order};
     for (int i = 0; i < VQ_COUNT(from); i++)
         if (from[i]->data) VQ_TRY(vq_place_host(be, arena, from[i], to[i]));
     return VQ_OK;
@@ -229,8 +185,8 @@ vq_status vq_vqlinear_bwd_codes(const vq_backend *be, const vq_vqlinear *linear,
     VQ_TRY(vq_gemm(be, &dweight, dy, true, x, false, 1, 0));
     dw = dweight;
     if (linear->order.data) {
-        VQ_TRY(vq_arena_alloc(scratch, vq_tensor_bytes(&dw), &dw.data));
-        VQ_TRY(vq_vqlinear_arrange(&linear->order, false, &dweight, &dw));
+        VQ_TRY(vq_tensor_new(scratch, be->place, be->act, VQ_DIMS(dy->dim[1], x->dim[1]), &dw));
+        VQ_TRY(vq_arrange(be, &dw, &dweight, &linear->order, false));
     }
     VQ_TRY(logits_of(be, linear, scratch, &logits));
     VQ_TRY(dlogits_of(be, linear, scratch, &dlogits));

@@ -32,8 +32,8 @@ typedef struct vq_vqlinear {
     vq_tensor dfactor; /* the same; borrowed: the pool's gradient */
     vq_dtype scale_dtype; /* what quant.scale is rounded to */
     vq_tensor ints;       /* as quant.base: GPTQ's own integers; no data: not kept */
-    vq_tensor order; /* i32 [in], host: column j of quant, logits and ints is column order[j] of
-                        the weight, so that groups are runs; no data: they are the same */
+    vq_tensor order;      /* i32 [in]: column j of quant, logits and ints is column order[j] of
+                             the weight, so that groups are runs; no data: they are the same */
 } vq_vqlinear;
 
 /* The two factors in a tensor as codes. */
@@ -47,12 +47,6 @@ vq_status vq_vqlinear_learn_scale(const vq_backend *be, vq_vqlinear *linear, vq_
 /* quant.scale of the present factors; to be called when they have changed. Nothing where the scales
  * are not learned. */
 vq_status vq_vqlinear_set_scale(const vq_backend *be, vq_vqlinear *linear);
-
-/* The columns of from [out, in] in the order of quant: to[o, j] = from[o, order[j]]; or back:
- * to[o, order[j]] = from[o, j]. Host, of one type; u8 is two integers in a byte. Fails:
- * VQ_EINTERNAL. Local. */
-vq_status vq_vqlinear_arrange(const vq_tensor *order, bool back, const vq_tensor *from,
-                              vq_tensor *to);
 
 /* The weight in `mode`: the source's own tensor (a copy of it at be's place, in its
  * own type), or one made in arena (act [out, in]). */

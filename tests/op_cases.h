@@ -650,6 +650,51 @@ static void round_scale_bwd_reference(const int64_t *s, op_args *a)
     }
 }
 
+/* An order of chance, and where it has put each column. */
+static inline void op_shuffle(vq_tensor *order, vq_tensor *turn)
+{
+    int32_t *at = order->data;
+    for (int64_t j = 0; j < order->dim[0]; j++) {
+        const int64_t other = vq_rng_below(7, 98, (uint64_t)j, j + 1);
+        at[j] = at[other];
+        at[other] = (int32_t)j;
+    }
+    for (int64_t j = 0; j < order->dim[0]; j++) ((int32_t *)turn->data)[at[j]] = (int32_t)j;
+}
+
+/* size = out, in, bits of integers (0: floats), type of floats, back. in: a weight, an order and
+ * the way back from it */
+static vq_status arrange_make(const vq_backend *be, vq_arena *arena, const int64_t *s, op_args *a)
+{
+    if (s[2]) {
+        VQ_TRY(op_ints(arena, a, false, s[2], -1, (double)(1 << s[2]), s[0], s[1]));
+        VQ_TRY(op_ints(arena, a, true, s[2], -1, 0, s[0], s[1]));
+    } else {
+        OP_IN(op_dtype(be, s[3]), -1, 1, s[0], s[1]);
+        OP_OUT(op_dtype(be, s[3]), s[0], s[1]);
+    }
+    OP_IN(VQ_I32, 0, 1, s[1]);
+    OP_IN(VQ_I32, 0, 1, s[1]);
+    op_shuffle(&a->in[1], &a->in[2]);
+    return VQ_OK;
+}
+
+static vq_status arrange_run(const vq_backend *be, const int64_t *s, op_args *a)
+{
+    return vq_arrange(be, &a->out[0], &a->in[0], &a->in[1], s[4]);
+}
+
+static void arrange_reference(const int64_t *s, op_args *a)
+{
+    for (int64_t p = 0; p < s[0] * s[1]; p++) {
+        const int64_t from = p / s[1] * s[1] + (int64_t)op_get(&a->in[s[4] ? 2 : 1], p % s[1]);
+        if (s[2])
+            int_set(&a->out[0], s[1], p, int_at(&a->in[0], s[1], from));
+        else
+            op_set(&a->out[0], p, op_get(&a->in[0], from));
+    }
+}
+
 /* size = K, D, whether all counts are one (NULL) */
 static vq_status round_reg_make(const vq_backend *be, vq_arena *arena, const int64_t *s, op_args *a)
 {
@@ -1230,6 +1275,8 @@ static const op_kind OP_ROUND_SCALE_FWD = {
 static const op_kind OP_ROUND_SCALE_BWD = {"round_scale_bwd",         "out in K D bits group idx",
                                            round_scale_make,          round_scale_bwd_run,
                                            round_scale_bwd_reference, NULL};
+static const op_kind OP_ARRANGE = {"arrange",   "out in bits type back", arrange_make,
+                                   arrange_run, arrange_reference,       NULL};
 static const op_kind OP_GRID_MINMAX = {"grid_minmax",
                                        "out in bits group type symmetric zero scale",
                                        grid_minmax_make,
@@ -1363,6 +1410,17 @@ static const op_case OP_CASES[] = {
     {&OP_ROUND_SCALE_BWD, {201, 83, 50, 12, 8, 30, VQ_U32}},
     {&OP_ROUND_SCALE_BWD, {201, 83, 0, 83, 8, 83, VQ_U32}},
     {&OP_ROUND_SCALE_BWD, {20, 96, 0, 8, 8, 32, VQ_U32}},
+    {&OP_ARRANGE, {1, 1, 0, VQ_F32, 0}},
+    {&OP_ARRANGE, {37, 83, 0, VQ_F32, 0}},
+    {&OP_ARRANGE, {37, 84, 0, VQ_BF16, 1}},
+    {&OP_ARRANGE, {37, 83, 0, VQ_F64, 1}},
+    {&OP_ARRANGE, {37, 83, 3, 0, 0}},
+    {&OP_ARRANGE, {37, 84, 3, 0, 1}},
+    {&OP_ARRANGE, {3, 83, 2, 0, 1}},
+    {&OP_ARRANGE, {5, 2089, 4, 0, 0}},
+    {&OP_ARRANGE, {5, 2089, 8, 0, 1}},
+    {&OP_ARRANGE, {2, 60000, 0, VQ_F32, 0}}, /* a row is more than shared memory */
+    {&OP_ARRANGE, {2, 60000, 0, VQ_F32, 1}},
     {&OP_GRID_MINMAX, {1, 1, 4, 1, VQ_F32, 0, 0, VQ_F32}},
     {&OP_GRID_MINMAX, {37, 83, 3, 20, VQ_F16, 0, 1, VQ_F16}},
     {&OP_GRID_MINMAX, {37, 2089, 2, 2089, VQ_BF16, 0, 0, VQ_F32}},

@@ -143,6 +143,7 @@ static const vq_ops cpu_ops = {
     .round_reg = vq_cpu_round_reg,
     .round_scale_fwd = vq_cpu_round_scale_fwd,
     .round_scale_bwd = vq_cpu_round_scale_bwd,
+    .arrange = vq_cpu_arrange,
     .grid_minmax = vq_cpu_grid_minmax,
     .grid_search = vq_cpu_grid_search,
     .grid_split = vq_cpu_grid_split,

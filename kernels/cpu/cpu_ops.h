@@ -117,6 +117,8 @@ vq_status vq_cpu_round_scale_fwd(void *ctx, vq_tensor *scale, const vq_tensor *g
                                  const vq_tensor *factor, vq_dtype scale_dtype);
 vq_status vq_cpu_round_scale_bwd(void *ctx, vq_tensor *dfactor, const vq_tensor *dw,
                                  const vq_quant *q, const vq_tensor *codes, const vq_tensor *grid);
+vq_status vq_cpu_arrange(void *ctx, vq_tensor *to, const vq_tensor *from, const vq_tensor *order,
+                         bool back);
 
 /* The number nearest to s that scale_dtype holds, and f16 too for a bf16 one up to 65504; never 0,
  * since weights are divided by it. Pure. */

@@ -40,6 +40,7 @@ typedef double real;
 #define vq_cpu_round_scale_fwd vq_cpu_round_scale_fwd_f64
 #define vq_cpu_round_scale_bwd vq_cpu_round_scale_bwd_f64
 #define vq_cpu_round_scale vq_cpu_round_scale_f64
+#define vq_cpu_arrange vq_cpu_arrange_f64
 #define vq_cpu_grid_minmax vq_cpu_grid_minmax_f64
 #define vq_cpu_grid_search vq_cpu_grid_search_f64
 #define vq_cpu_grid_split vq_cpu_grid_split_f64

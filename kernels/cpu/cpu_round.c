@@ -1,5 +1,5 @@
 /* cpu_round - a quantized linear's weight from its integers and its code table, the table's
- * gradient, and the regularizer.
+ * gradient, the regularizer, and columns in another order.
  *
  * The weight is walked in blocks of a row's columns, small enough for the first-level cache: codes
  * are copied vector by vector into a block of rounding values, and the rest is plain arithmetic on
@@ -323,5 +323,49 @@ vq_status vq_cpu_round_scale_bwd(void *ctx, vq_tensor *dfactor, const vq_tensor 
         }
     }
     vq_arena_reset(&cpu->scratch, mark);
+    return VQ_OK;
+}
+
+/* One row; a constant size makes a variant of the loop. */
+INLINE void arrange_row(uint8_t *to, const uint8_t *from, const int32_t *order, bool back,
+                        int64_t n, size_t size)
+{
+    for (int64_t j = 0; j < n; j++) {
+        const size_t at = (size_t)j * size, place = (size_t)order[j] * size;
+        memcpy(to + (back ? place : at), from + (back ? at : place), size);
+    }
+}
+
+/* One row of halves of bytes (vq_quant). */
+static void arrange_halves(uint8_t *to, const uint8_t *from, const int32_t *order, bool back,
+                           int64_t n)
+{
+    memset(to, 0, (size_t)VQ_CEIL_DIV(n, 2));
+    for (int64_t j = 0; j < n; j++) {
+        const int64_t at = back ? j : order[j], place = back ? order[j] : j;
+        to[place / 2] |= (uint8_t)((from[at / 2] >> at % 2 * 4 & 15) << place % 2 * 4);
+    }
+}
+
+vq_status vq_cpu_arrange(void *ctx, vq_tensor *to, const vq_tensor *from, const vq_tensor *order,
+                         bool back)
+{
+    const vq_cpu *cpu = ctx;
+    const int64_t out = from->dim[0], in = order->dim[0];
+    const size_t size = vq_dtype_bytes(from->dtype), row = (size_t)from->dim[1] * size;
+    const int32_t *columns = order->data;
+#pragma omp parallel for num_threads(vq_cpu_threads(cpu, out *in)) schedule(static)
+    for (int64_t o = 0; o < out; o++) {
+        uint8_t *t = (uint8_t *)to->data + (size_t)o * row;
+        const uint8_t *f = (const uint8_t *)from->data + (size_t)o * row;
+        if (from->dtype == VQ_U8)
+            arrange_halves(t, f, columns, back, in);
+        else if (size == 4)
+            arrange_row(t, f, columns, back, in, 4);
+        else if (size == 1)
+            arrange_row(t, f, columns, back, in, 1);
+        else
+            arrange_row(t, f, columns, back, in, size);
+    }
     return VQ_OK;
 }

@@ -302,6 +302,7 @@ static const vq_ops cuda_ops = {
     .round_reg = vq_cuda_round_reg,
     .round_scale_fwd = vq_cuda_round_scale_fwd,
     .round_scale_bwd = vq_cuda_round_scale_bwd,
+    .arrange = vq_cuda_arrange,
     .grid_minmax = vq_cuda_grid_minmax,
     .grid_search = vq_cuda_grid_search,
     .grid_split = vq_cuda_grid_split,

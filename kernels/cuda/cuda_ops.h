@@ -147,6 +147,8 @@ vq_status vq_cuda_round_scale_fwd(void *ctx, vq_tensor *scale, const vq_tensor *
                                   const vq_tensor *factor, vq_dtype scale_dtype);
 vq_status vq_cuda_round_scale_bwd(void *ctx, vq_tensor *dfactor, const vq_tensor *dw,
                                   const vq_quant *q, const vq_tensor *codes, const vq_tensor *grid);
+vq_status vq_cuda_arrange(void *ctx, vq_tensor *to, const vq_tensor *from, const vq_tensor *order,
+                          bool back);
 
 /* init: cuda_grid.cu, cuda_gptq.cu, cuda_kmeans.cu */
 vq_status vq_cuda_grid_minmax(void *ctx, vq_tensor *scale, vq_tensor *zero, const vq_tensor *w,

@@ -1,5 +1,5 @@
 /* cuda_round - a quantized linear's weight from its integers and its code table, the table's
- * gradient, and the regularizer.
+ * gradient, the regularizer, and columns in another order.
  *
  * A thread takes PACK weights that lie together: 8 where vectors, rows, groups and addresses allow
  * it, otherwise 1. Rounding values are computed once a code, into a table that is then looked up.
@@ -637,4 +637,69 @@ vq_status vq_cuda_round_scale_bwd(void *ctx, vq_tensor *dfactor, const vq_tensor
         VQ_ACT_TYPE(dw->dtype, SCALE_BWD(1));
     vq_arena_reset(&cuda->scratch, mark);
     return VQ_OK;
+}
+
+/* --- columns in another order ---------------------------------------------------------------- */
+
+#define ARRANGE_BLOCKS 256 /* at most, where rows go through scratch */
+
+/* A block takes a row: memory is read and written in runs, and `row` between them, an element a
+ * column, in any order. HALVES: of two columns in a byte. room: in place of shared memory, a row a
+ * block. */
+template <class T, bool HALVES>
+static __global__ void __launch_bounds__(VQ_BLOCK_MAX)
+    arrange(T *to, const T *from, const int32_t *order, int64_t out, int64_t in, bool back, T *room)
+{
+    VQ_DYNAMIC_SHARED(T, shared);
+    T *row = room ? room + blockIdx.x * in : shared;
+    const int64_t wide = HALVES ? (in + 1) / 2 : in; /* of a row of `to` and `from` */
+    for (int64_t o = blockIdx.x; o < out; o += gridDim.x) {
+        for (int64_t j = threadIdx.x; j < in; j += blockDim.x)
+            row[back ? order[j] : j] = HALVES
+                                           ? T(uint8_t(from[o * wide + j / 2]) >> (j % 2 * 4) & 15)
+                                           : from[o * wide + j];
+        __syncthreads();
+        for (int64_t i = threadIdx.x; i < wide; i += blockDim.x) {
+            const int64_t j = HALVES ? 2 * i : i;
+            T x = row[back ? j : order[j]];
+            if (HALVES && j + 1 < in) x = T(x | row[back ? j + 1 : order[j + 1]] << 4);
+            to[o * wide + i] = x;
+        }
+        __syncthreads(); /* the row may be written again */
+    }
+}
+
+template <class T, bool HALVES>
+static vq_status run_arrange(vq_cuda *cuda, vq_tensor *to, const vq_tensor *from,
+                             const vq_tensor *order, bool back)
+{
+    const int64_t out = from->dim[0], in = order->dim[0];
+    size_t shared_bytes = size_t(in) * sizeof(T);
+    int64_t blocks = vq_cuda_blocks(out, 1);
+    T *room = NULL;
+    const size_t mark = vq_arena_mark(&cuda->scratch);
+    if (shared_bytes > cuda->shared_bytes) {
+        shared_bytes = 0;
+        blocks = VQ_MIN(blocks, ARRANGE_BLOCKS);
+        VQ_TRY(VQ_NEW(&cuda->scratch, blocks * in, &room));
+    }
+    VQ_LAUNCH(cuda, (arrange<T, HALVES>), unsigned(blocks), vq_cuda_row_threads(in, 1),
+              shared_bytes, static_cast<T *>(to->data), static_cast<const T *>(from->data),
+              static_cast<const int32_t *>(order->data), out, in, back, room);
+    vq_arena_reset(&cuda->scratch, mark);
+    return VQ_OK;
+}
+
+vq_status vq_cuda_arrange(void *ctx, vq_tensor *to, const vq_tensor *from, const vq_tensor *order,
+                          bool back)
+{
+    vq_cuda *cuda = static_cast<vq_cuda *>(ctx);
+    if (vq_tensor_count(from) == 0) return VQ_OK;
+    if (from->dtype == VQ_U8) return run_arrange<uint8_t, true>(cuda, to, from, order, back);
+    switch (vq_dtype_bytes(from->dtype)) {
+    case 1: return run_arrange<uint8_t, false>(cuda, to, from, order, back);
+    case 2: return run_arrange<uint16_t, false>(cuda, to, from, order, back);
+    case 4: return run_arrange<uint32_t, false>(cuda, to, from, order, back);
+    default: return run_arrange<uint64_t, false>(cuda, to, from, order, back);
+    }
 }

@@ -72,14 +72,16 @@ static ino_t number_of(const char *path)
 }
 
 /* Any number of stages starts with the same bits; and what was made on the GPU, the CPU goes on
- * with. */
+ * with, and packs into the same files, also where groups' columns are scattered. */
 static void test_start_by_stages(void **state)
 {
     (void)state;
-    static const char *const starts[][4] = {{"--init", "gptq", "--grid", "output"},
-                                            {"--init", "rtn", "--grid", "output"}};
+    static const char *const starts[][4] = {
+        {"--init", "gptq", "--grid", "output"},
+        {"--init", "rtn", "--grid", "output"},
+        {"--init=gptq", "--gptq.act_order", "--gptq.static_groups=off", "--group-size=16"}};
     make_model("rand-llama-gqa-tied", "model");
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < VQ_COUNT(starts); i++) {
         const char *const *s = starts[i];
         QUANTIZE(0, "model", START("cuda", s[0], s[1], s[2], s[3]), "--out", "one");
         QUANTIZE(2, "model", START("cuda", s[0], s[1], s[2], s[3]), "--stages", "2", "--out",
@@ -92,8 +94,13 @@ static void test_start_by_stages(void **state)
         QUANTIZE(2, "model", START("cpu", s[0], s[1], s[2], s[3]), "--out", "one");
         assert_true(number_of("one/init-0000.h5") == init);
         assert_true(number_of("one/blocks-0000.h5") == blocks);
-        remove_all("one");
-        remove_all("two");
+        RUN_OK("export", "--run", "two", "--format", "gptq", "--device", "cuda", "--out", "there",
+               "--quiet");
+        RUN_OK("export", "--run", "two", "--format", "gptq", "--device", "cpu", "--out", "here",
+               "--quiet");
+        expect_same_model("there", "here");
+        static const char *const folders[] = {"one", "two", "there", "here"};
+        for (int j = 0; j < VQ_COUNT(folders); j++) remove_all(folders[j]);
     }
 }
 
@@ -151,17 +158,6 @@ static void test_start_from_rtn(void **state)
 #endif
 }
 
-static void test_scattered_groups_are_refused(void **state)
-{
-    (void)state;
-    make_model("rand-llama-gqa-tied", "model");
-    finish(start_ranks(0, VQROUND, COMMON("model"),
-                       LIST("--device", "cuda", "--init", "gptq", "--gptq.act_order",
-                            "--gptq.static_groups", "off", "--group-size", "16", "--out", "run")));
-    expect_code(8);
-    expect_words("gptq.static_groups = off", "expected on or auto on a GPU", "--device cpu", NULL);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -170,7 +166,6 @@ int main(void)
         cmocka_unit_test_teardown(test_gptq_by_replicas, clear_folder),
         cmocka_unit_test_teardown(test_shared_grids, clear_folder),
         cmocka_unit_test_teardown(test_start_from_rtn, clear_folder),
-        cmocka_unit_test_teardown(test_scattered_groups_are_refused, clear_folder),
     };
     return cmocka_run_group_tests(tests, enter_world, leave_world);
 }

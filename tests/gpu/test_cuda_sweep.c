@@ -25,7 +25,7 @@ enum { WINDOWS = 3, SEQLEN = 24, BITS = 3, MAX_LINEARS = 16 };
 typedef struct rule {
     const char *model;
     int64_t group_size;
-    bool act_order, quantized, by_output;
+    bool act_order, scattered, quantized, by_output; /* scattered: groups are found on the way */
 } rule;
 
 /* A linear that was rounded, on the host; ints: where GPTQ has none, base. */
@@ -69,6 +69,19 @@ static vq_status keep(const vq_backend *be, const vq_tensor *t, vq_tensor *copy)
     return vq_download(be, copy->data, t);
 }
 
+/* Integers and residual in the order of the weight's columns. */
+static vq_status put_back(const vq_backend *be, const vq_tensor *order, rounded *r)
+{
+    vq_tensor host, *const parts[] = {&r->ints, &r->rest};
+    VQ_TRY(keep(be, order, &host));
+    for (int i = 0; i < VQ_COUNT(parts); i++) {
+        const vq_tensor was = *parts[i];
+        VQ_TRY(vq_tensor_new(&kept, VQ_HOST, was.dtype, was.ndim, was.dim, parts[i]));
+        VQ_TRY(vq_arrange(&cpu, parts[i], &was, &host, true));
+    }
+    return VQ_OK;
+}
+
 static vq_status take(void *ctx, vq_vqlinear *l, const vq_tensor *rest, double error)
 {
     swept *s = ctx;
@@ -78,13 +91,15 @@ static vq_status take(void *ctx, vq_vqlinear *l, const vq_tensor *rest, double e
     VQ_TRY(keep(s->be, s->by_output ? &l->quant.base : &l->ints, &r->ints));
     VQ_TRY(keep(s->be, &l->quant.scale, &r->scale));
     VQ_TRY(keep(s->be, rest, &r->rest));
+    if (l->order.data) VQ_TRY(put_back(s->be, &l->order, r));
     char *name;
     VQ_TRY(vq_arena_text(&kept, l->source->name, strlen(l->source->name), &name));
     r->ints.name = name;
     return VQ_OK;
 }
 
-static void mark_linears(const vq_backend *be, vq_stage *stage, const vq_grid_config *grid)
+static void mark_linears(const vq_backend *be, vq_stage *stage, const vq_grid_config *grid,
+                         bool scattered)
 {
     for (int64_t slot = 0; slot < stage->last * VQ_N_KINDS; slot++) {
         vq_vqlinear *l = vq_stage_linear(stage, slot / VQ_N_KINDS, slot % VQ_N_KINDS);
@@ -92,6 +107,8 @@ static void mark_linears(const vq_backend *be, vq_stage *stage, const vq_grid_co
         const vq_tensor *w = &l->source->weight;
         EXPECT_OK(vq_grid_alloc(be, &l->quant, &gpu.arena, grid, w->dim[0], w->dim[1]));
         l->quantized = true;
+        if (scattered)
+            EXPECT_OK(vq_tensor_new(&gpu.arena, be->place, VQ_I32, VQ_DIMS(w->dim[1]), &l->order));
     }
 }
 
@@ -104,11 +121,12 @@ static swept sweep(const vq_backend *be, const rule *r, size_t memory_bytes)
                                  .include_zero = true,
                                  .search = r->by_output,
                                  .scale_dtype = VQ_F32};
-    const vq_gptq_config gptq = {
-        .bits = BITS,
-        .percdamp = 0.01,
-        .act_order = r->act_order,
-        .rule = {.block_size = 32, .static_groups = r->act_order, .scale_dtype = VQ_F32}};
+    const vq_gptq_config gptq = {.bits = BITS,
+                                 .percdamp = 0.01,
+                                 .act_order = r->act_order,
+                                 .rule = {.block_size = 32,
+                                          .static_groups = r->act_order && !r->scattered,
+                                          .scale_dtype = VQ_F32}};
     swept s = {.be = be, .by_output = r->by_output};
     char path[512], inputs[32];
     int32_t ids[WINDOWS * SEQLEN];
@@ -118,7 +136,7 @@ static swept sweep(const vq_backend *be, const rule *r, size_t memory_bytes)
     EXPECT_OK(vq_model_open(&gpu.arena, path, &model));
     EXPECT_OK(
         vq_stage_init(&gpu.arena, be, &model, 0, model.config.N, SEQLEN, &gpu.scratch, &stage));
-    mark_linears(be, &stage, &grid);
+    mark_linears(be, &stage, &grid, r->scattered);
     for (int i = 0; i < WINDOWS * SEQLEN; i++)
         ids[i] = (int32_t)(vq_rng_uniform(17, (uint64_t)i, 0) * (double)model.config.V);
     const vq_tensor windows = vq_tensor_2d(ids, VQ_I32, WINDOWS, SEQLEN);
@@ -178,10 +196,15 @@ static void expect_near(const rule *r, const swept *a, const swept *b)
 static void test_like_the_cpu(void **state)
 {
     (void)state;
-    const rule rules[] = {{"rand-llama-gqa-tied", -1, false, true, false},
-                          {"rand-qwen3-headdim", 16, true, false, false},
-                          {"rand-opt350", 20, false, true, false},
-                          {"rand-llama-gqa-tied", 20, false, false, true}};
+    const rule rules[] = {{.model = "rand-llama-gqa-tied", .group_size = -1, .quantized = true},
+                          {.model = "rand-qwen3-headdim", .group_size = 16, .act_order = true},
+                          {.model = "rand-opt350", .group_size = 20, .quantized = true},
+                          {.model = "rand-llama-gqa-tied",
+                           .group_size = 16,
+                           .act_order = true,
+                           .scattered = true,
+                           .quantized = true},
+                          {.model = "rand-llama-gqa-tied", .group_size = 20, .by_output = true}};
     for (int i = 0; i < VQ_COUNT(rules); i++) {
         const size_t mark = vq_arena_mark(&kept);
         const swept expected = sweep(&cpu, &rules[i], SIZE_MAX);

@@ -58,7 +58,7 @@ static void scatter(bed *b, int64_t slot, vq_vqlinear *l, vq_tensor *w)
         order[other] = (int32_t)j;
     }
     EXPECT_OK(vq_arena_alloc(&b->arena, vq_tensor_bytes(w), &w->data));
-    EXPECT_OK(vq_vqlinear_arrange(&l->order, false, &source, w));
+    EXPECT_OK(vq_arrange(&b->be, w, &source, &l->order, false));
 }
 
 static void quantize(bed *b, const setup *set, int64_t slot)
@@ -320,7 +320,7 @@ static void test_places(void **state)
             plain.source = &source;
             EXPECT_OK(
                 vq_arena_alloc(&b.scratch, vq_tensor_bytes(&source.weight), &source.weight.data));
-            EXPECT_OK(vq_vqlinear_arrange(&l->order, false, &l->source->weight, &source.weight));
+            EXPECT_OK(vq_arrange(&b.be, &source.weight, &l->source->weight, &l->order, false));
             EXPECT_OK(vq_vqlinear_weight(&b.be, l, modes[m], &b.scratch, &scattered));
             EXPECT_OK(vq_vqlinear_weight(&b.be, &plain, modes[m], &b.scratch, &runs));
             const int32_t *order = l->order.data;

@@ -13,7 +13,6 @@
 #include "grid.h"
 #include "ints.h"
 #include "rng.h"
-#include "vqlinear.h"
 
 enum { OUT = 9, IN = 37 };
 
@@ -287,30 +286,6 @@ static void test_bf16_scales_are_f16_scales(void **state)
     }
 }
 
-/* Columns in another order, and back: integers of a byte and of half a byte, an odd number of them.
- */
-static void columns_are_arranged(void **state)
-{
-    (void)state;
-    int32_t columns[IN];
-    const vq_tensor order = vq_tensor_1d(columns, VQ_I32, IN);
-    for (int j = 0; j < IN; j++) columns[j] = j * 11 % IN;
-    for (int bits = 3; bits <= 4; bits++) {
-        const vq_tensor shape = vq_grid_ints(bits, OUT, IN);
-        vq_tensor t[3];
-        for (int i = 0; i < 3; i++)
-            assert_int_equal(vq_tensor_new(&arena, VQ_HOST, shape.dtype, 2, shape.dim, &t[i]),
-                             VQ_OK);
-        for (int64_t i = 0; i < OUT * IN; i++) int_set(&t[0], IN, i, (int)(i % 9) - 1);
-        assert_int_equal(vq_vqlinear_arrange(&order, false, &t[0], &t[1]), VQ_OK);
-        assert_int_equal(vq_vqlinear_arrange(&order, true, &t[1], &t[2]), VQ_OK);
-        for (int64_t i = 0; i < OUT * IN; i++)
-            assert_int_equal(int_at(&t[1], IN, i),
-                             int_at(&t[0], IN, i / IN * IN + columns[i % IN]));
-        assert_memory_equal(t[2].data, t[0].data, vq_tensor_bytes(&t[0]));
-    }
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -319,7 +294,6 @@ int main(void)
         cmocka_unit_test(test_not_finite),
         cmocka_unit_test(test_scale_out_of_range),
         cmocka_unit_test(test_bf16_scales_are_f16_scales),
-        cmocka_unit_test(columns_are_arranged),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

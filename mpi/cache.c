@@ -75,7 +75,7 @@ static vq_status write_window(writing *w, int64_t window, const vq_tensor *ids, 
     VQ_TRY(vq_h5_write_rows(&w->file, "hidden", w->n++, &rows));
     if (window == 0) VQ_TRY(measure_kl(t, hidden, &kept, &t->kl));
     vq_arena_reset(&job->step, mark);
-    vq_progress_step(&w->progress, w->n, NULL);
+    vq_progress_step(&w->progress, VQ_MIN(w->n * job->topo.n_replicas, w->progress.total), NULL);
     return VQ_OK;
 }
 
@@ -127,12 +127,15 @@ static vq_status run_teacher(vq_teacher *t, const vq_data *data, const char *pat
     VQ_TRY(vq_stream_pass(&job->step, job, &data->calib, batch, &stream));
     VQ_TRY(own_windows(&stream, &job->step, &own, &n));
     const vq_tensor windows = vq_tensor_1d(own, VQ_I64, n);
-    vq_progress_begin(&w.progress, "teacher", "windows", 0, n);
+    vq_progress_begin(&w.progress, "teacher", "windows", 0, data->calib.n);
     vq_status status = VQ_OK;
     if (has_cache_duty(job) && n > 0) status = start_file(&w, path, key, &windows, data->calib.T);
-    while (!status && stream.next < stream.count)
+    while (!status && stream.next < stream.count) {
         status = vq_pipeline_forward(job, &t->stage, VQ_MODE_FLOAT, &stream, 1, job->together,
                                      write_windows, &w);
+        vq_progress_step(&w.progress,
+                         VQ_MIN(stream.next * batch * job->topo.n_replicas, data->calib.n), NULL);
+    }
     if (!status) status = vq_stream_close(&stream);
     /* Said only here, where nobody waits for this rank's next message. */
     if (!status && w.not_finite >= 0)

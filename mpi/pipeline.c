@@ -2,6 +2,7 @@
 #include "pipeline.h"
 
 #include "error.h"
+#include "log.h"
 
 static int neighbour(const vq_job *job, int by)
 {
@@ -69,6 +70,7 @@ vq_status vq_pipeline_forward(vq_job *job, const vq_stage *stage, vq_mode mode, 
         vq_tensor y = vq_tensor_rows(&out[k % 2], 0, B * T);
         VQ_TRY(vq_comm_wait(job->comm, &receive[k % 2]));
         VQ_TRY(vq_comm_wait(job->comm, &send[k % 2]));
+        vq_progress_span(0, (double)(B * job->topo.n_replicas));
         VQ_TRY(pass(stage, mode, B, micro, T, is_first(job) ? &chunk_ids : &rows, &y));
         if (is_last(job))
             VQ_TRY(f(ctx, first + k * chunk, B, &chunk_ids, &y));
@@ -213,6 +215,7 @@ vq_status vq_pipeline_step(vq_pipeline *p, int n_micro, const vq_tensor *ids, vq
         if (p->step[until].kind == VQ_CODES) until = VQ_MIN(until + 1, n_steps - 1);
         for (; posted <= until; posted++) VQ_TRY(post(p, posted, &n_before, &n_next));
         const vq_step *s = &p->step[i];
+        vq_progress_span((double)i / (double)n_steps, (double)(i + 1) / (double)n_steps);
         if (s->kind == VQ_FORWARD)
             VQ_TRY(run_forward(p, s, ids, forwards++, f, ctx));
         else if (s->kind == VQ_BACKWARD)

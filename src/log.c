@@ -4,6 +4,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -14,8 +15,11 @@
 static struct {
     vq_log_level level;
     int rank;
-    bool bar_open; /* the terminal's last line is a bar without a newline */
-} state = {VQ_LOG_INFO, 0, false};
+    bool bar_open;       /* the terminal's last line is a bar without a newline */
+    vq_progress running; /* a copy: what runs may fail, and never end */
+    double shown_s;
+    double from, to, part; /* units beyond running.done */
+} state = {.level = VQ_LOG_INFO};
 
 void vq_log_init(vq_log_level level, int rank)
 {
@@ -46,34 +50,48 @@ void vq_log(vq_log_level level, const char *fmt, ...)
 void vq_progress_begin(vq_progress *p, const char *name, const char *unit, int64_t first,
                        int64_t total)
 {
-    double now = vq_seconds();
-    *p = (vq_progress){.name = name,
-                       .unit = unit,
-                       .total = total,
-                       .done = first,
-                       .first = first,
-                       .start_s = now,
-                       .shown_s = now};
+    const double now = vq_seconds();
+    *p = (vq_progress){
+        .name = name, .unit = unit, .total = total, .done = first, .first = first, .start_s = now};
+    state.running = *p;
+    state.shown_s = now;
+    state.from = state.to = state.part = 0;
 }
 
-static void show(vq_progress *p, bool terminal)
+double vq_progress_units(void)
 {
+    return (double)state.running.done + state.part;
+}
+
+/* Shows what runs, unless it was shown a moment ago or is about to be told by its end. */
+static void show(void)
+{
+    const bool terminal = isatty(STDERR_FILENO);
+    const vq_progress *p = &state.running;
+    const double now = vq_seconds(), units = vq_progress_units(), total = (double)p->total;
     char eta[32] = "?", bar[BAR_WIDTH + 1];
-    double spent = vq_seconds() - p->start_s;
-    if (p->done > p->first)
-        vq_duration_text(spent * (double)(p->total - p->done) / (double)(p->done - p->first), eta);
-    int filled = p->total > 0 ? (int)(p->done * BAR_WIDTH / p->total) : BAR_WIDTH;
+    if (state.rank != 0 || state.level < VQ_LOG_INFO || (!terminal && p->done >= p->total) ||
+        now - state.shown_s < (terminal ? TERMINAL_INTERVAL_S : LOG_INTERVAL_S))
+        return;
+    state.shown_s = now;
+    if (units > (double)p->first)
+        vq_duration_text((now - p->start_s) * VQ_MAX(total - units, 0) / (units - (double)p->first),
+                         eta);
+    const int filled = units < total ? (int)(units * BAR_WIDTH / total) : BAR_WIDTH;
     for (int i = 0; i < BAR_WIDTH; i++) bar[i] = i < filled ? '=' : ' ';
     bar[BAR_WIDTH] = '\0';
-    if (terminal) {
-        fprintf(stderr, "\r\033[K%-8s [%s] %lld/%lld %s, %s left  %s", p->name, bar,
-                (long long)p->done, (long long)p->total, p->unit, eta, p->note);
-        fflush(stderr);
-        state.bar_open = true;
-    } else {
-        fprintf(stderr, "%-8s %lld/%lld %s, %s left  %s\n", p->name, (long long)p->done,
-                (long long)p->total, p->unit, eta, p->note);
-    }
+    char text[256];
+    snprintf(text, sizeof text, "%-8s %s%s%s%lld/%lld %s, %s left%s%s", p->name,
+             terminal ? "[" : "", terminal ? bar : "", terminal ? "] " : "", (long long)p->done,
+             (long long)p->total, p->unit, eta, p->note[0] ? "  " : "", p->note);
+    /* A bar that wraps could not be drawn again. */
+    struct winsize size;
+    if (terminal && ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 1 &&
+        size.ws_col <= sizeof text)
+        text[size.ws_col - 1] = '\0';
+    fprintf(stderr, terminal ? "\r\033[K%s" : "%s\n", text);
+    fflush(stderr);
+    state.bar_open = terminal;
 }
 
 void vq_progress_step(vq_progress *p, int64_t done, const char *fmt, ...)
@@ -85,19 +103,30 @@ void vq_progress_step(vq_progress *p, int64_t done, const char *fmt, ...)
         vsnprintf(p->note, sizeof p->note, fmt, args);
         va_end(args);
     }
-    bool terminal = isatty(STDERR_FILENO);
-    double now = vq_seconds();
-    if (state.rank != 0 || state.level < VQ_LOG_INFO ||
-        now - p->shown_s < (terminal ? TERMINAL_INTERVAL_S : LOG_INTERVAL_S))
-        return;
-    p->shown_s = now;
-    show(p, terminal);
+    state.running = *p;
+    state.from = state.to = state.part = 0;
+    show();
+}
+
+void vq_progress_span(double from, double to)
+{
+    state.from = from;
+    state.to = to;
+}
+
+void vq_progress_part(int64_t i, int64_t n)
+{
+    if (!state.running.name) return;
+    state.part = state.from + (state.to - state.from) * (double)i / (double)n;
+    show();
 }
 
 void vq_progress_end(vq_progress *p)
 {
     char spent[32];
     vq_duration_text(vq_seconds() - p->start_s, spent);
+    state.running = (vq_progress){0};
+    state.part = 0;
     vq_log(VQ_LOG_INFO, "%-8s %lld %s in %s%s%s", p->name, (long long)(p->done - p->first), p->unit,
            spent, p->note[0] ? "  " : "", p->note);
 }

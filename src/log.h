@@ -22,7 +22,7 @@ typedef struct vq_progress {
     const char *name; /* borrowed: the caller */
     const char *unit; /* borrowed: "windows", "steps" */
     int64_t total, done, first;
-    double start_s, shown_s;
+    double start_s;
     char note[96];
 } vq_progress;
 
@@ -32,6 +32,14 @@ void vq_progress_begin(vq_progress *p, const char *name, const char *unit, int64
 
 /* done units are finished; fmt (may be NULL) is a short note such as the loss. */
 void vq_progress_step(vq_progress *p, int64_t done, const char *fmt, ...) VQ_PRINTF(3, 4);
+
+/* What is at work takes the running phase from `from` to `to` units beyond those that are done;
+ * then parts of it: i of n are through. A unit may take minutes; where no phase runs, nothing. */
+void vq_progress_span(double from, double to);
+void vq_progress_part(int64_t i, int64_t n);
+
+/* Units that are through in the running phase, with parts; 0 where none runs. */
+double vq_progress_units(void);
 
 /* Ends the phase with a line that says how long it took. */
 void vq_progress_end(vq_progress *p);

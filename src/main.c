@@ -1,6 +1,7 @@
 /* main - the subcommands. */
 #include <errno.h>
 #include <jansson.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -166,7 +167,11 @@ static vq_status run_command(vq_arena *arena, vq_comm *comm, int argc, const cha
 static void choose_waiting(char **argv)
 {
     if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT")) return;
-    if (setenv("GOMP_SPINCOUNT", "3000", 1) == 0) execv("/proc/self/exe", argv);
+    char self[PATH_MAX];
+    const ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
+    if (n < 0 || setenv("GOMP_SPINCOUNT", "3000", 1) != 0) return;
+    self[n] = '\0';
+    execv(self, argv); /* by its name, which is what ps and top show */
 }
 
 /* Results that were not written are no success: a full disk, a closed pipe. */

@@ -4,6 +4,7 @@
 #include <math.h>
 
 #include "error.h"
+#include "log.h"
 #include "place.h"
 
 #define OPT_POSITION_OFFSET 2
@@ -369,6 +370,7 @@ vq_status vq_stage_fwd(const vq_stage *s, vq_mode mode, int64_t B, int64_t first
                       : has_end ? rows(&kept->final_in, kept, first, n)
                                 : *out;
         VQ_TRY(vq_block_fwd(&s->block[l], mode, s->scratch, acts_of(s, kept, l), first, n, &y));
+        vq_progress_part(l + 1, n_layers);
     }
     if (has_end) VQ_TRY(final_fwd(s, kept, first, n, out));
     VQ_TRY(vq_sync(s->be));
@@ -415,8 +417,10 @@ vq_status vq_stage_bwd(const vq_stage *s, vq_kept *kept, int64_t first, const vq
         VQ_TRY(final_bwd(s, kept, first, n, dout, &dx));
     else
         VQ_TRY(vq_copy(s->be, &dx, dout));
-    for (int64_t l = s->last - s->first - 1; l >= 0; l--)
+    for (int64_t l = s->last - s->first - 1; l >= 0; l--) {
         VQ_TRY(layer_bwd(s, kept, l, first, n, &dx));
+        vq_progress_part(s->last - s->first - l, s->last - s->first);
+    }
     if (!vq_stage_is_first(s)) VQ_TRY(vq_copy(s->be, din, &dx));
     VQ_TRY(vq_sync(s->be));
     vq_arena_reset(s->scratch, mark);

@@ -2,9 +2,12 @@
 #include <limits.h>
 #include <math.h>
 #include <pthread.h>
+#include <pty.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <string.h>
+#include <time.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -315,6 +318,67 @@ static void progress_counts_from_where_it_resumed(void **state)
     vq_log_init(VQ_LOG_INFO, 0);
 }
 
+/* What a phase of 1 of 2 units with that note draws on a terminal of so many columns. */
+static void draw(int columns, const char *note, char *drawn, size_t size)
+{
+    int terminal, there;
+    vq_progress p;
+    struct winsize window = {.ws_row = 24, .ws_col = (unsigned short)columns};
+    assert_int_equal(openpty(&terminal, &there, NULL, NULL, &window), 0);
+    const int before = dup(STDERR_FILENO);
+    assert_int_equal(dup2(there, STDERR_FILENO), STDERR_FILENO);
+    vq_progress_begin(&p, "init", "linears", 0, 2);
+    nanosleep(&(struct timespec){.tv_nsec = 150000000}, NULL);
+    vq_progress_step(&p, 1, "%s", note);
+    const ssize_t n = read(terminal, drawn, size - 1);
+    vq_log_init(VQ_LOG_WARN, 0);
+    vq_progress_end(&p);
+    vq_log_init(VQ_LOG_INFO, 0);
+    assert_int_equal(dup2(before, STDERR_FILENO), STDERR_FILENO);
+    close(before);
+    close(there);
+    close(terminal);
+    assert_true(n > 0);
+    drawn[n] = '\0';
+}
+
+static void bars_fit_the_terminal(void **state)
+{
+    (void)state;
+    char drawn[512];
+    draw(200, "model.layers.0.mlp.up_proj", drawn, sizeof drawn);
+    assert_ptr_equal(strstr(drawn, "\r\033[Kinit     [============            ] 1/2 linears, "),
+                     drawn);
+    assert_string_equal(drawn + strlen(drawn) - 6, "p_proj");
+    draw(60, "model.layers.0.mlp.up_proj", drawn, sizeof drawn);
+    assert_int_equal(strlen(drawn), strlen("\r\033[K") + 59);
+    assert_ptr_equal(strstr(drawn, "\r\033[Kinit     [============            ] 1/2"), drawn);
+}
+
+static void progress_has_parts_of_a_unit(void **state)
+{
+    (void)state;
+    vq_progress p;
+    vq_log_init(VQ_LOG_ERROR, 0); /* quiet */
+    vq_progress_part(1, 2);       /* of nothing that runs */
+    assert_true(vq_progress_units() == 0);
+    vq_progress_begin(&p, "eval", "windows", 0, 8);
+    vq_progress_span(0, 4);
+    vq_progress_part(3, 4);
+    assert_true(vq_progress_units() == 3);
+    assert_int_equal(p.done, 0);
+    vq_progress_step(&p, 4, NULL);
+    assert_true(vq_progress_units() == 4);
+    vq_progress_span(1, 3);
+    assert_true(vq_progress_units() == 4);
+    vq_progress_part(1, 2);
+    assert_true(vq_progress_units() == 6);
+    vq_progress_end(&p);
+    vq_progress_part(1, 2);
+    assert_true(vq_progress_units() == 0);
+    vq_log_init(VQ_LOG_INFO, 0);
+}
+
 /* --- rng ----------------------------------------------------------------------------------- */
 
 static void counter_numbers_are_fixed(void **state)
@@ -604,6 +668,8 @@ int main(void)
         cmocka_unit_test(durations_and_bytes_as_text),
         cmocka_unit_test(clock_goes_forward),
         cmocka_unit_test(progress_counts_from_where_it_resumed),
+        cmocka_unit_test(progress_has_parts_of_a_unit),
+        cmocka_unit_test(bars_fit_the_terminal),
         cmocka_unit_test(counter_numbers_are_fixed),
         cmocka_unit_test(randint_is_pythons),
         cmocka_unit_test(randint_goes_on),

@@ -24,6 +24,13 @@ if [[ ${1:-} == %* ]]; then
 fi
 
 rows=$(table_read "$table")
+program=${VQ_PROGRAM:-$here/../build/vqround}
+[ -x "$program" ] || program=$(command -v vqround) || program=true
+table_check "$table" "$rows" "$program"
+command -v sbatch >/dev/null || {
+    echo "sweep.sh: error: sbatch is not there: expected Slurm's commands in PATH. Run this on a node of the cluster" >&2
+    exit 2
+}
 left=()
 while IFS= read -r row; do
     table_is_done "$out" "$row" || left+=("$(cut -f 1 <<<"$row")")

@@ -13,7 +13,7 @@ table_read() { # TABLE
     }
     awk -F '\t' -v OFS='\t' -v table="$1" '
     function fail(text) {
-        print "table.sh: error: " table ":" NR ": " text > "/dev/stderr"
+        print "table.sh: error: " table (NR ? ":" NR : "") ": " text > "/dev/stderr"
         failed = 1
         exit 3
     }
@@ -27,6 +27,11 @@ table_read() { # TABLE
     !n {
         n = split($0, key, "\t")
         for (i = 1; i <= n; i++) {
+            if (key[i] ~ /^-/)
+                fail("column " i " is called \"" key[i] "\": expected a key without dashes before it. Remove them")
+            if (key[i] in place)
+                fail("columns " place[key[i]] " and " i " are both called \"" key[i] "\": expected a key once. Remove one")
+            place[key[i]] = i
             if (key[i] !~ /^[A-Za-z_.-]+$/)
                 fail("column " i " is called \"" key[i] "\": expected a key of \"vqround quantize --help\". Check that tabs, not spaces, stand between the columns")
             if (key[i] == "out")
@@ -36,7 +41,7 @@ table_read() { # TABLE
     }
     {
         if (NF != n)
-            fail(NF " columns: expected the " n " of the first line. Write - for a default, and tabs between the columns")
+            fail(NF " of " n " columns: expected as many as the first line has. Write - for a default, and tabs between the columns")
         name = options = ""
         for (i = 1; i <= n; i++) {
             if ($i == "" || $i == "-") continue
@@ -57,8 +62,27 @@ table_read() { # TABLE
         print ++rows, name options
     }
     END {
-        if (!failed && !rows) fail("no rows: expected a line of keys and one line or more of values")
+        if (!failed && !rows)
+            fail("no rows: expected a line of keys and one line or more of values. Add them")
     }' "$1"
+}
+
+# Whether a program has the keys of rows, as table_read gives them, and the config files are there: what
+# is wrong in all rows is said before they are queued. A wrong value is its row's to say.
+table_check() { # TABLE ROWS PROGRAM
+    local key said config
+    for key in $(cut -f 3- <<<"$2" | tr '\t' '\n' | grep '^--' | sort -u); do
+        said=$("$3" quantize "$key=" --help 2>&1) || true
+        [[ $said == *"there is no such flag"* || $said == *"of other subcommands"* ]] || continue
+        echo "table.sh: error: $1: ${said#vqround: error: }" >&2
+        return 2
+    done
+    while IFS= read -r config; do
+        [ -z "$config" ] || [ -r "$config" ] || {
+            echo "table.sh: error: $1: config $config cannot be read: expected a file. Check its path, which starts at $PWD" >&2
+            return 3
+        }
+    done < <(awk -F '\t' '{ for (i = 3; i < NF; i++) if ($i == "--config") print $(i + 1) }' <<<"$2" | sort -u)
 }
 
 # Whether a row, as table_read gives it, was finished with these very settings: once a run has

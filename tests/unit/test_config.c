@@ -112,6 +112,8 @@ static void wrong_yaml_names_the_line(void **state)
     BAD("nsample: 4", "nsamples, the nearest");
     BAD("bits: 4\nseed: 1\nbits: 3", "a.yaml:3 bits is there twice, first in line 1", "Remove one");
     BAD("train.lr: 1\ntrain: {lr: 2}", "train.lr is there twice");
+    BAD("train: {beta_hi: 1, beta_lo: 1}",
+        "train.beta_hi = 1: expected a number from 1.01 to 1000");
     BAD("train.lr: fast", "train.lr = fast: expected a number from 0 to 100");
     BAD("train.lr: 1x", "train.lr = 1x");
     BAD("train.lr: .inf", "train.lr = .inf");

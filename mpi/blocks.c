@@ -25,6 +25,7 @@ typedef struct loop {
     vq_adam adam;
     double *power;  /* [1] mean of |t|^2 over all tokens, of the layer at work */
     double loss[2]; /* of the layer at work: task and regularizer of the running step */
+    vq_progress progress;
 } loop;
 
 /* --- inputs ---------------------------------------------------------------------------------- */
@@ -75,31 +76,11 @@ static vq_status embed(loop *L)
     return vq_stream_close(&L->stream);
 }
 
-/* A word from the stage before for each layer that is done, passed on, so that no stage waits
- * longer than a layer takes. */
-static vq_status tell(loop *L, bool hear)
+static vq_status pass_on(void *ctx, bool on)
 {
-    vq_job *job = L->job;
-    double word = 0;
-    const int rank = job->comm->rank; /* a stage's neighbours are adjacent ranks */
-    vq_tensor t = vq_tensor_1d(&word, VQ_F64, 1);
-    if (hear) VQ_TRY(vq_job_receive(job, &t, rank - 1, VQ_TAG_FORWARD));
-    return vq_stage_is_last(&job->stage) ? VQ_OK : vq_job_send(job, &t, rank + 1, VQ_TAG_FORWARD);
-}
-
-static vq_status receive_inputs(loop *L)
-{
-    if (vq_stage_is_first(&L->job->stage)) return VQ_OK;
-    for (int64_t l = 0; l < L->job->stage.first; l++) VQ_TRY(tell(L, true));
-    VQ_TRY(vq_sweep_pass_on(&L->teacher, false));
-    return vq_sweep_pass_on(&L->student, false);
-}
-
-static vq_status send_inputs(loop *L)
-{
-    if (vq_stage_is_last(&L->job->stage)) return VQ_OK;
-    VQ_TRY(vq_sweep_pass_on(&L->teacher, true));
-    return vq_sweep_pass_on(&L->student, true);
+    loop *L = ctx;
+    VQ_TRY(vq_sweep_pass_on(&L->teacher, on));
+    return vq_sweep_pass_on(&L->student, on);
 }
 
 /* --- a layer --------------------------------------------------------------------------------- */
@@ -206,23 +187,27 @@ static vq_status run_step(loop *L, int64_t layer, int64_t step)
     return set_scales(L, layer);
 }
 
-static vq_status train_layer(loop *L, int64_t layer, double *before, double *after)
+static vq_status train_layer(void *ctx, int64_t layer)
 {
+    loop *L = ctx;
     vq_job *job = L->job;
     const int64_t steps = L->config->train.block_steps, epoch = L->stream.count;
     vq_comm_at(job->comm, "blocks, layer %lld", (long long)layer);
     VQ_TRY(run_teacher(L, layer));
     L->adam.step = 0;
-    *before = *after = 0;
+    double before = 0, after = 0;
     /* Of the first steps and the last, as many as an epoch has, or half of all. */
     const int64_t some = VQ_MAX(1, VQ_MIN(epoch, steps / 2));
     for (int64_t step = 0; step < steps; step++) {
         VQ_TRY(run_step(L, layer, step));
         const double error = L->loss[0] / (double)(L->student.T * some);
-        if (step < some) *before += error;
-        if (step >= steps - some) *after += error;
+        if (step < some) before += error;
+        if (step >= steps - some) after += error;
     }
-    return vq_sweep_pass(&L->student, layer, vq_job_mode(job));
+    VQ_TRY(vq_sweep_pass(&L->student, layer, vq_job_mode(job)));
+    vq_progress_step(&L->progress, layer + 1 - job->stage.first, "relative error %.3g -> %.3g",
+                     before, after);
+    return VQ_OK;
 }
 
 /* --- the file -------------------------------------------------------------------------------- */
@@ -293,19 +278,11 @@ static vq_status look_in_files(vq_job *job, uint64_t key, bool read, bool *all)
 static vq_status train_layers(loop *L)
 {
     const vq_stage *stage = &L->job->stage;
-    vq_progress p;
-    VQ_TRY(embed(L));
-    VQ_TRY(receive_inputs(L));
-    vq_progress_begin(&p, "blocks", "layers", 0, stage->last - stage->first);
-    for (int64_t layer = stage->first; layer < stage->last; layer++) {
-        double before, after;
-        VQ_TRY(train_layer(L, layer, &before, &after));
-        VQ_TRY(tell(L, false));
-        vq_progress_step(&p, layer + 1 - stage->first, "relative error %.3g -> %.3g", before,
-                         after);
-    }
-    vq_progress_end(&p);
-    return send_inputs(L);
+    VQ_TRY(vq_comm_end(L->job->comm, embed(L)));
+    vq_progress_begin(&L->progress, "blocks", "layers", 0, stage->last - stage->first);
+    VQ_TRY(vq_sweep_in_turn(L->job, pass_on, train_layer, L));
+    vq_progress_end(&L->progress);
+    return VQ_OK;
 }
 
 static vq_status open_loop(loop *L, const vq_windows *windows)
@@ -323,8 +300,6 @@ static vq_status train_stage(vq_job *job, const vq_data *data, uint64_t key)
     L.teacher.file.id = L.student.file.id = -1;
     VQ_TRY(vq_comm_agree(job->comm, open_loop(&L, &data->calib)));
     const vq_status status = train_layers(&L);
-    /* The others may be waiting for this rank. */
-    if (status) vq_comm_die(job->comm, status);
     vq_sweep_close(&L.teacher);
     vq_sweep_close(&L.student);
     vq_arena_reset(&job->step, mark);

@@ -47,11 +47,11 @@ static vq_status poll(const vq_comm *comm, MPI_Request *request, MPI_Status *res
         int done = 0;
         VQ_TRY(check(MPI_Test(request, &done, result), what));
         if (done) return VQ_OK;
+        if (vq_seconds() - start_s > comm->limit_s) break;
         if (polls < SPIN_POLLS)
-            sched_yield();
+            sched_yield(); /* for a whole time slice where ranks share a core */
         else
             nanosleep(&pause, NULL);
-        if (polls % 1024 == 1023 && vq_seconds() - start_s > comm->limit_s) break;
     }
     VQ_FAIL(VQ_EPEER,
             "waited %.4g s for %s: expected an answer by then. Look whether every rank still runs, "

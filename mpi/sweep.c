@@ -366,27 +366,48 @@ void vq_sweep_close(vq_sweep *s)
 
 /* --- all layers ------------------------------------------------------------------------------ */
 
-static vq_status run_layers(vq_sweep *s, const vq_windows *windows)
+vq_status vq_sweep_in_turn(vq_job *job, vq_status (*pass_on)(void *ctx, bool on),
+                           vq_status (*layer)(void *ctx, int64_t l), void *ctx)
 {
-    const vq_stage *stage = s->stage;
-    vq_progress p;
-    if (vq_stage_is_first(stage))
-        VQ_TRY(embed_share(s, windows));
-    else
-        VQ_TRY(vq_sweep_pass_on(s, false));
-    const char *what = s->grid ? "grid" : "gptq";
-    vq_progress_begin(&p, what, "layers", 0, stage->last - stage->first);
-    for (int64_t layer = stage->first; layer < stage->last; layer++) {
-        double error;
-        vq_comm_at(s->job->comm, "%s, layer %lld", what, (long long)layer);
-        VQ_TRY(vq_sweep_layer(s, layer, &error));
-        if (s->grid)
-            vq_progress_step(&p, layer + 1 - stage->first, "layer %lld", (long long)layer);
-        else
-            vq_progress_step(&p, layer + 1 - stage->first, "output error %.3g", error);
+    const vq_stage *stage = &job->stage;
+    for (int64_t l = 0; l < job->model.config.N; l++) {
+        vq_status status = VQ_OK;
+        if (l == stage->last) status = pass_on(ctx, true);
+        if (l == stage->first && l > 0) status = pass_on(ctx, false);
+        if (!status && l >= stage->first && l < stage->last) status = layer(ctx, l);
+        if (status) vq_comm_die(job->comm, status);
+        VQ_TRY(status);
+        VQ_TRY(vq_comm_agree(job->comm, VQ_OK));
     }
-    vq_progress_end(&p);
-    return vq_stage_is_last(stage) ? VQ_OK : vq_sweep_pass_on(s, true);
+    return VQ_OK;
+}
+
+/* A sweep on its way. */
+typedef struct run {
+    vq_sweep *sweep;
+    const vq_windows *windows;
+    vq_progress progress;
+} run;
+
+static vq_status pass_on(void *ctx, bool on)
+{
+    return vq_sweep_pass_on(((run *)ctx)->sweep, on);
+}
+
+static vq_status run_layer(void *ctx, int64_t layer)
+{
+    run *r = ctx;
+    vq_sweep *s = r->sweep;
+    const int64_t done = layer + 1 - s->stage->first;
+    double error;
+    if (layer == 0) VQ_TRY(embed_share(s, r->windows));
+    vq_comm_at(s->job->comm, "%s, layer %lld", r->progress.name, (long long)layer);
+    VQ_TRY(vq_sweep_layer(s, layer, &error));
+    if (s->grid)
+        vq_progress_step(&r->progress, done, "layer %lld", (long long)layer);
+    else
+        vq_progress_step(&r->progress, done, "output error %.3g", error);
+    return VQ_OK;
 }
 
 vq_status vq_sweep_run(vq_sweep *s, const vq_windows *windows)
@@ -396,13 +417,16 @@ vq_status vq_sweep_run(vq_sweep *s, const vq_windows *windows)
     int64_t first, n;
     char *path;
     const size_t mark = vq_arena_mark(s->arena);
+    run r = {.sweep = s, .windows = windows};
     vq_topo_share(&job->topo, job->topo.replica, windows->n, &first, &n);
     VQ_TRY(vq_mem_info(&job->cpu, &free_bytes, &total_bytes));
     VQ_TRY(vq_job_path(job, &path, "sweep-%04d.h5", job->comm->rank));
-    vq_status status = vq_sweep_open(s, n, windows->n, windows->T, free_bytes / 2, path);
-    if (!status) status = run_layers(s, windows);
-    /* The others may be waiting for this rank's inputs or Hessians. */
-    if (status) vq_comm_die(job->comm, status);
+    VQ_TRY(vq_comm_agree(job->comm,
+                         vq_sweep_open(s, n, windows->n, windows->T, free_bytes / 2, path)));
+    vq_progress_begin(&r.progress, s->grid ? "grid" : "gptq", "layers", 0,
+                      s->stage->last - s->stage->first);
+    const vq_status status = vq_sweep_in_turn(job, pass_on, run_layer, &r);
+    vq_progress_end(&r.progress);
     vq_sweep_close(s);
     vq_arena_reset(s->arena, mark);
     return status;

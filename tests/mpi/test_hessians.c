@@ -1,6 +1,7 @@
-/* test_hessians - the Hessians that replicas sum up beside those of one rank that has all windows.
- * Under mpiexec: every rank is a replica. */
+/* test_hessians - the Hessians that replicas sum up beside those of one rank that has all windows;
+ * layers that stages take in turn. Under mpiexec: every rank is a replica, or a stage. */
 #include <stdlib.h>
+#include <time.h>
 
 #include "fixture.h"
 #include "mpi/world.h"
@@ -95,9 +96,55 @@ static void test_replicas(void **state)
     hessians_of("tiny-qwen3");
 }
 
+/* --- in turn --------------------------------------------------------------------------------- */
+
+enum { LAYERS = 12, LAYER_MS = 150 };
+
+/* A stage's layers, and how many are done of all: what stages hand on. */
+typedef struct turns {
+    vq_job *job;
+    double done;
+} turns;
+
+static vq_status pass_turn(void *ctx, bool on)
+{
+    turns *t = ctx;
+    vq_tensor done = vq_tensor_1d(&t->done, VQ_F64, 1);
+    return on ? vq_job_send(t->job, &done, comm.rank + 1, VQ_TAG_FORWARD)
+              : vq_job_receive(t->job, &done, comm.rank - 1, VQ_TAG_FORWARD);
+}
+
+static vq_status take_turn(void *ctx, int64_t l)
+{
+    turns *t = ctx;
+    assert_true(l >= t->job->stage.first && l < t->job->stage.last);
+    assert_true(t->done == (double)l);
+    nanosleep(&(struct timespec){.tv_nsec = LAYER_MS * 1000000}, NULL);
+    t->done++;
+    return VQ_OK;
+}
+
+/* All layers together take longer than a rank may wait for another; one does not. */
+static void test_layers_in_turn(void **state)
+{
+    (void)state;
+    const double limit_s = comm.limit_s;
+    vq_job job = {.comm = &comm,
+                  .model.config.N = LAYERS,
+                  .stage.first = LAYERS * comm.rank / comm.size,
+                  .stage.last = LAYERS * (comm.rank + 1) / comm.size};
+    turns t = {.job = &job};
+    comm.limit_s = 0.8;
+    assert_true(LAYERS * LAYER_MS > 2 * 800);
+    EXPECT_OK(vq_sweep_in_turn(&job, pass_turn, take_turn, &t));
+    assert_true(t.done == (double)job.stage.last);
+    comm.limit_s = limit_s;
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_replicas)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_replicas),
+                                       cmocka_unit_test(test_layers_in_turn)};
     world_open(60);
     return world_close(cmocka_run_group_tests(tests, NULL, NULL));
 }

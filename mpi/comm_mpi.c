@@ -3,6 +3,7 @@
  * Everything is begun without blocking and then polled against the clock: a lost rank would leave
  * a blocking call waiting for ever. While it polls a rank gives its core away, so that ranks may
  * share cores. */
+#include <limits.h>
 #include <mpi.h>
 #include <sched.h>
 #include <stdio.h>
@@ -14,7 +15,9 @@
 #include "error.h"
 #include "log.h"
 
-#define SPIN_POLLS 2000  /* before a waiting rank sleeps between polls */
+#define UNIT_BYTES ((int64_t)1 << 30)   /* of a message of more bytes than an int counts */
+#define SUM_ELEMENTS ((int64_t)1 << 26) /* added up at a time */
+#define SPIN_POLLS 2000                 /* before a waiting rank sleeps between polls */
 #define SLEEP_NS 50000   /* 50 us: little beside a message of a layer's activations */
 #define ABORT_LIMIT_S 20 /* then the process ends without MPI */
 #define DEATH_TAG 100    /* beside those of vq_tag */
@@ -93,27 +96,63 @@ static MPI_Datatype type_of(const vq_tensor *t)
     return t->dtype == VQ_F64 ? MPI_DOUBLE : MPI_FLOAT;
 }
 
-static vq_status mpi_sum(void *ctx, vq_tensor *t)
+/* The next elements of a sum, [first, first + n). */
+static vq_status sum_some(const vq_comm *comm, const vq_tensor *t, int64_t first, int64_t n)
 {
-    const vq_comm *comm = ctx;
     MPI_Request request;
-    int n;
-    VQ_TRY(vq_int(vq_tensor_count(t), "elements of a sum", &n));
+    void *data = (char *)t->data + (size_t)first * vq_dtype_bytes(t->dtype);
     VQ_TRY(check(
-        MPI_Iallreduce(MPI_IN_PLACE, t->data, n, type_of(t), MPI_SUM, MPI_COMM_WORLD, &request),
+        MPI_Iallreduce(MPI_IN_PLACE, data, (int)n, type_of(t), MPI_SUM, MPI_COMM_WORLD, &request),
         "a sum"));
     return poll(comm, &request, MPI_STATUS_IGNORE, "a sum");
+}
+
+static vq_status mpi_sum(void *ctx, vq_tensor *t)
+{
+    const int64_t n = vq_tensor_count(t);
+    for (int64_t i = 0; i < n; i += SUM_ELEMENTS)
+        VQ_TRY(sum_some(ctx, t, i, VQ_MIN(SUM_ELEMENTS, n - i)));
+    return VQ_OK;
+}
+
+/* MPI counts in int: what is longer is one element of a type of its own, units and a rest. */
+typedef struct extent {
+    MPI_Datatype type;
+    int n;
+} extent;
+
+static vq_status open_extent(int64_t bytes, const char *what, extent *e)
+{
+    *e = (extent){MPI_BYTE, 1};
+    if (bytes <= INT_MAX) {
+        e->n = (int)bytes;
+        return VQ_OK;
+    }
+    MPI_Datatype part[2] = {MPI_BYTE, MPI_BYTE};
+    const int n[2] = {(int)(bytes / UNIT_BYTES), (int)(bytes % UNIT_BYTES)};
+    const MPI_Aint at[2] = {0, n[0] * UNIT_BYTES};
+    VQ_TRY(check(MPI_Type_contiguous((int)UNIT_BYTES, MPI_BYTE, &part[0]), what));
+    VQ_TRY(check(MPI_Type_create_struct(2, n, at, part, &e->type), what));
+    VQ_TRY(check(MPI_Type_free(&part[0]), what));
+    return check(MPI_Type_commit(&e->type), what);
+}
+
+/* A message that was begun keeps what it needs. */
+static vq_status close_extent(extent *e, const char *what)
+{
+    return e->type == MPI_BYTE ? VQ_OK : check(MPI_Type_free(&e->type), what);
 }
 
 static vq_status mpi_broadcast(void *ctx, vq_tensor *t, int root)
 {
     const vq_comm *comm = ctx;
     MPI_Request request;
+    extent e;
     char what[64];
-    int n;
     snprintf(what, sizeof what, "a broadcast from rank %d", root);
-    VQ_TRY(vq_int((int64_t)vq_tensor_bytes(t), "bytes of a broadcast", &n));
-    VQ_TRY(check(MPI_Ibcast(t->data, n, MPI_BYTE, root, MPI_COMM_WORLD, &request), what));
+    VQ_TRY(open_extent((int64_t)vq_tensor_bytes(t), what, &e));
+    VQ_TRY(check(MPI_Ibcast(t->data, e.n, e.type, root, MPI_COMM_WORLD, &request), what));
+    VQ_TRY(close_extent(&e, what));
     return poll(comm, &request, MPI_STATUS_IGNORE, what);
 }
 
@@ -131,38 +170,33 @@ static vq_status mpi_agree(void *ctx, vq_status status)
 }
 
 static vq_status begin(const vq_tensor *t, int peer, vq_tag tag, bool is_receive,
-                       vq_request *request, int *n)
+                       vq_request *request)
 {
+    MPI_Request r;
+    extent e;
     *request = (vq_request){.bytes = (int64_t)vq_tensor_bytes(t),
                             .peer = peer,
                             .tag = tag,
                             .is_active = true,
                             .is_receive = is_receive};
-    return vq_int(request->bytes, "bytes of a message", n);
+    VQ_TRY(open_extent(request->bytes, tag_names[tag], &e));
+    VQ_TRY(check(is_receive ? MPI_Irecv(t->data, e.n, e.type, peer, (int)tag, MPI_COMM_WORLD, &r)
+                            : MPI_Isend(t->data, e.n, e.type, peer, (int)tag, MPI_COMM_WORLD, &r),
+                 tag_names[tag]));
+    memcpy(request->handle, &r, sizeof r);
+    return close_extent(&e, tag_names[tag]);
 }
 
 static vq_status mpi_send(void *ctx, const vq_tensor *t, int to, vq_tag tag, vq_request *request)
 {
-    MPI_Request r;
-    int n;
     (void)ctx;
-    VQ_TRY(begin(t, to, tag, false, request, &n));
-    VQ_TRY(
-        check(MPI_Isend(t->data, n, MPI_BYTE, to, (int)tag, MPI_COMM_WORLD, &r), tag_names[tag]));
-    memcpy(request->handle, &r, sizeof r);
-    return VQ_OK;
+    return begin(t, to, tag, false, request);
 }
 
 static vq_status mpi_receive(void *ctx, vq_tensor *t, int from, vq_tag tag, vq_request *request)
 {
-    MPI_Request r;
-    int n;
     (void)ctx;
-    VQ_TRY(begin(t, from, tag, true, request, &n));
-    VQ_TRY(
-        check(MPI_Irecv(t->data, n, MPI_BYTE, from, (int)tag, MPI_COMM_WORLD, &r), tag_names[tag]));
-    memcpy(request->handle, &r, sizeof r);
-    return VQ_OK;
+    return begin(t, from, tag, true, request);
 }
 
 static vq_status mpi_wait(void *ctx, vq_request *request)
@@ -171,18 +205,18 @@ static vq_status mpi_wait(void *ctx, vq_request *request)
     MPI_Request r;
     MPI_Status result;
     char what[96];
-    int n = 0;
+    MPI_Count n = 0;
     memcpy(&r, request->handle, sizeof r);
     snprintf(what, sizeof what, "%lld bytes of %s %s rank %d", (long long)request->bytes,
              tag_names[request->tag], request->is_receive ? "from" : "to", request->peer);
     VQ_TRY(poll(comm, &r, &result, what));
     request->is_active = false;
     if (!request->is_receive) return VQ_OK;
-    VQ_TRY(check(MPI_Get_count(&result, MPI_BYTE, &n), what));
+    VQ_TRY(check(MPI_Get_elements_x(&result, MPI_BYTE, &n), what));
     VQ_CHECK(n == request->bytes, VQ_EPEER,
-             "rank %d sent %d bytes of %s, expected %lld. Start every rank with the same program "
+             "rank %d sent %lld bytes of %s, expected %lld. Start every rank with the same program "
              "and the same command",
-             request->peer, n, tag_names[request->tag], (long long)request->bytes);
+             request->peer, (long long)n, tag_names[request->tag], (long long)request->bytes);
     return VQ_OK;
 }
 

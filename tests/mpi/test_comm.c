@@ -1,11 +1,13 @@
 /* test_comm - what ranks say to each other, under mpiexec with 1 to 4 ranks. Numbers are whole, so
  * sums are exact and compared with ==. A failure on any rank ends the program with its message. */
+#include <limits.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 
 #include <cmocka.h>
@@ -138,6 +140,73 @@ static void test_wrong_size(void **state)
     EXPECT_OK(vq_comm_agree(&comm, VQ_OK));
 }
 
+/* --- more bytes than an int counts ----------------------------------------------------------- */
+
+enum { LONG_RANKS = 2 };
+
+/* Addresses of a tensor of so many bytes: pages are taken where they are written. */
+static vq_tensor reserve(int64_t bytes)
+{
+    void *data = mmap(NULL, (size_t)bytes, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    assert_ptr_not_equal(data, MAP_FAILED);
+    return vq_tensor_1d(data, VQ_U8, bytes);
+}
+
+/* Marks [n] of a long tensor, the last at its end: written, or looked for. */
+static void mark(const vq_tensor *t, int first, bool look)
+{
+    const int64_t places[] = {0, 1 << 30, INT_MAX, (int64_t)INT_MAX + 1, t->dim[0] - 1};
+    for (int i = 0; i < VQ_COUNT(places); i++) {
+        uint8_t *at = (uint8_t *)t->data + places[i];
+        if (look)
+            assert_int_equal(*at, first + i);
+        else
+            *at = (uint8_t)(first + i);
+    }
+}
+
+static void test_long_messages(void **state)
+{
+    (void)state;
+    const double limit_s = comm.limit_s;
+    if (comm.size != LONG_RANKS) return;
+    vq_tensor t = reserve(((int64_t)5 << 29) + 12345); /* 2.5 GiB and a little */
+    vq_request r = {0};
+    comm.limit_s = 300;
+    if (comm.rank == 0) {
+        mark(&t, 10, false);
+        EXPECT_OK(vq_comm_send(&comm, &t, 1, VQ_TAG_FORWARD, &r));
+    } else {
+        EXPECT_OK(vq_comm_receive(&comm, &t, 0, VQ_TAG_FORWARD, &r));
+    }
+    EXPECT_OK(vq_comm_wait(&comm, &r));
+    mark(&t, 10, true);
+    if (comm.rank == 0) mark(&t, 20, false);
+    EXPECT_OK(vq_comm_broadcast(&comm, &t, 0));
+    mark(&t, 20, true);
+    munmap(t.data, (size_t)t.dim[0]);
+    comm.limit_s = limit_s;
+}
+
+/* In several pieces: every element once. */
+static void test_long_sum(void **state)
+{
+    (void)state;
+    enum { MANY = (1 << 26) + 1000 };
+    if (comm.size != LONG_RANKS) return;
+    vq_tensor t = reserve((int64_t)MANY * 4);
+    t = vq_tensor_1d(t.data, VQ_F32, MANY);
+    float *x = t.data;
+    for (int64_t i = 0; i < MANY; i++) x[i] = (float)(i % 1000 + comm.rank);
+    EXPECT_OK(vq_comm_sum(&comm, &t));
+    for (int64_t i = 0; i < MANY; i++)
+        if (x[i] != (float)(2 * (i % 1000) + 1)) fail_msg("%lld: %g", (long long)i, (double)x[i]);
+    munmap(t.data, vq_tensor_bytes(&t));
+}
+
+/* --- what became of others ------------------------------------------------------------------- */
+
 /* Every rank learns the worst status; the message stays where it was made. */
 static void test_agree(void **state)
 {
@@ -245,6 +314,8 @@ int main(void)
         cmocka_unit_test(test_broadcasts),
         cmocka_unit_test(test_order),
         cmocka_unit_test(test_wrong_size),
+        cmocka_unit_test(test_long_messages),
+        cmocka_unit_test(test_long_sum),
         cmocka_unit_test(test_agree),
         cmocka_unit_test(test_end),
         cmocka_unit_test(test_waiting_is_counted),

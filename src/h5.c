@@ -18,31 +18,41 @@
 
 /* --- errors --- */
 
-static herr_t first_error(unsigned n, const H5E_error2_t *e, void *text)
+/* What HDF5 says went wrong. */
+typedef struct cause {
+    char text[256]; /* the beginning: a long path may fill it */
+    bool no_space, no_memory;
+} cause;
+
+static herr_t first_error(unsigned n, const H5E_error2_t *e, void *to)
 {
+    cause *c = to;
     /* Walking upward, the first is the deepest: the cause. */
-    if (n == 0) snprintf(text, 256, "%s", e->desc ? e->desc : "no reason given");
+    if (n > 0 || !e->desc) return 0;
+    snprintf(c->text, sizeof c->text, "%s", e->desc);
+    c->no_space = strstr(e->desc, strerror(ENOSPC)) || strstr(e->desc, strerror(EDQUOT));
+    c->no_memory = strstr(e->desc, "memory allocation failed") || strstr(e->desc, strerror(ENOMEM));
     return 0;
 }
 
 /* Fails with what HDF5 said last about object of the file. */
 static vq_status h5_failed(const vq_h5 *h, const char *object, const char *did)
 {
-    char text[256] = "no reason given";
-    H5Ewalk2(H5E_DEFAULT, H5E_WALK_UPWARD, first_error, text);
+    cause c = {.text = "no reason given"};
+    H5Ewalk2(H5E_DEFAULT, H5E_WALK_UPWARD, first_error, &c);
     H5Eclear2(H5E_DEFAULT);
-    VQ_CHECK(!strstr(text, strerror(ENOSPC)) && !strstr(text, strerror(EDQUOT)), VQ_EMEM,
+    VQ_CHECK(!c.no_space, VQ_EMEM,
              "%s: %s cannot be %s: no space left on its disk. Free some space, or choose another "
              "folder",
              h->path, object, did);
-    VQ_CHECK(!strstr(text, "memory allocation failed") && !strstr(text, strerror(ENOMEM)), VQ_EMEM,
+    VQ_CHECK(!c.no_memory, VQ_EMEM,
              "%s: %s cannot be %s: the system refused HDF5 memory. Lower seqlen or the batch, or "
              "use more stages",
              h->path, object, did);
     VQ_FAIL(VQ_EFILE,
             "%s: %s cannot be %s: %s. Expected a whole file of vqround; if it is damaged delete it "
             "and run again",
-            h->path, object, did, text);
+            h->path, object, did, c.text);
 }
 
 #define VQ_H5(call, h, object, did)                                                                \

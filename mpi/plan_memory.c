@@ -167,8 +167,7 @@ static double train_work_bytes(const vq_plan_view *v, vq_keep keep)
     return T * E * v->act + again + grads + backward + messages + ops;
 }
 
-/* Both streams' inputs, and a layer's forward and backward. On a GPU the inputs wait on the host.
- */
+/* Both streams' inputs, which on a GPU wait on the host, and a layer's forward and backward. */
 static double blocks_bytes(const vq_plan_view *v)
 {
     const vq_config *c = v->c;

@@ -28,7 +28,7 @@ vq_plan_sums vq_plan_sum(const vq_config *c, const vq_model_config *m, int64_t f
         s.largest = VQ_MAX(s.largest, n);
         if (!vq_pool_takes(vq_linear_name(m, i / VQ_N_KINDS, kind, name), &c->skip)) continue;
         s.quantized += n;
-        const vq_tensor ints = vq_grid_ints((int)c->bits, out, in);
+        const vq_tensor ints = vq_quant_ints((int)c->bits, out, in);
         s.integers += (double)vq_grid_bytes(&grid, out, in) +
                       (vq_config_needs_ints(c) ? (double)vq_tensor_bytes(&ints) : 0) +
                       (vq_config_scatters(c) ? (double)in * sizeof(int32_t) : 0);

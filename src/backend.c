@@ -333,17 +333,20 @@ vq_status vq_relu_bwd(const vq_backend *be, vq_tensor *dx, const vq_tensor *dy, 
 
 /* --- round ----------------------------------------------------------------------------------- */
 
-/* Of integers (vq_quant). */
-static unsigned int_types(int bits)
+vq_tensor vq_quant_ints(int bits, int64_t out, int64_t in)
 {
-    if (bits <= 3) return TYPE(VQ_U8);
-    return bits <= 7 ? TYPE(VQ_I8) | TYPE(VQ_I16) : TYPE(VQ_I16);
+    if (bits <= 3) return vq_tensor_2d(NULL, VQ_U8, out, VQ_CEIL_DIV(in, 2));
+    return vq_tensor_2d(NULL, bits <= 7 ? VQ_I8 : VQ_I16, out, in);
 }
 
-static int64_t int_columns(int bits, int64_t in)
+static vq_status check_ints(const vq_backend *be, const char *op, const char *argument,
+                            const vq_tensor *t, int bits, int64_t out, int64_t in)
 {
-    return bits <= 3 ? VQ_CEIL_DIV(in, 2) : in;
+    const vq_tensor like = vq_quant_ints(bits, out, in);
+    return check(be, op, argument, t, TYPE(like.dtype), false, like.ndim, like.dim);
 }
+
+#define WANT_INTS(t, bits, out, in) VQ_TRY(check_ints(be, __func__ + 3, #t, t, bits, out, in))
 
 static vq_status check_quant(const vq_backend *be, const char *op, const vq_quant *q,
                              const vq_tensor *weight, const char *weight_name,
@@ -355,7 +358,7 @@ static vq_status check_quant(const vq_backend *be, const char *op, const vq_quan
     int64_t out = weight->dim[0], in = weight->dim[1], K = codes->dim[0], D = codes->dim[1];
     VQ_ASSERT(K > 0 && D > 0 && q->bits >= 1 && q->bits <= 8 && q->group_size > 0);
     int64_t groups = VQ_CEIL_DIV(in, q->group_size), n_vec = VQ_CEIL_DIV(out * in, D);
-    PART("base", &q->base, int_types(q->bits), out, int_columns(q->bits, in));
+    VQ_TRY(check_ints(be, op, "base", &q->base, q->bits, out, in));
     PART("scale", &q->scale, REAL, out, groups);
     PART("zero", &q->zero, REAL, out, groups);
     if (q->idx.data)
@@ -454,7 +457,7 @@ vq_status vq_grid_split(const vq_backend *be, vq_tensor *base, vq_tensor *rest, 
 {
     WANT(w, FLOATS, ANY, ANY);
     VQ_ASSERT(group_size > 0 && bits >= 1 && bits <= 8);
-    WANT(base, int_types(bits), w->dim[0], int_columns(bits, w->dim[1]));
+    WANT_INTS(base, bits, w->dim[0], w->dim[1]);
     WANT_LIKE(rest, REAL, w);
     WANT(scale, REAL, w->dim[0], VQ_CEIL_DIV(w->dim[1], group_size));
     WANT_LIKE(zero, REAL, scale);
@@ -476,7 +479,7 @@ vq_status vq_grid_value(const vq_backend *be, vq_tensor *out, const vq_tensor *i
 {
     WANT(out, ACT, ANY, ANY);
     VQ_ASSERT(q->group_size > 0 && q->bits >= 1 && q->bits <= 8);
-    WANT(ints, int_types(q->bits), out->dim[0], int_columns(q->bits, out->dim[1]));
+    WANT_INTS(ints, q->bits, out->dim[0], out->dim[1]);
     const vq_tensor *scale = &q->scale, *zero = &q->zero;
     WANT(scale, REAL, out->dim[0], VQ_CEIL_DIV(out->dim[1], q->group_size));
     WANT_LIKE(zero, REAL, scale);
@@ -492,8 +495,8 @@ vq_status vq_gptq_sweep(const vq_backend *be, vq_quant *q, vq_tensor *ints, vq_t
     VQ_ASSERT(error && q->group_size > 0 && q->bits >= 1 && q->bits <= 8);
     VQ_ASSERT(rule->block_size > 0 && vq_dtype_is_float(rule->scale_dtype));
     const vq_tensor *base = &q->base, *scale = &q->scale, *zero = &q->zero;
-    WANT(base, int_types(q->bits), w->dim[0], int_columns(q->bits, in));
-    WANT_LIKE(ints, TYPE(base->dtype), base);
+    WANT_INTS(base, q->bits, w->dim[0], in);
+    WANT_INTS(ints, q->bits, w->dim[0], in);
     WANT_LIKE(rest, REAL, w);
     WANT(scale, REAL, w->dim[0], VQ_CEIL_DIV(in, q->group_size));
     WANT_LIKE(zero, REAL, scale);

@@ -30,10 +30,10 @@ typedef enum vq_round_mode {
  * p = o * in + i and the logit codes[idx[p / D]][p % D]; it lies in group i / group_size of its
  * row. groups = ceil(in / group_size).
  *
- * Integers n in [-1, qmax] are kept as i8 (bits 4 to 7) or i16 [out, in]; with bits <= 3, when
- * n + 1 takes four bits, two in a byte: u8 [out, ceil(in / 2)], where column i has the low half of
- * byte i / 2 of its row if i is even, else the high half. Rows begin with a whole byte: with an odd
- * in the last one's high half is 0. */
+ * Integers n in [-1, qmax] are kept as i16 [out, in] (8 bits) or i8 [out, in] (4 to 7); with
+ * bits <= 3, when n + 1 takes four bits, two in a byte: u8 [out, ceil(in / 2)], where column i has
+ * the low half of byte i / 2 of its row if i is even, else the high half. Rows begin with a whole
+ * byte: with an odd in the last one's high half is 0. */
 typedef struct vq_quant {
     vq_tensor base;     /* integers: floor(w / s) + z, clamped to [-1, qmax] */
     vq_tensor scale;    /* real [out, groups] */
@@ -43,6 +43,9 @@ typedef struct vq_quant {
     int bits;           /* qmax = 2^bits - 1 */
     int64_t group_size; /* columns that share a scale: in, or fewer */
 } vq_quant;
+
+/* The integers of W[out, in], without data. Pure. */
+vq_tensor vq_quant_ints(int bits, int64_t out, int64_t in);
 
 /* How gptq_sweep goes over the columns of a weight. */
 typedef struct vq_sweep_rule {

@@ -15,15 +15,9 @@ int64_t vq_grid_groups(const vq_grid_config *c, int64_t in)
     return VQ_CEIL_DIV(in, width_of_group(c, in));
 }
 
-vq_tensor vq_grid_ints(int bits, int64_t out, int64_t in)
-{
-    if (bits <= 3) return vq_tensor_2d(NULL, VQ_U8, out, VQ_CEIL_DIV(in, 2));
-    return vq_tensor_2d(NULL, bits <= 7 ? VQ_I8 : VQ_I16, out, in);
-}
-
 size_t vq_grid_bytes(const vq_grid_config *c, int64_t out, int64_t in)
 {
-    const vq_tensor ints = vq_grid_ints(c->bits, out, in);
+    const vq_tensor ints = vq_quant_ints(c->bits, out, in);
     size_t base = vq_tensor_bytes(&ints);
     size_t scale = (size_t)(out * vq_grid_groups(c, in)) * vq_dtype_bytes(VQ_F32);
     return VQ_CEIL_DIV(base, VQ_ALIGN) * VQ_ALIGN + 2 * VQ_CEIL_DIV(scale, VQ_ALIGN) * VQ_ALIGN;
@@ -37,7 +31,7 @@ vq_status vq_grid_alloc(const vq_backend *be, vq_quant *q, vq_arena *arena, cons
     VQ_ASSERT(out >= 1 && in >= 1);
     int64_t groups = vq_grid_groups(c, in);
     *q = (vq_quant){.bits = c->bits, .group_size = width_of_group(c, in)};
-    const vq_tensor ints = vq_grid_ints(c->bits, out, in);
+    const vq_tensor ints = vq_quant_ints(c->bits, out, in);
     VQ_TRY(vq_tensor_new(arena, be->place, ints.dtype, ints.ndim, ints.dim, &q->base));
     VQ_TRY(vq_tensor_new(arena, be->place, be->real, VQ_DIMS(out, groups), &q->scale));
     return vq_tensor_new(arena, be->place, be->real, VQ_DIMS(out, groups), &q->zero);

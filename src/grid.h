@@ -19,9 +19,6 @@ typedef struct vq_grid_config {
 /* Scales per row: ceil(in / group_size). Pure. */
 int64_t vq_grid_groups(const vq_grid_config *c, int64_t in);
 
-/* The integers (vq_quant) of a weight [out, in], without data. Pure. */
-vq_tensor vq_grid_ints(int bits, int64_t out, int64_t in);
-
 /* What vq_grid_alloc takes from its arena where real is f32. Pure. */
 size_t vq_grid_bytes(const vq_grid_config *c, int64_t out, int64_t in);
 

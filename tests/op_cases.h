@@ -169,7 +169,7 @@ static inline vq_status op_run(const vq_backend *be, vq_arena *arena, op_run_fn 
 static inline vq_status op_ints(vq_arena *arena, op_args *a, bool output, int64_t bits, int low,
                                 double high, int64_t out, int64_t in)
 {
-    const vq_tensor ints = vq_grid_ints((int)bits, out, in);
+    const vq_tensor ints = vq_quant_ints((int)bits, out, in);
     VQ_TRY(op_tensor(arena, a, output, ints.dtype, low, high, 0, 2, ints.dim));
     if (ints.dtype != VQ_U8) return VQ_OK;
     vq_tensor *t = output ? &a->out[a->n_out - 1] : &a->in[a->n_in - 1];

@@ -56,7 +56,7 @@ static void load_linear(student *s, int64_t slot)
     vq_pool_attach(&s->pool, slot, l);
     l->quantized = true;
     EXPECT_OK(vq_grid_alloc(&s->f.be, &l->quant, &s->f.arena, &grid, out, in));
-    vq_tensor own_idx, counts, own_base = vq_grid_ints(grid.bits, out, in);
+    vq_tensor own_idx, counts, own_base = vq_quant_ints(grid.bits, out, in);
     const vq_place place = s->f.be.place;
     EXPECT_OK(vq_tensor_new(&s->f.arena, place, VQ_U16, VQ_DIMS(n_vec), &l->quant.idx));
     EXPECT_OK(

@@ -108,6 +108,11 @@ static void test_quant(void **state)
     bad.base = vq_tensor_2d(base, VQ_I8, 4, 6);
     FAILS(vq_round_fwd(&be, &w, &bad, &codes, VQ_HARD), "base", "i8 [4, 6]", "expected u8 [4, 3]");
     bad = q;
+    bad.bits = 4;
+    bad.base = vq_tensor_2d(base, VQ_I16, 4, 6);
+    FAILS(vq_round_fwd(&be, &w, &bad, &codes, VQ_HARD), "base", "i16 [4, 6]", "expected i8 [4, 6]");
+    FAILS(vq_grid_value(&be, &w, &bad.base, &bad), "ints", "i16 [4, 6]", "expected i8 [4, 6]");
+    bad = q;
     bad.idx.data = NULL;
     assert_int_equal(vq_round_fwd(&be, &w, &bad, &codes, VQ_HARD), VQ_OK);
     vq_tensor few = matrix(1, 2, 8);

@@ -258,7 +258,7 @@ static sweep_input make_input(const sweep_case *c, vq_dtype real)
 static void run_sweep(const vq_backend *be, const sweep_case *c, const sweep_input *a, swept *s)
 {
     const int64_t groups = VQ_CEIL_DIV(c->in, c->group_size);
-    const vq_tensor ints = vq_grid_ints(c->bits, c->out, c->in);
+    const vq_tensor ints = vq_quant_ints(c->bits, c->out, c->in);
     *s = (swept){.q = {.base = new_tensor(ints.dtype, c->out, ints.dim[1]),
                        .scale = new_tensor(be->real, c->out, groups),
                        .zero = new_tensor(be->real, c->out, groups),
@@ -378,7 +378,7 @@ static void test_grid_value(void **state)
     vq_backend be;
     EXPECT_OK(vq_cpu_open(&be, 2));
     for (int bits = 2; bits <= 8; bits += 3) {
-        const vq_tensor shape = vq_grid_ints(bits, OUT, IN);
+        const vq_tensor shape = vq_quant_ints(bits, OUT, IN);
         vq_tensor ints = new_tensor(shape.dtype, OUT, shape.dim[1]);
         vq_tensor out = new_tensor(VQ_F32, OUT, IN);
         vq_quant q = {.scale = noise(VQ_F32, OUT, GROUPS, 3),

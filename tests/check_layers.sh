@@ -9,7 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # LEVEL FOLDER MODULES...
 table() {
     cat <<'END'
-0 src base error arena log rng
+0 src base error arena log rng memory
 1 src tensor pack utf8 fileio lock config safetensors torchbin weights textio h5
 2 src backend place
 2 kernels element

@@ -5,13 +5,13 @@
 
 #include <cblas.h>
 #include <omp.h>
-#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 
 #include "cpu_ops.h"
 #include "error.h"
+#include "memory.h"
 
 /* Addresses, not memory: pages are taken as ops need them. */
 #define SCRATCH_BYTES ((size_t)64 << 30)
@@ -19,21 +19,7 @@
 static vq_status cpu_mem_info(void *ctx, size_t *free_bytes, size_t *total_bytes)
 {
     (void)ctx;
-    FILE *f = fopen("/proc/meminfo", "r");
-    VQ_CHECK(f, VQ_EMEM,
-             "/proc/meminfo: cannot be opened, expected the system's memory counts. Mount /proc");
-    unsigned long long total_kib = 0, available_kib = 0;
-    char line[128];
-    while (fgets(line, sizeof line, f)) {
-        (void)sscanf(line, "MemTotal: %llu", &total_kib);
-        (void)sscanf(line, "MemAvailable: %llu", &available_kib);
-    }
-    fclose(f);
-    VQ_CHECK(total_kib > 0, VQ_EMEM,
-             "/proc/meminfo: no line MemTotal, expected one. Mount the kernel's own /proc");
-    *total_bytes = (size_t)total_kib << 10;
-    *free_bytes = (size_t)available_kib << 10;
-    return VQ_OK;
+    return vq_memory_info("", free_bytes, total_bytes);
 }
 
 static vq_status cpu_mem_peak(void *ctx, size_t *bytes)

@@ -280,9 +280,9 @@ static vq_status train_layers(loop *L)
     const vq_stage *stage = &L->job->stage;
     VQ_TRY(vq_comm_end(L->job->comm, embed(L)));
     vq_progress_begin(&L->progress, "blocks", "layers", 0, stage->last - stage->first);
-    VQ_TRY(vq_sweep_in_turn(L->job, pass_on, train_layer, L));
+    const vq_status status = vq_sweep_in_turn(L->job, pass_on, train_layer, L);
     vq_progress_end(&L->progress);
-    return VQ_OK;
+    return status;
 }
 
 static vq_status open_loop(loop *L, const vq_windows *windows)

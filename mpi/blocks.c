@@ -35,7 +35,7 @@ static vq_status open_sweeps(loop *L, const vq_windows *windows)
 {
     vq_job *job = L->job;
     const int64_t epoch = VQ_CEIL_DIV(windows->n, L->config->train.batch);
-    size_t free_bytes, total_bytes;
+    double room;
     int64_t n_own = 0, window;
     char *teacher, *student;
     VQ_TRY(VQ_NEW(&job->step, epoch, &L->first));
@@ -48,11 +48,11 @@ static vq_status open_sweeps(loop *L, const vq_windows *windows)
     }
     const vq_sweep sweep = {.job = job, .stage = &job->stage, .arena = &job->step};
     L->teacher = L->student = sweep;
-    VQ_TRY(vq_mem_info(&job->cpu, &free_bytes, &total_bytes));
+    VQ_TRY(vq_job_room(job, &room));
     VQ_TRY(vq_job_path(job, &teacher, "sweep-teacher-%04d.h5", job->comm->rank));
     VQ_TRY(vq_job_path(job, &student, "sweep-student-%04d.h5", job->comm->rank));
-    VQ_TRY(vq_sweep_open(&L->teacher, n_own, windows->n, windows->T, free_bytes / 4, teacher));
-    return vq_sweep_open(&L->student, n_own, windows->n, windows->T, free_bytes / 4, student);
+    VQ_TRY(vq_sweep_open(&L->teacher, n_own, windows->n, windows->T, (size_t)(room / 4), teacher));
+    return vq_sweep_open(&L->student, n_own, windows->n, windows->T, (size_t)(room / 4), student);
 }
 
 /* The embeddings of the windows are the inputs of layer 0. */

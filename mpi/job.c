@@ -25,8 +25,8 @@ static size_t reserve_bytes(void)
 
 /* --- the GPU --------------------------------------------------------------------------------- */
 
-/* The number of this rank among those of its node, and the number of those. */
-static vq_status place_on_node(vq_job *job, int *local, int *n_local)
+/* The number of this rank among those of its node, and the number of those into the job. */
+static vq_status place_on_node(vq_job *job, int *local)
 {
     const int n = job->comm->size;
     const size_t mark = vq_arena_mark(&job->scratch);
@@ -37,9 +37,9 @@ static vq_status place_on_node(vq_job *job, int *local, int *n_local)
     for (int i = 0; i < n; i++) host[i] = i == job->comm->rank ? mine : 0;
     vq_tensor t = vq_tensor_1d(host, VQ_F64, n);
     VQ_TRY(vq_comm_sum(job->comm, &t));
-    *local = *n_local = 0;
+    *local = job->n_local = 0;
     for (int i = 0; i < n; i++) {
-        *n_local += host[i] == mine;
+        job->n_local += host[i] == mine;
         *local += i < job->comm->rank && host[i] == mine;
     }
     vq_arena_reset(&job->scratch, mark);
@@ -87,8 +87,7 @@ static vq_status agree_on_device(vq_job *job)
     return VQ_OK;
 }
 
-/* n_local: ranks of this node. */
-static vq_status open_device(vq_job *job, int local, int n_local)
+static vq_status open_device(vq_job *job, int local)
 {
     vq_arena *const arenas[VQ_N_ARENAS] = {&job->run, &job->weights, &job->step, &job->scratch};
     const int n = job->cuda->device_count();
@@ -101,7 +100,8 @@ static vq_status open_device(vq_job *job, int local, int n_local)
     }
     size_t free_bytes, total_bytes;
     VQ_TRY(vq_mem_info(&job->be, &free_bytes, &total_bytes));
-    job->hold_bytes = HOLD_RATIO * (double)free_bytes / (double)VQ_CEIL_DIV(n_local, VQ_MAX(n, 1));
+    job->hold_bytes =
+        HOLD_RATIO * (double)free_bytes / (double)VQ_CEIL_DIV(job->n_local, VQ_MAX(n, 1));
     VQ_TRY(job->cuda->describe(job->device, text, sizeof text));
     vq_log(VQ_LOG_INFO, "device   %s", text);
     return VQ_OK;
@@ -133,13 +133,13 @@ vq_status vq_job_connect(vq_job *job)
 /* The GPU, if the job runs on one, else the CPU. Collective. */
 static vq_status open_backend(vq_job *job)
 {
-    int local, n_local;
+    int local;
     VQ_TRY(vq_comm_agree(job->comm, find_module(job)));
     VQ_TRY(agree_on_device(job));
-    VQ_TRY(place_on_node(job, &local, &n_local));
-    if (job->cuda) VQ_TRY(vq_comm_agree(job->comm, open_device(job, local, n_local)));
+    VQ_TRY(place_on_node(job, &local));
+    if (job->cuda) VQ_TRY(vq_comm_agree(job->comm, open_device(job, local)));
     if (!job->cuda) job->be = job->cpu;
-    job->shares_device = job->cuda && n_local > job->cuda->device_count();
+    job->shares_device = job->cuda && job->n_local > job->cuda->device_count();
     return VQ_OK;
 }
 
@@ -237,6 +237,16 @@ vq_status vq_job_stage(vq_job *job, const vq_model *model, int64_t T, vq_stage *
 bool vq_job_is_end(const vq_job *job)
 {
     return job->topo.stage == 0 || vq_topo_is_last(&job->topo);
+}
+
+vq_status vq_job_room(const vq_job *job, double *bytes)
+{
+    const double given = job->cuda ? 0 : job->config->plan.memory_gib * (double)(1 << 30);
+    size_t free_bytes, total_bytes;
+    VQ_TRY(vq_mem_info(&job->cpu, &free_bytes, &total_bytes));
+    *bytes = (double)free_bytes / job->n_local;
+    if (given > 0) *bytes = VQ_MIN(*bytes, given);
+    return VQ_OK;
 }
 
 static void release_linears(const vq_model *model)

@@ -20,7 +20,8 @@ typedef struct vq_job {
     vq_arena scratch;                  /* inside one function */
     const struct vq_cuda_module *cuda; /* NULL: no GPU */
     int device;                        /* the GPU of this rank */
-    bool shares_device;                /* another rank may have the same */
+    int n_local;                       /* ranks on this node */
+    bool shares_device;                /* another rank may have the same GPU */
     vq_arena twins[VQ_N_ARENAS];       /* of the four arenas, on the GPU */
     vq_comm own_comm;                  /* carries the GPU's tensors */
     vq_model model;
@@ -50,6 +51,10 @@ vq_status vq_job_stage(vq_job *job, const vq_model *model, int64_t T, vq_stage *
 
 /* Whether this rank has the first or the last layers of its replica. */
 bool vq_job_is_end(const vq_job *job);
+
+/* This rank's share of the host's free memory, or of what the settings say that the plan may count
+ * on. Local. Fails: as vq_mem_info. */
+vq_status vq_job_room(const vq_job *job, double *bytes);
 
 /* Gives back the memory that a phase used and the next one may not: what arenas hold above what is
  * in use, and the pages of the linears' weights. Local. */

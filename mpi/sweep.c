@@ -413,16 +413,16 @@ static vq_status run_layer(void *ctx, int64_t layer)
 vq_status vq_sweep_run(vq_sweep *s, const vq_windows *windows)
 {
     vq_job *job = s->job;
-    size_t free_bytes, total_bytes;
+    double room;
     int64_t first, n;
     char *path;
     const size_t mark = vq_arena_mark(s->arena);
     run r = {.sweep = s, .windows = windows};
     vq_topo_share(&job->topo, job->topo.replica, windows->n, &first, &n);
-    VQ_TRY(vq_mem_info(&job->cpu, &free_bytes, &total_bytes));
+    VQ_TRY(vq_job_room(job, &room));
     VQ_TRY(vq_job_path(job, &path, "sweep-%04d.h5", job->comm->rank));
     VQ_TRY(vq_comm_agree(job->comm,
-                         vq_sweep_open(s, n, windows->n, windows->T, free_bytes / 2, path)));
+                         vq_sweep_open(s, n, windows->n, windows->T, (size_t)(room / 2), path)));
     vq_progress_begin(&r.progress, s->grid ? "grid" : "gptq", "layers", 0,
                       s->stage->last - s->stage->first);
     const vq_status status = vq_sweep_in_turn(job, pass_on, run_layer, &r);

@@ -184,13 +184,28 @@ static void test_does_not_fit(void **state)
     assert_false(exists("run-long/tokens.h5"));
 }
 
+/* What a plan keeps out of the memory that it was given stays out of it. */
+static void test_inputs_in_a_file(void **state)
+{
+    (void)state;
+    make_model("tiny-llama", "small");
+    const char *roomy[] = {"--plan.memory_gib", "1"}, *narrow[] = {"--plan.memory_gib", "0.04"};
+    for (int i = 0; i < 2; i++) {
+        const char **memory = i ? narrow : roomy, *out = i ? "narrow" : "roomy";
+        RUN_OK("quantize", "--model", "small", "--text", CALIB, "--out", out, "--method", "rtn",
+               "--grid", "output", "--bits", "3", "--nsamples", "170", "--seqlen", "128",
+               "--no-eval", "--threads", "1", memory[0], memory[1]);
+        assert_int_equal(strstr(last.err, "do not fit in memory: they are in") != NULL, i);
+    }
+    expect_same_files("narrow/model/model.safetensors", "roomy/model/model.safetensors");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_needs_no_weights),
-        cmocka_unit_test(test_configs),
-        cmocka_unit_test(test_peak_is_as_planned),
-        cmocka_unit_test(test_does_not_fit),
+        cmocka_unit_test(test_needs_no_weights),   cmocka_unit_test(test_configs),
+        cmocka_unit_test(test_peak_is_as_planned), cmocka_unit_test(test_does_not_fit),
+        cmocka_unit_test(test_inputs_in_a_file),
     };
     return cmocka_run_group_tests(tests, enter_folder, leave_folder);
 }

@@ -183,6 +183,7 @@ vq_status vq_cpu_open(vq_backend *be, int n_threads)
     real *slabs = NULL;
     if (status == VQ_OK) status = VQ_NEW(&arena, threads * VQ_CPU_SLAB, &slabs);
     openblas_set_num_threads(1);
+    omp_set_num_threads(threads);
     if (status == VQ_OK) status = take_blas_buffers(threads, slabs);
     if (status != VQ_OK) {
         vq_arena_close(&arena);

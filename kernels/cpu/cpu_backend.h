@@ -5,9 +5,10 @@
 #pragma once
 #include "backend.h"
 
-/* Opens the backend with n_threads OpenMP threads (0: as many as the cores this process may use).
- * BLAS is held to one thread: parallelism is over tiles that depend on the shape alone.
- * Fails: VQ_EMEM. Close gives its scratch memory back. Local. */
+/* Opens the backend with n_threads OpenMP threads (0: as many as the cores this process may use);
+ * so many have other loops of the calling thread from then on, whatever OMP_NUM_THREADS says. BLAS
+ * is held to one thread: parallelism is over tiles that depend on the shape alone. Fails: VQ_EMEM.
+ * Close gives its scratch memory back. Local. */
 vq_status vq_cpu_open(vq_backend *be, int n_threads);
 void vq_cpu_close(vq_backend *be);
 

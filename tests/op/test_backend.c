@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include <cmocka.h>
+#include <omp.h>
 
 #include "cpu_backend.h"
 #include "error.h"
@@ -130,6 +131,19 @@ static void test_quant(void **state)
     FAILS(vq_mse(&be, &loss, NULL, &w, &wide, 1), "mse", "target", "f32 [4, 7]", "f32 [4, 6]");
 }
 
+/* Ranks share cores: loops outside the backend's ops have no more threads than it. */
+static void test_threads(void **state)
+{
+    (void)state;
+    for (int n = 1; n <= 3; n++) {
+        vq_backend with;
+        assert_int_equal(vq_cpu_open(&with, n), VQ_OK);
+        assert_int_equal(vq_cpu_thread_count(&with), n);
+        assert_int_equal(omp_get_max_threads(), n);
+        vq_cpu_close(&with);
+    }
+}
+
 static void test_memory(void **state)
 {
     (void)state;
@@ -192,6 +206,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_shapes),
                                        cmocka_unit_test(test_types_and_places),
-                                       cmocka_unit_test(test_quant), cmocka_unit_test(test_memory)};
+                                       cmocka_unit_test(test_quant), cmocka_unit_test(test_threads),
+                                       cmocka_unit_test(test_memory)};
     return cmocka_run_group_tests(tests, open_backend, close_backend);
 }

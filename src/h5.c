@@ -73,6 +73,9 @@ static vq_status closed(vq_arena *arena, const char *path, bool writing, vq_h5 *
     *out = (vq_h5){.id = -1, .writing = writing};
     VQ_TRY(vq_arena_text(arena, path, strlen(path), &kept));
     out->path = kept;
+    /* Files are closed here. What is left of one that could not be written out would crash HDF5's
+     * own closing at the end of the program. */
+    H5dont_atexit();
     H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
     return VQ_OK;
 }

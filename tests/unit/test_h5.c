@@ -4,6 +4,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <sys/mount.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -257,6 +258,42 @@ static void full_disk_is_a_memory_error(void **state)
     }
 }
 
+/* Small datasets until the disk is full, then the end of the program. */
+static void fill_disk(void)
+{
+    static float data[4096];
+    const vq_tensor t = vq_tensor_1d(data, VQ_F32, 4096);
+    vq_status status = VQ_OK;
+    vq_h5 h;
+    start(&h, "h5-small/x.h5");
+    for (int i = 0; status == VQ_OK; i++) {
+        char name[32];
+        snprintf(name, sizeof name, "g%d/x%d", i / 7, i);
+        status = vq_h5_write(&h, name, &t);
+    }
+    vq_h5_close(&h);
+    exit(status);
+}
+
+/* Wherever it was full, the program ends with its own code. Needs the right to mount. */
+static void full_disk_is_no_crash(void **state)
+{
+    (void)state;
+    EXPECT_OK(vq_make_folders("h5-small"));
+    for (int kib = 960; kib <= 1040; kib += 8) {
+        char size[32];
+        int code;
+        snprintf(size, sizeof size, "size=%dk", kib);
+        if (mount("none", "h5-small", "tmpfs", 0, size) != 0) skip();
+        const pid_t child = fork();
+        if (child == 0) fill_disk();
+        assert_true(child > 0 && waitpid(child, &code, 0) == child);
+        umount("h5-small");
+        if (!WIFEXITED(code) || WEXITSTATUS(code) != VQ_EMEM)
+            fail_msg("a disk of %d KiB: wait status %x, expected exit code 4", kib, code);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -268,6 +305,7 @@ int main(void)
         cmocka_unit_test(abandoned_files_do_not_appear),
         cmocka_unit_test(equal_runs_make_equal_files),
         cmocka_unit_test(full_disk_is_a_memory_error),
+        cmocka_unit_test(full_disk_is_no_crash),
     };
     return cmocka_run_group_tests(tests, open_arenas, close_arenas);
 }

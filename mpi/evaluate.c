@@ -66,6 +66,12 @@ static vq_status run_pass(const pass *p, const vq_windows *w, vq_progress *progr
     return VQ_OK;
 }
 
+/* A number for every sum of losses: files in JSON have no infinity. */
+static double perplexity_of(double total, int64_t n)
+{
+    return exp(VQ_MIN(total / (double)n, 700));
+}
+
 vq_status vq_evaluate(vq_job *job, const vq_stage *stage, vq_mode mode, const vq_windows *w,
                       const char *label, vq_eval_result *r)
 {
@@ -85,7 +91,7 @@ vq_status vq_evaluate(vq_job *job, const vq_stage *stage, vq_mode mode, const vq
     vq_stage_drop(stage);
     for (int64_t i = 0; i < w->n; i++) total += p.loss[i];
     vq_arena_reset(&job->step, mark);
-    *r = (vq_eval_result){.perplexity = exp(total / (double)(w->n * (w->T - 1))),
+    *r = (vq_eval_result){.perplexity = perplexity_of(total, w->n * (w->T - 1)),
                           .windows = w->n,
                           .tokens = w->n * w->T,
                           .seconds = vq_seconds() - start_s};

@@ -6,7 +6,7 @@
 #include "pipeline.h"
 
 typedef struct vq_eval_result {
-    double perplexity;
+    double perplexity;       /* finite: 1e304 where the mean loss is above 700 */
     int64_t windows, tokens; /* tokens: of the windows, predicted or not */
     double seconds;
 } vq_eval_result;

@@ -506,6 +506,38 @@ static void weights(void **state)
     restore_model("good");
 }
 
+/* A head so large that a wrong token costs thousands of nats. */
+static void make_loud(json_t *h, uint8_t *data, size_t *n)
+{
+    (void)n;
+    const json_int_t end = offset_of(h, "lm_head.weight", 1);
+    for (json_int_t i = offset_of(h, "lm_head.weight", 0); i < end; i += 2) {
+        data[i] = (uint8_t)(data[i] & 0x7f);
+        data[i + 1] = (uint8_t)((data[i + 1] & 0x80) | 0x48); /* bf16: 2^17 to 2^18 */
+    }
+}
+
+/* A loss whose exponential is beyond any number is no infinity in a file: JSON has none, and what
+ * was found is kept. */
+static void huge_losses(void **state)
+{
+    (void)state;
+    restore_model("good");
+    edit_weights("m/model.safetensors", make_loud);
+    RUN_OK("eval", "--quiet", "--model", "m", "--text", "text.txt", "--seqlen", "32",
+           "--max-windows", "2", "--json");
+    json_t *row = last_json();
+    const double perplexity = json_number_value(json_object_get(row, "perplexity"));
+    if (!(perplexity > 1e300)) fail_msg("perplexity %g in: %s", perplexity, last.out);
+    json_decref(row);
+    RUN_OK(JOB, "--method", "rtn");
+    json_t *kept = load_json("run/eval.json");
+    assert_true(json_is_number(json_object_get(json_object_get(kept, "rtn"), "perplexity")));
+    json_decref(kept);
+    remove_all("run");
+    restore_model("good");
+}
+
 /* --- packed models --------------------------------------------------------------------------- */
 
 #define PACKED "model.layers.1.mlp.up_proj"
@@ -841,9 +873,10 @@ int main(void)
         cmocka_unit_test(flags),          cmocka_unit_test(help_and_usage),
         cmocka_unit_test(settings_files), cmocka_unit_test(model_settings),
         cmocka_unit_test(model_folders),  cmocka_unit_test(weights),
-        cmocka_unit_test(packed_models),  cmocka_unit_test(shards),
-        cmocka_unit_test(texts),          cmocka_unit_test(places),
-        cmocka_unit_test(read_only_disk), cmocka_unit_test(full_disk),
+        cmocka_unit_test(huge_losses),    cmocka_unit_test(packed_models),
+        cmocka_unit_test(shards),         cmocka_unit_test(texts),
+        cmocka_unit_test(places),         cmocka_unit_test(read_only_disk),
+        cmocka_unit_test(full_disk),
     };
     return cmocka_run_group_tests(tests, prepare, clean_up);
 }

@@ -1,13 +1,19 @@
 /* guard - signals and the time limit. */
 #include "guard.h"
 
+#include <errno.h>
 #include <signal.h>
 #include <stdio.h>
+#include <string.h>
+#include <unistd.h>
 
 #include "error.h"
 #include "log.h"
 
+#define ANSWER "stop     is asked for: at the end of this step or phase, whose work is kept\n"
+
 static volatile sig_atomic_t caught;
+static const char *answer; /* to the first signal: a phase may take much longer than a step */
 static double limit_s, start_s;
 
 static void on_signal(int number)
@@ -16,15 +22,19 @@ static void on_signal(int number)
         signal(SIGINT, SIG_DFL);
         raise(SIGINT);
     }
+    const int e = errno;
+    if (!caught && answer && write(STDERR_FILENO, answer, strlen(answer)) < 0) answer = NULL;
+    errno = e;
     caught = number;
 }
 
-void vq_guard_init(double max_hours)
+void vq_guard_init(double max_hours, bool says)
 {
     struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
     static const int numbers[] = {SIGUSR1, SIGTERM, SIGINT};
     for (int i = 0; i < VQ_COUNT(numbers); i++) sigaction(numbers[i], &action, NULL);
     caught = 0;
+    answer = !says ? NULL : isatty(STDERR_FILENO) ? "\r\033[K" ANSWER : ANSWER;
     limit_s = max_hours * 3600;
     start_s = vq_seconds();
 }

@@ -280,7 +280,7 @@ vq_status vq_run(const vq_config *config, vq_comm *comm, int argc, const char *c
 {
     vq_job job;
     vq_folder folder = {0};
-    vq_guard_init(config->max_hours);
+    vq_guard_init(config->max_hours, comm->rank == 0 && !config->quiet);
     vq_status status = vq_job_open(config, comm, &job);
     if (!status) status = run(&job, &folder, argc, argv);
     vq_folder_close(&folder);

@@ -162,6 +162,7 @@ static void signals_stop_after_a_phase(void **state)
     finish(pid);
     expect_code(75);
     expect_words("early", "signal 15", "Run the same command again", NULL);
+    expect_words("\nstop     is asked for: at the end of this step or phase", NULL);
     assert_non_null(find_name("early", "init-", ".h5"));
     assert_null(find_name("early", "ckpt-", ".h5"));
     RUN_OK(JOB, "early", "--quiet");

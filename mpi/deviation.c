@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "error.h"
+#include "log.h"
 #include "place.h"
 
 enum { SQUARES, ERROR, RTN_ERROR, MOVED, N_SUMS };
@@ -58,8 +59,11 @@ static vq_status compare(vq_job *job, const vq_vqlinear *l, vq_mode mode, double
 /* This rank's layers into their places of sums [n_slots, N_SUMS]. */
 static vq_status compare_own(vq_job *job, vq_mode mode, double *sums)
 {
-    for (int64_t slot = job->stage.first * VQ_N_KINDS; slot < job->stage.last * VQ_N_KINDS;
-         slot++) {
+    const int64_t first = job->stage.first * VQ_N_KINDS, last = job->stage.last * VQ_N_KINDS;
+    vq_progress p;
+    vq_progress_begin(&p, "errors", "layers", 0, job->stage.last - job->stage.first);
+    for (int64_t slot = first; slot < last; slot++) {
+        vq_progress_step(&p, (slot - first) / VQ_N_KINDS, NULL);
         const vq_vqlinear *l =
             vq_stage_linear(&job->stage, slot / VQ_N_KINDS, (vq_linear_kind)(slot % VQ_N_KINDS));
         if (!l || !l->quantized) continue;
@@ -68,6 +72,8 @@ static vq_status compare_own(vq_job *job, vq_mode mode, double *sums)
         vq_arena_reset(&job->scratch, mark);
         vq_weights_release(&job->model.weights, &l->source->weight);
     }
+    vq_progress_step(&p, p.total, NULL);
+    vq_progress_end(&p);
     return VQ_OK;
 }
 

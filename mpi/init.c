@@ -458,8 +458,9 @@ static vq_status make_files(vq_job *job, const settings *set, const vq_data *dat
     return share.dir ? vq_comm_agree(job->comm, remove_grid(job)) : VQ_OK;
 }
 
-/* Reads what it finds of the stage's linears in the run's init files; how many it did not. */
-static vq_status read_files(vq_job *job, int64_t *missing)
+/* Reads what it finds of the stage's linears in the run's init files, but not again what this rank
+ * has just made; how many it did not find. */
+static vq_status read_files(vq_job *job, bool are_made, int64_t *missing)
 {
     vq_vqlinear *l;
     char **paths, name[320];
@@ -469,6 +470,7 @@ static vq_status read_files(vq_job *job, int64_t *missing)
     VQ_TRY(vq_job_files(&job->scratch, job->config->out, PREFIX, &paths, &n));
     VQ_TRY(VQ_NEW(&job->scratch, job->pool.n_slots, &found));
     memset(found, 0, (size_t)job->pool.n_slots * sizeof *found);
+    FOR_EACH_LINEAR(job, slot, l) found[slot] = are_made && is_mine(job, slot);
     for (int64_t i = 0; i < n; i++) {
         vq_h5 h;
         VQ_TRY(vq_h5_open(&job->scratch, paths[i], KIND, LAYOUT, &h));
@@ -492,10 +494,10 @@ static vq_status read_files(vq_job *job, int64_t *missing)
 }
 
 /* Whether the run folder has every linear, then read by the ranks that need it. Collective. */
-static vq_status read_all(vq_job *job, bool *all)
+static vq_status read_all(vq_job *job, bool are_made, bool *all)
 {
     int64_t missing = 0;
-    VQ_TRY(vq_comm_agree(job->comm, read_files(job, &missing)));
+    VQ_TRY(vq_comm_agree(job->comm, read_files(job, are_made, &missing)));
     double total = (double)missing;
     vq_tensor sum = vq_tensor_1d(&total, VQ_F64, 1);
     VQ_TRY(vq_comm_sum(job->comm, &sum));
@@ -544,13 +546,13 @@ static vq_status prepare_linears(vq_job *job, const settings *set, vq_init_stats
 static vq_status find_or_make(vq_job *job, const settings *set, const vq_data *data)
 {
     bool all;
-    VQ_TRY(read_all(job, &all));
+    VQ_TRY(read_all(job, false, &all));
     if (all) {
         vq_log(VQ_LOG_INFO, "init     codebooks from an earlier run");
         return VQ_OK;
     }
     VQ_TRY(make_files(job, set, data));
-    VQ_TRY(read_all(job, &all));
+    VQ_TRY(read_all(job, true, &all));
     VQ_ASSERT(all);
     return VQ_OK;
 }
@@ -584,7 +586,7 @@ vq_status vq_init_read(vq_job *job, const vq_data *data, vq_init_stats *stats)
     const settings set = settings_of(job->config, job->model.embed.dtype);
     bool all;
     VQ_TRY(prepare(job, &set, data, stats));
-    VQ_TRY(read_all(job, &all));
+    VQ_TRY(read_all(job, false, &all));
     VQ_CHECK(all, VQ_EFILE,
              "%s: its " PREFIX "*.h5 lack linears of the model: expected a finished run. Run the "
              "same quantize command again to finish it",

@@ -148,6 +148,8 @@ vq_status vq_sweep_pass_on(vq_sweep *s, bool on)
 
 /* --- one layer ------------------------------------------------------------------------------- */
 
+#define PASS_PART 0.4 /* of a layer's progress, for a pass of the windows */
+
 static vq_status add_inputs(vq_sweep *s, vq_tensor *hessian, const vq_tensor *x)
 {
     if (s->grid) return vq_moments(s->stage->be, hessian, x, 1 / (double)(s->n_all * s->T));
@@ -180,6 +182,7 @@ static vq_status pass(vq_sweep *s, int64_t layer, vq_mode mode, vq_tensor *hessi
             if (hessian[r].data) VQ_TRY(add_inputs(s, &hessian[r], read[r]));
         if (keep) VQ_TRY(vq_sweep_set_inputs(s, i, &y));
         vq_arena_reset(s->arena, mark);
+        vq_progress_part(i + 1, s->n);
     }
     vq_stage_drop(stage);
     vq_arena_reset(s->arena, layer_mark);
@@ -317,6 +320,7 @@ static vq_status round_nearest(vq_sweep *s, vq_vqlinear *l, const vq_tensor *sum
 /* Every linear, those that read the same one after the other, with one factor. */
 static vq_status round_layer(vq_sweep *s, int64_t layer, vq_tensor *hessian, double *error)
 {
+    int64_t n_begun = 0;
     for (int r = 0; r < VQ_N_READ; r++) {
         if (!hessian[r].data) continue;
         const size_t mark = vq_arena_mark(s->stage->scratch);
@@ -324,6 +328,7 @@ static vq_status round_layer(vq_sweep *s, int64_t layer, vq_tensor *hessian, dou
         for (int k = 0; k < VQ_N_KINDS; k++) {
             vq_vqlinear *l = linear_of(s, layer, k);
             if (!l || read_by[k] != r || !is_wanted(s, l)) continue;
+            vq_progress_part(n_begun++, VQ_N_KINDS);
             if (s->grid) {
                 VQ_TRY(round_nearest(s, l, &hessian[r]));
                 continue;
@@ -348,8 +353,11 @@ vq_status vq_sweep_layer(vq_sweep *s, int64_t layer, double *error)
         const vq_vqlinear *l = linear_of(s, layer, k);
         is_kept[k] = l && l->ints.data;
     }
+    vq_progress_span(0, PASS_PART);
     VQ_TRY(vq_sweep_hessians(s, layer, hessian));
+    vq_progress_span(PASS_PART, s->quantized ? 1 - PASS_PART : 1);
     VQ_TRY(round_layer(s, layer, hessian, error));
+    vq_progress_span(1 - PASS_PART, 1);
     if (s->quantized) VQ_TRY(pass(s, layer, VQ_MODE_GPTQ, NULL, true));
     for (int k = 0; k < VQ_N_KINDS; k++) {
         vq_vqlinear *l = linear_of(s, layer, k);

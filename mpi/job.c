@@ -230,7 +230,12 @@ vq_status vq_job_stage(vq_job *job, const vq_model *model, int64_t T, vq_stage *
     vq_topo_cut(&model->config, job->topo.n_stages, cut);
     const int64_t first = cut[job->topo.stage], last = cut[job->topo.stage + 1];
     vq_arena_reset(&job->scratch, mark);
-    VQ_TRY(vq_model_unpack(&job->weights, &job->scratch, model, first, last));
+    /* A GPU is brought whole weights. Here each is unpacked when it is read: it costs little beside
+     * a product, and a model of 4 bits takes a quarter of the memory. */
+    if (job->be.place == VQ_HOST)
+        VQ_TRY(vq_model_check_packed(model, first, last));
+    else
+        VQ_TRY(vq_model_unpack(&job->weights, &job->scratch, model, first, last));
     return vq_stage_init(&job->run, &job->be, model, first, last, T, &job->scratch, stage);
 }
 

@@ -593,6 +593,16 @@ vq_status vq_model_open(vq_arena *arena, const char *dir, vq_model *m)
     return VQ_OK;
 }
 
+vq_status vq_model_check_packed(const vq_model *m, int64_t first, int64_t last)
+{
+    for (int64_t i = first * VQ_N_KINDS; i < last * VQ_N_KINDS; i++) {
+        const vq_linear *l = &m->layers[i / VQ_N_KINDS].linear[i % VQ_N_KINDS];
+        const vq_status status = l->packed ? vq_packed_check(l->packed) : VQ_OK;
+        if (status) return vq_error_context(status, "%s", m->dir);
+    }
+    return VQ_OK;
+}
+
 vq_status vq_model_unpack(vq_arena *arena, vq_arena *scratch, const vq_model *m, int64_t first,
                           int64_t last)
 {

@@ -45,7 +45,7 @@ typedef struct vq_model_config {
 
 typedef struct vq_linear {
     const char *name; /* as in the checkpoint without ".weight": "model.layers.0.mlp.up_proj" */
-    vq_tensor weight; /* [out, in]; no data: packed, until vq_model_unpack */
+    vq_tensor weight; /* [out, in]; no data: packed */
     vq_tensor bias;   /* [out]; no data: none */
     bool exists;      /* the family has this kind */
     const vq_packed *packed; /* NULL: the weight is in the files as it is */
@@ -82,6 +82,9 @@ vq_status vq_model_config_read(vq_arena *arena, const char *dir, char **path, ch
  * architecture or option that we do not compute, with its key and what is supported). Local. */
 vq_status vq_model_open(vq_arena *arena, const char *dir, vq_model *model);
 void vq_model_close(vq_model *model);
+
+/* Whether the packed linears of layers [first, last) can be unpacked. Fails: VQ_EFILE. Local. */
+vq_status vq_model_check_packed(const vq_model *model, int64_t first, int64_t last);
 
 /* The weights of layers [first, last) that are packed, in arena, in the type of the embedding.
  * Fails: VQ_EFILE (a packed tensor whose contents are wrong), VQ_EMEM. Local. */

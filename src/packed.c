@@ -371,21 +371,32 @@ static vq_status get_zeros(vq_arena *arena, const vq_packed *p, uint8_t **out)
     return VQ_OK;
 }
 
+vq_status vq_packed_check(const vq_packed *p)
+{
+    const int64_t n = vq_packing_groups(&p->packing, p->in);
+    const int64_t *shape = p->part[VQ_SHAPE].data;
+    const int32_t *group = p->part[VQ_GROUPS].data;
+    VQ_CHECK(
+        !shape || (shape[0] == p->out && shape[1] == p->in), VQ_EFILE,
+        "%s: it says %lld x %lld: expected %lld x %lld as the other tensors. Download the file "
+        "again, or use the config.json that came with it",
+        p->part[VQ_SHAPE].name, (long long)shape[0], (long long)shape[1], (long long)p->out,
+        (long long)p->in);
+    for (int64_t i = 0; group && i < p->in; i++)
+        VQ_CHECK(group[i] >= 0 && group[i] < n, VQ_EFILE,
+                 "%s: column %lld is in group %d: expected 0 to %lld. Download the file again, or "
+                 "use the config.json that came with it",
+                 p->part[VQ_GROUPS].name, (long long)i, group[i], (long long)n - 1);
+    return VQ_OK;
+}
+
 /* Each column's group. */
 static vq_status get_groups(vq_arena *arena, const vq_packed *p, int32_t **out)
 {
-    const int64_t n = vq_packing_groups(&p->packing, p->in),
-                  width = width_of_group(&p->packing, p->in);
-    const vq_tensor *t = &p->part[VQ_GROUPS];
-    const int32_t *from = t->data;
+    const int64_t width = width_of_group(&p->packing, p->in);
+    const int32_t *from = p->part[VQ_GROUPS].data;
     VQ_TRY(VQ_NEW(arena, p->in, out));
-    for (int64_t i = 0; i < p->in; i++) {
-        (*out)[i] = from ? from[i] : (int32_t)(i / width);
-        VQ_CHECK((*out)[i] >= 0 && (*out)[i] < n, VQ_EFILE,
-                 "%s: column %lld is in group %d: expected 0 to %lld. Download the file again, or "
-                 "use the config.json that came with it",
-                 t->name, (long long)i, (*out)[i], (long long)n - 1);
-    }
+    for (int64_t i = 0; i < p->in; i++) (*out)[i] = from ? from[i] : (int32_t)(i / width);
     return VQ_OK;
 }
 
@@ -428,17 +439,12 @@ static void make_rows(const vq_packed *p, int64_t first, int64_t last, uint8_t *
 vq_status vq_packed_weight(vq_arena *scratch, const vq_packed *p, vq_tensor *weight)
 {
     const int64_t groups = vq_packing_groups(&p->packing, p->in);
-    const int64_t tasks = VQ_CEIL_DIV(p->out, ROWS), *shape = p->part[VQ_SHAPE].data;
+    const int64_t tasks = VQ_CEIL_DIV(p->out, ROWS);
     uint8_t *zero, *q;
     int32_t *group;
     float *scale;
     VQ_ASSERT(vq_dtype_is_float(weight->dtype) && vq_dtype_is_float(p->part[VQ_SCALES].dtype));
-    VQ_CHECK(
-        !shape || (shape[0] == p->out && shape[1] == p->in), VQ_EFILE,
-        "%s: it says %lld x %lld: expected %lld x %lld as the other tensors. Download the file "
-        "again, or use the config.json that came with it",
-        p->part[VQ_SHAPE].name, (long long)shape[0], (long long)shape[1], (long long)p->out,
-        (long long)p->in);
+    VQ_TRY(vq_packed_check(p));
     size_t mark = vq_arena_mark(scratch);
     VQ_TRY(get_groups(scratch, p, &group));
     VQ_TRY(get_zeros(scratch, p, &zero));

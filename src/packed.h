@@ -77,6 +77,10 @@ void vq_packed_describe(const vq_packing *packing, int64_t out, int64_t in, vq_d
 vq_status vq_packed_fill(vq_arena *scratch, vq_packed *packed, const uint8_t *q, const float *scale,
                          const float *zero, const int32_t *group, const char *name);
 
+/* What can only be told from the parts' contents: the shape, each column's group.
+ * Fails: VQ_EFILE. Local. */
+vq_status vq_packed_check(const vq_packed *packed);
+
 /* The weight again, weight->dtype [out, in]; part names are those in the file.
  * Fails: VQ_EFILE (a column's group outside the groups, another shape than the tensors'), VQ_EMEM.
  * Local. */

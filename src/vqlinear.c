@@ -117,13 +117,18 @@ vq_status vq_vqlinear_host(const vq_backend *be, vq_arena *arena, const vq_vqlin
     return VQ_OK;
 }
 
-/* The weight for one product: vq_vqlinear_weight's, or the source's on its way through. */
+/* The weight for one product: vq_vqlinear_weight's, or the source's on its way through or, on the
+ * host, unpacked. */
 static vq_status passing_weight(const vq_backend *be, const vq_vqlinear *linear, vq_mode mode,
                                 vq_arena *scratch, vq_tensor *w)
 {
-    if (!linear->quantized || mode == VQ_MODE_FLOAT)
-        return vq_bring(be, &linear->source->weight, w);
-    return vq_vqlinear_weight(be, linear, mode, scratch, w);
+    const vq_linear *source = linear->source;
+    if (linear->quantized && mode != VQ_MODE_FLOAT)
+        return vq_vqlinear_weight(be, linear, mode, scratch, w);
+    if (source->weight.data) return vq_bring(be, &source->weight, w);
+    VQ_ASSERT(source->packed && be->place == VQ_HOST);
+    VQ_TRY(vq_tensor_new(scratch, VQ_HOST, source->weight.dtype, 2, source->weight.dim, w));
+    return vq_packed_weight(scratch, source->packed, w);
 }
 
 vq_status vq_vqlinear_fwd(const vq_backend *be, const vq_vqlinear *linear, vq_mode mode,

@@ -176,6 +176,7 @@ static vq_status take_blas_buffers(int n_threads, real *slabs)
 vq_status vq_cpu_open(vq_backend *be, int n_threads)
 {
     int threads = n_threads > 0 ? n_threads : omp_get_num_procs();
+    omp_set_num_threads(threads); /* of the loops of others, which have no backend */
     vq_arena arena;
     vq_cpu *cpu = NULL;
     VQ_TRY(vq_arena_init(&arena, "cpu scratch", SCRATCH_BYTES));

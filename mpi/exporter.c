@@ -30,22 +30,10 @@ vq_status vq_export_check_place(const vq_config *config, const char *dir, const 
     return VQ_OK;
 }
 
-/* What the settings make of the linears. */
-static vq_packing packing_of(const vq_config *c)
-{
-    if (c->export.format == VQ_EXPORT_DENSE) return (vq_packing){0};
-    return (vq_packing){.format = c->export.format,
-                        .bits = (int)c->bits,
-                        .group_size = c->group_size,
-                        .symmetric = c->sym,
-                        .less_one = c->export.format == VQ_EXPORT_GPTQ && c->sym,
-                        .scattered = vq_config_scatters(c)};
-}
-
 vq_status vq_export_check(vq_job *job)
 {
     const vq_config *c = job->config;
-    const vq_packing packing = packing_of(c);
+    const vq_packing packing = vq_packing_of(c);
     const vq_scale_dtype scale = c->grid.scale_dtype;
     const vq_dtype model = job->model.embed.dtype;
     const bool fits = model == VQ_F32 || scale == VQ_SCALE_AUTO || scale == VQ_SCALE_BF16 ||
@@ -93,7 +81,7 @@ static vq_status number_files(vq_job *job, const vq_export *own, int32_t *first,
 
 static vq_status plan(vq_job *job, vq_export_rule *rule, vq_export *p)
 {
-    const vq_packing packing = packing_of(job->config);
+    const vq_packing packing = vq_packing_of(job->config);
     VQ_TRY(vq_export_choose(&job->step, &job->model, &job->config->skip, &packing, rule));
     rule->host = &job->cpu;
     return vq_export_plan(&job->step, &job->stage, rule, p);

@@ -45,8 +45,9 @@ static void plan_disk(vq_plan *p)
     /* The one that is being written comes before the oldest goes. */
     if (vq_config_learns(c))
         p->disk_bytes.checkpoints = (double)(c->checkpoint.keep + 1) * 3 * all.codes;
-    p->disk_bytes.model =
-        (double)vq_model_weights(&in->model->config) * (double)vq_dtype_bytes(in->model->dtype);
+    p->disk_bytes.model = ((double)vq_model_weights(&in->model->config) - all.packed) *
+                              (double)vq_dtype_bytes(in->model->dtype) +
+                          all.packed_bytes;
     p->disk_bytes.total = p->disk_bytes.init + p->disk_bytes.teacher + p->disk_bytes.checkpoints +
                           p->disk_bytes.model;
 }

@@ -238,6 +238,9 @@ static void phase_bytes(const vq_plan_view *v, vq_plan_phase phase, vq_keep keep
     const double states =
         (double)(VQ_MIN(v->max_micro, c->nsamples) * T * v->teacher.config.E_embed);
     const int64_t longest = VQ_MAX(T, c->eval.run ? T_eval : 0);
+    /* On a GPU room is taken, on a host it is used. */
+    const int64_t most = v->in->on_gpu ? 0 : c->eval.max_windows,
+                  at_once = by.together * vq_pipeline_windows(T_eval);
     memset(part, 0, VQ_PLAN_N_PARTS * sizeof *part);
     part[VQ_PLAN_PROGRAM] = PROGRAM_BYTES + THREAD_BYTES * v->in->threads +
                             16 * (double)(longest * v->job.model.config.S / 2) +
@@ -275,7 +278,7 @@ static void phase_bytes(const vq_plan_view *v, vq_plan_phase phase, vq_keep keep
     case VQ_PLAN_EVAL:
         part[VQ_PLAN_WEIGHTS] = linears + ends;
         part[VQ_PLAN_WORK] =
-            forward_bytes(v, &v->job.stage, by.together * vq_pipeline_windows(T_eval), T_eval,
+            forward_bytes(v, &v->job.stage, most > 0 ? VQ_MIN(at_once, most) : at_once, T_eval,
                           true) +
             logits_bytes(v, T_eval, 1);
         break;

@@ -12,6 +12,21 @@ vq_codebook_config vq_plan_codebook(const vq_config *c)
                    .by_sign = c->kmeans.by_sign}};
 }
 
+/* What the exported model has of a linear in a packed format, beside its bias; 0: it stays dense.
+ */
+static double packed_bytes(const vq_config *c, int64_t out, int64_t in)
+{
+    const vq_packing packing = vq_packing_of(c);
+    char why[128];
+    vq_packed p;
+    double bytes = 0;
+    if (packing.format == VQ_EXPORT_DENSE || !vq_packing_holds(&packing, out, in, why)) return 0;
+    vq_packed_describe(&packing, out, in, VQ_F16, &p);
+    for (int i = 0; i < VQ_N_PARTS; i++)
+        if (p.part[i].ndim > 0) bytes += (double)vq_tensor_bytes(&p.part[i]);
+    return bytes;
+}
+
 vq_plan_sums vq_plan_sum(const vq_config *c, const vq_model_config *m, int64_t first, int64_t last)
 {
     const vq_grid_config grid = {.bits = (int)c->bits, .group_size = c->group_size};
@@ -28,6 +43,9 @@ vq_plan_sums vq_plan_sum(const vq_config *c, const vq_model_config *m, int64_t f
         s.largest = VQ_MAX(s.largest, n);
         if (!vq_pool_takes(vq_linear_name(m, i / VQ_N_KINDS, kind, name), &c->skip)) continue;
         s.quantized += n;
+        const double packed = packed_bytes(c, out, in);
+        s.packed += packed > 0 ? n : 0;
+        s.packed_bytes += packed;
         const vq_tensor ints = vq_quant_ints((int)c->bits, out, in);
         s.integers += (double)vq_grid_bytes(&grid, out, in) +
                       (vq_config_needs_ints(c) ? (double)vq_tensor_bytes(&ints) : 0) +

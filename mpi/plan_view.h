@@ -24,9 +24,10 @@ typedef struct vq_plan_input {
 
 /* What is summed over a run of layers. */
 typedef struct vq_plan_sums {
-    double weights, quantized; /* of linears */
-    double integers, codes;    /* bytes; codes: what is trained, once */
-    double largest;            /* weights of the largest linear */
+    double weights, quantized;   /* of linears */
+    double integers, codes;      /* bytes; codes: what is trained, once */
+    double largest;              /* weights of the largest linear */
+    double packed, packed_bytes; /* weights that the exported model has packed, and their bytes */
 } vq_plan_sums;
 
 /* A rank's own view: its place, and an empty stage of a model for functions that need shapes. */

@@ -186,6 +186,17 @@ vq_status vq_packing_json(const vq_packing *p, const vq_list *packed, const vq_l
     return VQ_OK;
 }
 
+vq_packing vq_packing_of(const vq_config *c)
+{
+    if (c->export.format == VQ_EXPORT_DENSE) return (vq_packing){0};
+    return (vq_packing){.format = c->export.format,
+                        .bits = (int)c->bits,
+                        .group_size = c->group_size,
+                        .symmetric = c->sym,
+                        .less_one = c->export.format == VQ_EXPORT_GPTQ && c->sym,
+                        .scattered = vq_config_scatters(c)};
+}
+
 const char *vq_packing_name(const vq_packing *p)
 {
     return p->format == VQ_EXPORT_DENSE ? "dense" : methods[p->format - VQ_EXPORT_GPTQ];

@@ -41,6 +41,9 @@ typedef struct vq_packed {
 
 struct json_t;
 
+/* What the settings make of the linears. */
+vq_packing vq_packing_of(const vq_config *config);
+
 /* Reads config.json's quantization_config; where names the file in messages.
  * Fails: VQ_EFILE (a value is missing or wrong), VQ_EUNSUPPORTED (another format). */
 vq_status vq_packing_parse(const struct json_t *config, const char *where, vq_packing *packing);

@@ -92,7 +92,35 @@ static void test_parts(void **state)
     /* Checkpoints: the kept ones and the next. */
     assert_true(fabs(p.disk_bytes.checkpoints - 3 * 3 * 8 * n_codes * 4) < 1);
     assert_true(fabs(p.disk_bytes.teacher - 128.0 * 256 * 64 * 2) < 1);
+    const double others = 2 * 640 * 64; /* norms are not counted */
+    assert_true(fabs(p.disk_bytes.model - (8 * LAYER_WEIGHTS + others) * 2) < 1);
     assert_true(p.step.links_within == 0 && p.step.reduce_bytes == 0 && p.step.idle_ratio == 0);
+    /* Packed: half a byte a weight, by row a scale of 2 bytes and half of a zero, by column its
+     * group. */
+    c.export.format = VQ_EXPORT_GPTQ;
+    const vq_plan q = make(&c, &m, 1, 1, 0);
+    const double packed = LAYER_WEIGHTS / 2.0 + rows * 2.5 + (6 * 64 + 128) * 4;
+    assert_true(fabs(q.disk_bytes.model - (8 * packed + others * 2)) < 1);
+    assert_true(fabs(q.disk_bytes.total - p.disk_bytes.total + p.disk_bytes.model -
+                     q.disk_bytes.model) < 1);
+}
+
+/* An evaluation of few windows takes less than one of many that pass together. */
+static void test_windows_of_an_evaluation(void **state)
+{
+    (void)state;
+    const vq_plan_model m = model_of(8);
+    vq_config c = defaults();
+    c.method = VQ_METHOD_RTN;
+    c.eval.seqlen = 64;
+    const vq_plan all = make(&c, &m, 1, 1, 0);
+    c.eval.max_windows = 1;
+    const vq_plan one = make(&c, &m, 1, 1, 0);
+    c.eval.max_windows = 2048 / 64;
+    const vq_plan many = make(&c, &m, 1, 1, 0);
+    assert_int_equal(all.rank[0].phase, VQ_PLAN_EVAL);
+    assert_true(one.rank[0].total_bytes < all.rank[0].total_bytes);
+    assert_true(many.rank[0].total_bytes == all.rank[0].total_bytes);
 }
 
 /* Stages share out layers; only rank 0 has Adam, only the last the teacher's states. */
@@ -285,10 +313,15 @@ static void test_bad_world(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_parts),     cmocka_unit_test(test_stages),
-        cmocka_unit_test(test_idle),      cmocka_unit_test(test_recompute_by_memory),
-        cmocka_unit_test(test_gpu),       cmocka_unit_test(test_start_on_gpu),
-        cmocka_unit_test(test_bad_world), cmocka_unit_test(test_less_to_do),
+        cmocka_unit_test(test_parts),
+        cmocka_unit_test(test_stages),
+        cmocka_unit_test(test_windows_of_an_evaluation),
+        cmocka_unit_test(test_idle),
+        cmocka_unit_test(test_recompute_by_memory),
+        cmocka_unit_test(test_gpu),
+        cmocka_unit_test(test_start_on_gpu),
+        cmocka_unit_test(test_bad_world),
+        cmocka_unit_test(test_less_to_do),
     };
     return cmocka_run_group_tests(tests, open_arenas, close_arenas);
 }

@@ -1,8 +1,9 @@
 /* comm.h - what ranks say to each other: a table with one implementation a transport.
  *
  * comm_self is the world of one rank and needs no MPI; comm_mpi carries a job of many. Every wait
- * has a limit: when it runs out, or a message has another size than expected, the function fails
- * with VQ_EPEER and says what was waited for, from whom and where the job was. */
+ * has a limit, which begins anew while any rank makes progress (vq_progress_step): when it runs
+ * out, or a message has another size than expected, the function fails with VQ_EPEER and says what
+ * was waited for, from whom and where the job was. */
 #pragma once
 #include "tensor.h"
 
@@ -53,7 +54,7 @@ typedef struct vq_comm {
     char host[64];
     double waited_s; /* in sum, broadcast and wait so far */
     double summed_s; /* of these, in sum and broadcast */
-    double limit_s;  /* of one wait */
+    double limit_s;  /* of one wait without a sign of life */
     /* The run folder, where error.txt keeps the message of a failure; NULL: no run is open.
      * borrowed: config */
     const char *run;

@@ -21,7 +21,8 @@
 #define SLEEP_NS 50000   /* 50 us: little beside a message of a layer's activations */
 #define ABORT_LIMIT_S 20 /* then the process ends without MPI */
 #define DEATH_TAG 100    /* beside those of vq_tag */
-#define DEATH_POLLS 20   /* 1 ms */
+#define LIFE_TAG 101
+#define DEATH_POLLS 20 /* 1 ms */
 
 _Static_assert(sizeof(MPI_Request) <= sizeof(((vq_request *)0)->handle), "vq_request is too small");
 
@@ -40,17 +41,55 @@ static vq_status check(int code, const char *what)
             what, n, text);
 }
 
-/* Polls until the request is through or the limit has passed. */
+/* --- signs of life --------------------------------------------------------------------------- */
+
+/* A rank that makes progress tells the others, several times in a limit: they wait on. */
+static void say_alive(void *ctx)
+{
+    const vq_comm *comm = ctx;
+    static double said_s;
+    const double now_s = vq_seconds();
+    if (now_s - said_s < comm->limit_s / 4) return;
+    said_s = now_s;
+    for (int r = 0; r < comm->size; r++) {
+        MPI_Request request;
+        if (r != comm->rank &&
+            MPI_Isend(NULL, 0, MPI_BYTE, r, LIFE_TAG, MPI_COMM_WORLD, &request) == MPI_SUCCESS)
+            MPI_Request_free(&request);
+    }
+}
+
+/* Whether another rank has said so since this was asked last. */
+static bool is_alive_elsewhere(void)
+{
+    bool heard = false;
+    for (int found = 1; found; heard = heard || found) {
+        found = 0;
+        MPI_Iprobe(MPI_ANY_SOURCE, LIFE_TAG, MPI_COMM_WORLD, &found, MPI_STATUS_IGNORE);
+        if (found)
+            MPI_Recv(NULL, 0, MPI_BYTE, MPI_ANY_SOURCE, LIFE_TAG, MPI_COMM_WORLD,
+                     MPI_STATUS_IGNORE);
+    }
+    return heard;
+}
+
+/* --- waiting --------------------------------------------------------------------------------- */
+
+/* Polls until the request is through, or the limit has passed without a sign of life. */
 static vq_status poll(const vq_comm *comm, MPI_Request *request, MPI_Status *result,
                       const char *what)
 {
-    const double start_s = vq_seconds();
+    double start_s = vq_seconds();
     const struct timespec pause = {0, SLEEP_NS};
     for (int64_t polls = 0;; polls++) {
         int done = 0;
         VQ_TRY(check(MPI_Test(request, &done, result), what));
         if (done) return VQ_OK;
-        if (vq_seconds() - start_s > comm->limit_s) break;
+        const double now_s = vq_seconds();
+        if (now_s - start_s > comm->limit_s) {
+            if (!is_alive_elsewhere()) break;
+            start_s = now_s;
+        }
         if (polls < SPIN_POLLS)
             sched_yield(); /* for a whole time slice where ranks share a core */
         else
@@ -223,6 +262,8 @@ static vq_status mpi_wait(void *ctx, vq_request *request)
 static void mpi_close(void *ctx)
 {
     (void)ctx;
+    vq_progress_watch(NULL, NULL);
+    is_alive_elsewhere();
     MPI_Finalize();
 }
 
@@ -249,5 +290,6 @@ vq_status vq_comm_mpi(vq_comm *comm)
     comm->ops = &mpi_ops;
     comm->ctx = comm;
     vq_comm_at(comm, "start");
+    vq_progress_watch(say_alive, comm);
     return VQ_OK;
 }

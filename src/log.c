@@ -19,6 +19,8 @@ static struct {
     vq_progress running; /* a copy: what runs may fail, and never end */
     double shown_s;
     double from, to, part; /* units beyond running.done */
+    void (*watcher)(void *ctx);
+    void *watcher_ctx;
 } state = {.level = VQ_LOG_INFO};
 
 void vq_log_init(vq_log_level level, int rank)
@@ -94,6 +96,17 @@ static void show(void)
     state.bar_open = terminal;
 }
 
+static void tell_watcher(void)
+{
+    if (state.watcher) state.watcher(state.watcher_ctx);
+}
+
+void vq_progress_watch(void (*f)(void *ctx), void *ctx)
+{
+    state.watcher = f;
+    state.watcher_ctx = ctx;
+}
+
 void vq_progress_step(vq_progress *p, int64_t done, const char *fmt, ...)
 {
     p->done = done;
@@ -105,6 +118,7 @@ void vq_progress_step(vq_progress *p, int64_t done, const char *fmt, ...)
     }
     state.running = *p;
     state.from = state.to = state.part = 0;
+    tell_watcher();
     show();
 }
 
@@ -116,6 +130,7 @@ void vq_progress_span(double from, double to)
 
 void vq_progress_part(int64_t i, int64_t n)
 {
+    tell_watcher();
     if (!state.running.name) return;
     state.part = state.from + (state.to - state.from) * (double)i / (double)n;
     show();

@@ -41,6 +41,9 @@ void vq_progress_part(int64_t i, int64_t n);
 /* Units that are through in the running phase, with parts; 0 where none runs. */
 double vq_progress_units(void);
 
+/* f is called at every sign of progress, by the thread that makes it; NULL: nothing is. */
+void vq_progress_watch(void (*f)(void *ctx), void *ctx);
+
 /* Ends the phase with a line that says how long it took. */
 void vq_progress_end(vq_progress *p);
 

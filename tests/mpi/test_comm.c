@@ -13,6 +13,7 @@
 #include <cmocka.h>
 
 #include "expect.h"
+#include "log.h"
 #include "mpi/world.h"
 
 enum { N = 5000 };
@@ -257,6 +258,25 @@ static void test_waiting_is_counted(void **state)
     if (comm.rank != comm.size - 1) assert_true(comm.waited_s - before > 0.02);
 }
 
+/* A wait goes on beyond its limit while another rank makes progress. */
+static void test_signs_of_life(void **state)
+{
+    (void)state;
+    const double limit_s = comm.limit_s;
+    double x = 1;
+    vq_tensor t = vq_tensor_1d(&x, VQ_F64, 1);
+    vq_progress p;
+    comm.limit_s = 0.6;
+    vq_progress_begin(&p, "test", "steps", 0, 12);
+    for (int i = 0; i < 12 && comm.rank == comm.size - 1; i++) {
+        nanosleep(&(struct timespec){.tv_nsec = 150000000}, NULL);
+        vq_progress_step(&p, i, NULL);
+    }
+    EXPECT_OK(vq_comm_sum(&comm, &t));
+    assert_true(x == comm.size);
+    comm.limit_s = limit_s;
+}
+
 /* --- a world over this one ------------------------------------------------------------------- */
 
 static int n_sums_above;
@@ -319,6 +339,7 @@ int main(void)
         cmocka_unit_test(test_agree),
         cmocka_unit_test(test_end),
         cmocka_unit_test(test_waiting_is_counted),
+        cmocka_unit_test(test_signs_of_life),
         cmocka_unit_test(test_over),
     };
     world_open(20);

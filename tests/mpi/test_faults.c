@@ -204,7 +204,7 @@ static void test_world_that_does_not_fit(void **state)
         start_ranks(4, VQROUND, COMMON, LIST("--model", "model", "--out", "run", "--stages", "3")));
     EXPECT_ONE_ERROR(2, "--stages 3", "the job has 4 ranks", "start 3 ranks");
     expect_end(start_ranks(6, VQROUND, COMMON, LIST("--model", "model", "--out", "run")));
-    EXPECT_ONE_ERROR(2, "--stages 6", "has 4 layers");
+    EXPECT_ONE_ERROR(2, "6 stages, by the ranks", "has 4 layers");
 }
 
 /* A weight that is not finite shows first where all ranks wait for each other. */

@@ -377,17 +377,12 @@ void vq_sweep_close(vq_sweep *s)
 vq_status vq_sweep_in_turn(vq_job *job, vq_status (*pass_on)(void *ctx, bool on),
                            vq_status (*layer)(void *ctx, int64_t l), void *ctx)
 {
-    const vq_stage *stage = &job->stage;
-    for (int64_t l = 0; l < job->model.config.N; l++) {
-        vq_status status = VQ_OK;
-        if (l == stage->last) status = pass_on(ctx, true);
-        if (l == stage->first && l > 0) status = pass_on(ctx, false);
-        if (!status && l >= stage->first && l < stage->last) status = layer(ctx, l);
-        if (status) vq_comm_die(job->comm, status);
-        VQ_TRY(status);
-        VQ_TRY(vq_comm_agree(job->comm, VQ_OK));
-    }
-    return VQ_OK;
+    const int64_t first = job->stage.first, last = job->stage.last;
+    vq_status status = first > 0 ? pass_on(ctx, false) : VQ_OK;
+    for (int64_t l = first; l < last && !status; l++) status = layer(ctx, l);
+    if (!status && last < job->model.config.N) status = pass_on(ctx, true);
+    if (status) vq_comm_die(job->comm, status);
+    return status;
 }
 
 /* A sweep on its way. */

@@ -47,8 +47,8 @@ vq_status vq_sweep_run(vq_sweep *s, const vq_windows *windows);
 
 /* The layers of the whole model one after the other, each on the ranks that have it: layer(ctx, l)
  * there, and between two stages pass_on(ctx, true) on the one and pass_on(ctx, false) on the next.
- * The others stay beside: no rank waits longer for another than a layer takes. Collective. A
- * failure ends the job, since the others may be waiting for what this rank hands on. */
+ * Collective; layer shows its progress, for which the others wait. A failure ends the job, since
+ * they may be waiting for what this rank hands on. */
 vq_status vq_sweep_in_turn(vq_job *job, vq_status (*pass_on)(void *ctx, bool on),
                            vq_status (*layer)(void *ctx, int64_t l), void *ctx);
 

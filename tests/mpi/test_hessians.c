@@ -4,6 +4,7 @@
 #include <time.h>
 
 #include "fixture.h"
+#include "log.h"
 #include "mpi/world.h"
 #include "rng.h"
 #include "sweep.h"
@@ -103,6 +104,7 @@ enum { LAYERS = 12, LAYER_MS = 150 };
 /* A stage's layers, and how many are done of all: what stages hand on. */
 typedef struct turns {
     vq_job *job;
+    vq_progress progress;
     double done;
 } turns;
 
@@ -120,7 +122,7 @@ static vq_status take_turn(void *ctx, int64_t l)
     assert_true(l >= t->job->stage.first && l < t->job->stage.last);
     assert_true(t->done == (double)l);
     nanosleep(&(struct timespec){.tv_nsec = LAYER_MS * 1000000}, NULL);
-    t->done++;
+    vq_progress_step(&t->progress, (int64_t)++t->done, NULL);
     return VQ_OK;
 }
 
@@ -134,10 +136,12 @@ static void test_layers_in_turn(void **state)
                   .stage.first = LAYERS * comm.rank / comm.size,
                   .stage.last = LAYERS * (comm.rank + 1) / comm.size};
     turns t = {.job = &job};
+    vq_progress_begin(&t.progress, "test", "layers", 0, LAYERS);
     comm.limit_s = 0.8;
     assert_true(LAYERS * LAYER_MS > 2 * 800);
     EXPECT_OK(vq_sweep_in_turn(&job, pass_turn, take_turn, &t));
     assert_true(t.done == (double)job.stage.last);
+    EXPECT_OK(vq_comm_agree(&comm, VQ_OK)); /* the first waits for the last */
     comm.limit_s = limit_s;
 }
 

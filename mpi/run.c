@@ -201,6 +201,27 @@ static void say_model(const vq_job *job)
            vq_dtype_name(job->model.embed.dtype));
 }
 
+/* A word that leaves nothing out is a mistake, unless it is the default. */
+static void say_skips(const vq_job *job)
+{
+    const vq_model *m = &job->model;
+    char name[256];
+    for (int64_t i = 0; i < job->config->skip.n; i++) {
+        const char *word = job->config->skip.item[i];
+        const vq_list one = {&job->config->skip.item[i], 1};
+        bool is_found = !strcmp(word, "lm_head");
+        for (int64_t slot = 0; slot < m->config.N * VQ_N_KINDS && !is_found; slot++) {
+            const vq_linear *l = &m->layers[slot / VQ_N_KINDS].linear[slot % VQ_N_KINDS];
+            is_found = l->exists && !vq_pool_takes(l->name, &one);
+        }
+        if (!is_found)
+            vq_log(VQ_LOG_WARN,
+                   "skip: no linear has \"%s\" in its name, and none is left out by it: expected a "
+                   "part of a name such as %s",
+                   word, vq_linear_name(&m->config, 0, VQ_Q, name));
+    }
+}
+
 static vq_status run(vq_job *job, vq_folder *folder, int argc, const char *const *argv)
 {
     const vq_config *c = job->config;
@@ -232,6 +253,7 @@ static vq_status run(vq_job *job, vq_folder *folder, int argc, const char *const
 
     VQ_TRY(vq_model_require_dense(&job->model.config, c->model));
     say_model(job);
+    say_skips(job);
     VQ_TRY(vq_export_check(job));
     vq_status opened = VQ_OK;
     if (job->comm->rank == 0) opened = vq_folder_open(job, argc, argv, folder);

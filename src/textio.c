@@ -106,6 +106,9 @@ static vq_status get(stream *s, char *out, size_t capacity, size_t *n)
     if (got > 0 && s->is_gz && gzdirect(s->gz)) return broken(s, "it is not compressed by gzip");
     const char *reason = gzerror(s->gz, &code);
     if (code == Z_ERRNO) return vq_file_error(s->path, "read");
+    const size_t n_path = strlen(s->path); /* which zlib puts first, too */
+    if (!strncmp(reason, s->path, n_path) && !strncmp(reason + n_path, ": ", 2))
+        reason += n_path + 2;
     if (got < 0 || code != Z_OK) return broken(s, *reason ? reason : "it ends too early");
     *n = (size_t)got;
     return VQ_OK;

@@ -781,6 +781,19 @@ static void texts(void **state)
 #define PLACED                                                                                     \
     "quantize", "--quiet", "--model", "m", "--text", "text.txt", "--seqlen", "32", "--out"
 
+/* Work is done; a word that leaves nothing out is said. */
+static void words_to_skip(void **state)
+{
+    (void)state;
+    RUN_OK(JOB, "--method", "rtn", "--no-eval", "--skip", "mlpp", "--skip", "v_proj", "--skip",
+           "lm_head");
+    expect_words("warning: skip: no linear has \"mlpp\"", "expected", "layers.0.self_attn.q_proj",
+                 NULL);
+    assert_null(strstr(last.err, "v_proj\""));
+    assert_null(strstr(last.err, "lm_head"));
+    remove_all("run");
+}
+
 static void places(void **state)
 {
     (void)state;
@@ -873,10 +886,10 @@ int main(void)
         cmocka_unit_test(flags),          cmocka_unit_test(help_and_usage),
         cmocka_unit_test(settings_files), cmocka_unit_test(model_settings),
         cmocka_unit_test(model_folders),  cmocka_unit_test(weights),
-        cmocka_unit_test(huge_losses),    cmocka_unit_test(packed_models),
-        cmocka_unit_test(shards),         cmocka_unit_test(texts),
-        cmocka_unit_test(places),         cmocka_unit_test(read_only_disk),
-        cmocka_unit_test(full_disk),
+        cmocka_unit_test(huge_losses),    cmocka_unit_test(words_to_skip),
+        cmocka_unit_test(packed_models),  cmocka_unit_test(shards),
+        cmocka_unit_test(texts),          cmocka_unit_test(places),
+        cmocka_unit_test(read_only_disk), cmocka_unit_test(full_disk),
     };
     return cmocka_run_group_tests(tests, prepare, clean_up);
 }

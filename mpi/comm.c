@@ -74,14 +74,32 @@ static void add_collective(vq_comm *comm, double start_s)
     comm->summed_s += seconds;
 }
 
-vq_status vq_comm_sum(vq_comm *comm, vq_tensor *t)
+typedef vq_status (*sum_fn)(void *ctx, vq_tensor *t);
+
+static vq_status sum_by(vq_comm *comm, const vq_comm *world, sum_fn sum, vq_tensor *t)
 {
     VQ_ASSERT((t->dtype == VQ_F32 || t->dtype == VQ_F64) && vq_tensor_contiguous(t));
     const double start_s = vq_seconds();
-    const vq_comm *world = world_of(comm, t->place);
-    vq_status status = world->ops->sum(world->ctx, t);
+    vq_status status = sum(world->ctx, t);
     add_collective(comm, start_s);
     return status;
+}
+
+vq_status vq_comm_sum(vq_comm *comm, vq_tensor *t)
+{
+    const vq_comm *world = world_of(comm, t->place);
+    return sum_by(comm, world, world->ops->sum, t);
+}
+
+bool vq_comm_knows_replicas(vq_comm *comm, const vq_tensor *t)
+{
+    return world_of(comm, t->place)->ops->sum_replicas != NULL;
+}
+
+vq_status vq_comm_sum_replicas(vq_comm *comm, vq_tensor *t)
+{
+    const vq_comm *world = world_of(comm, t->place);
+    return sum_by(comm, world, world->ops->sum_replicas, t);
 }
 
 vq_status vq_comm_broadcast(vq_comm *comm, vq_tensor *t, int root)

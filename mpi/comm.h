@@ -27,6 +27,9 @@ typedef struct vq_request {
 typedef struct vq_comm_ops {
     /* t (f32 or f64) = sum of all ranks' t, the same bits on every rank. Collective. */
     vq_status (*sum)(void *ctx, vq_tensor *t);
+    /* t (f32 or f64) = the sum of the t of this stage's ranks in all replicas, the same bits on
+     * each. Collective over them. NULL: this world knows no stages. */
+    vq_status (*sum_replicas)(void *ctx, vq_tensor *t);
     /* t = root's t, any type. Collective. */
     vq_status (*broadcast)(void *ctx, vq_tensor *t, int root);
     /* The worst status of all ranks. The rank that has it keeps its message; the others' pending
@@ -76,6 +79,10 @@ void vq_comm_over(vq_comm *comm, vq_comm *base);
 void vq_comm_at(vq_comm *comm, const char *fmt, ...) VQ_PRINTF(2, 3);
 
 vq_status vq_comm_sum(vq_comm *comm, vq_tensor *t);
+/* Whether the world that takes t sums it over replicas by itself; if so vq_comm_sum_replicas may be
+ * called. */
+bool vq_comm_knows_replicas(vq_comm *comm, const vq_tensor *t);
+vq_status vq_comm_sum_replicas(vq_comm *comm, vq_tensor *t);
 vq_status vq_comm_broadcast(vq_comm *comm, vq_tensor *t, int root);
 vq_status vq_comm_send(vq_comm *comm, const vq_tensor *t, int to, vq_tag tag, vq_request *request);
 vq_status vq_comm_receive(vq_comm *comm, vq_tensor *t, int from, vq_tag tag, vq_request *request);

@@ -30,7 +30,7 @@ typedef struct link {
 typedef struct state {
     const vq_comm *comm;
     const vq_backend *be;
-    ncclComm_t all;
+    ncclComm_t all, replicas; /* replicas: this stage's; NULL: there is one */
     cudaStream_t stream;
     link links[N_SIDES][N_WAYS];
     int neighbour[N_SIDES]; /* ranks; -1: none */
@@ -90,14 +90,25 @@ static ncclDataType_t type_of(const vq_tensor *t)
     return t->dtype == VQ_F64 ? ncclDouble : ncclFloat;
 }
 
+static vq_status sum_over(const state *s, ncclComm_t ranks, vq_tensor *t)
+{
+    VQ_TRY(vq_cuda_before(s->be, s->stream));
+    VQ_TRY(check_nccl(ncclAllReduce(t->data, t->data, (size_t)vq_tensor_count(t), type_of(t),
+                                    ncclSum, ranks, s->stream),
+                      "a sum"));
+    return drain(s, ranks, s->stream, "a sum", -1);
+}
+
 static vq_status nccl_sum(void *ctx, vq_tensor *t)
 {
     const state *s = ctx;
-    VQ_TRY(vq_cuda_before(s->be, s->stream));
-    VQ_TRY(check_nccl(ncclAllReduce(t->data, t->data, (size_t)vq_tensor_count(t), type_of(t),
-                                    ncclSum, s->all, s->stream),
-                      "a sum"));
-    return drain(s, s->all, s->stream, "a sum", -1);
+    return sum_over(s, s->all, t);
+}
+
+static vq_status nccl_sum_replicas(void *ctx, vq_tensor *t)
+{
+    const state *s = ctx;
+    return s->replicas ? sum_over(s, s->replicas, t) : VQ_OK;
 }
 
 static vq_status nccl_broadcast(void *ctx, vq_tensor *t, int root)
@@ -178,11 +189,13 @@ static void nccl_close(void *ctx)
             ncclCommDestroy(l->comm);
             cudaStreamDestroy(l->stream);
         }
+    if (s->replicas) ncclCommDestroy(s->replicas);
     ncclCommDestroy(s->all);
     cudaStreamDestroy(s->stream);
 }
 
 static const vq_comm_ops nccl_ops = {.sum = nccl_sum,
+                                     .sum_replicas = nccl_sum_replicas,
                                      .broadcast = nccl_broadcast,
                                      .send = nccl_send,
                                      .receive = nccl_receive,
@@ -269,6 +282,9 @@ vq_status vq_comm_nccl(vq_comm *comm, vq_comm *host, const vq_backend *be, const
     VQ_TRY(check_nccl(ncclCommInitRank(&s->all, comm->size, id, comm->rank), "NCCL's start"));
     VQ_TRY(check_cuda(cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking), "a stream"));
     VQ_TRY(open_links(s, topo));
+    if (topo->n_replicas > 1)
+        VQ_TRY(check_nccl(ncclCommSplit(s->all, topo->stage, topo->replica, &s->replicas, NULL),
+                          "the replicas' link"));
     comm->ops = &nccl_ops;
     comm->ctx = s;
     return VQ_OK;

@@ -9,7 +9,7 @@
 
 #include "backend.h"
 
-#define VQ_CUDA_ABI 3
+#define VQ_CUDA_ABI 4
 #define VQ_CUDA_SYMBOL "vq_cuda_module_table"
 
 typedef struct vq_cuda_module {
@@ -30,7 +30,8 @@ typedef struct vq_cuda_module {
 /* A number that differs when a struct that both sides use does. */
 #define VQ_CUDA_SIZES                                                                              \
     (((sizeof(vq_ops) * 1021 + sizeof(vq_tensor)) * 1021 + sizeof(vq_quant)) * 1021 +              \
-     sizeof(vq_arena) + sizeof(vq_comm) + sizeof(vq_topo) + sizeof(vq_sweep_rule))
+     sizeof(vq_arena) + sizeof(vq_comm) + sizeof(vq_comm_ops) + sizeof(vq_topo) +                  \
+     sizeof(vq_sweep_rule))
 
 /* Opens the module: vq_cuda.so beside the program, or in ../lib/vqround. It stays open.
  * Fails: VQ_EUNSUPPORTED (none there, one of another build, or CUDA libraries that it lacks; the

@@ -360,22 +360,31 @@ static vq_status sum_part(vq_job *job, vq_tensor *part)
     return VQ_OK;
 }
 
+/* The same of a part anywhere. */
+static vq_status sum_part_there(vq_job *job, vq_tensor *part)
+{
+    const size_t mark = vq_arena_mark(&job->scratch);
+    vq_tensor host;
+    VQ_TRY(vq_place_host(&job->be, &job->scratch, part, &host));
+    VQ_TRY(sum_part(job, &host));
+    VQ_TRY(vq_place_back(&job->be, &host, part));
+    vq_arena_reset(&job->scratch, mark);
+    return VQ_OK;
+}
+
 vq_status vq_job_sum_replicas(vq_job *job, vq_tensor *t)
 {
     const int64_t n = vq_tensor_count(t), most = SUM_BYTES / (int64_t)vq_dtype_bytes(t->dtype);
     VQ_ASSERT(t->dtype == VQ_F32 || t->dtype == VQ_F64);
     VQ_ASSERT(vq_tensor_contiguous(t));
     if (job->topo.n_replicas == 1) return VQ_OK;
-    const size_t mark = vq_arena_mark(&job->scratch);
-    vq_tensor host;
-    VQ_TRY(vq_place_host(&job->be, &job->scratch, t, &host));
-    const vq_tensor flat = vq_tensor_1d(host.data, t->dtype, n);
+    if (vq_comm_knows_replicas(job->comm, t)) return vq_comm_sum_replicas(job->comm, t);
+    vq_tensor flat = vq_tensor_1d(t->data, t->dtype, n);
+    flat.place = t->place;
     for (int64_t i = 0; i < n; i += most) {
         vq_tensor part = vq_tensor_rows(&flat, i, VQ_MIN(most, n - i));
-        VQ_TRY(sum_part(job, &part));
+        VQ_TRY(sum_part_there(job, &part));
     }
-    if (t->place != VQ_HOST) VQ_TRY(vq_upload(&job->be, t, host.data));
-    vq_arena_reset(&job->scratch, mark);
     return VQ_OK;
 }
 

@@ -81,6 +81,7 @@ bool vq_job_has_slot(const vq_job *job, int64_t slot);
  * replica that has its layer. Collective. */
 vq_status vq_job_share_pool(vq_job *job);
 
-/* t (f32 or f64) = the sum of the t of this stage's ranks in all replicas, added in
- * the order of the replicas: the same bits on each. Collective over the stage. Fails: VQ_EPEER. */
+/* t (f32 or f64) = the sum of the t of this stage's ranks in all replicas, the same bits on each:
+ * added in the order of the replicas, between GPUs by NCCL in its own. Collective over the stage.
+ * Fails: VQ_EPEER. */
 vq_status vq_job_sum_replicas(vq_job *job, vq_tensor *t);

@@ -9,8 +9,8 @@
  * backend.
  *
  * Among ranks: a stage begins when the one before hands it the inputs of its first layer, so any
- * number of stages gives the same bits. Replicas share the windows, their Hessians are summed in
- * the order of the replicas, and each rounds its share of the linears (all of them with quantized
+ * number of stages gives the same bits. Replicas share the windows, their Hessians are summed
+ * (vq_job_sum_replicas), and each rounds its share of the linears (all of them with quantized
  * propagation). */
 #pragma once
 #include "feed.h"

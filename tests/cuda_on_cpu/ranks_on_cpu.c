@@ -1,5 +1,5 @@
 /* ranks_on_cpu - jobs of several ranks on the GPU that is none, which they share: tensors go
- * through the host. */
+ * through the host, or as if each had its own by the stand-in of NCCL. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -107,6 +107,31 @@ static void test_start_by_stages(void **state)
 #define BASELINE                                                                                   \
     "--device", "cuda", "--method", "gptq", "--batch-size", "2", "--no-eval", "--gptq.propagate"
 
+#define BETWEEN(comm, stages, replicas)                                                            \
+    "--device", "cuda", "--comm", comm, "--stages", stages, "--replicas", replicas, "--steps",     \
+        "3", "--block-steps", "2", "--batch-size", "2", "--init", "gptq", "--learn-scale",         \
+        "--threads", "1"
+
+/* Whatever carries tensors between the GPUs: Hessians, inputs, gradients, codes. Of two replicas
+ * the order of a sum has no effect. */
+static void test_nccl(void **state)
+{
+    (void)state;
+    static const struct {
+        int ranks;
+        const char *stages, *replicas;
+    } layouts[] = {{2, "2", "1"}, {2, "1", "2"}, {4, "2", "2"}};
+    make_model("rand-llama-gqa-tied", "model");
+    for (int i = 0; i < VQ_COUNT(layouts); i++) {
+        const char *stages = layouts[i].stages, *replicas = layouts[i].replicas;
+        QUANTIZE(layouts[i].ranks, "model", BETWEEN("mpi", stages, replicas), "--out", "mpi");
+        QUANTIZE(layouts[i].ranks, "model", BETWEEN("nccl", stages, replicas), "--out", "nccl");
+        expect_same_run("mpi", "nccl", 3);
+        remove_all("mpi");
+        remove_all("nccl");
+    }
+}
+
 /* Replicas sum up their Hessians through the host. */
 static void test_gptq_by_replicas(void **state)
 {
@@ -163,6 +188,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(test_parts_are_the_pool, clear_folder),
         cmocka_unit_test_teardown(test_start_by_stages, clear_folder),
+        cmocka_unit_test_teardown(test_nccl, clear_folder),
         cmocka_unit_test_teardown(test_gptq_by_replicas, clear_folder),
         cmocka_unit_test_teardown(test_shared_grids, clear_folder),
         cmocka_unit_test_teardown(test_start_from_rtn, clear_folder),

@@ -26,6 +26,10 @@ void shim_lock_device(bool lock);
 /* Whether the GPU can map memory into reserved addresses; it can at first. */
 void shim_map_memory(bool can);
 
+/* The stand-ins' own: run(argument) when somebody waits for the stream. */
+struct shim_stream;
+void shim_queue(struct shim_stream *stream, void (*run)(void *argument), void *argument);
+
 /* The stand-ins' own: until shim_leave_device the caller may touch device memory; nested. */
 void shim_enter_device(void);
 void shim_leave_device(void);

@@ -1,7 +1,8 @@
 /* shim_runtime - the CUDA runtime's host functions: memory, streams, events.
  *
- * All is done at once but for copies from the host on a stream that is not the first: these are
- * done when somebody waits for them, so that who forgets to finds other numbers.
+ * All is done at once but for copies from the host on a stream that is not the first, and what is
+ * queued by shim_queue: these are done when somebody waits for them, so that who forgets to finds
+ * other numbers.
  *
  * Locked device memory is PROT_NONE except while a kernel or a copy runs. Fresh memory holds
  * NaNs; each allocation ends at a guard: whole pages, and under ASan the exact end. */
@@ -12,6 +13,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "shim.h"
 
@@ -30,18 +32,19 @@
 
 struct shim_stream {
     bool is_late;
-    long queued, done; /* copies */
+    long queued, done; /* copies and functions */
     struct {
-        void *dst;
+        void (*run)(void *argument); /* NULL: a copy */
+        void *dst;                   /* or the argument */
         const void *src;
         size_t bytes;
-    } copy[MAX_LATE]; /* [done, queued), each at its number modulo MAX_LATE */
+    } late[MAX_LATE]; /* [done, queued), each at its number modulo MAX_LATE */
 };
 
 struct shim_event {
     double at_s;
     cudaStream_t stream; /* NULL: not recorded */
-    long queued;         /* of the stream's copies, before it */
+    long queued;         /* of what is late on the stream, before it */
 };
 
 /* Device memory that is mapped: an allocation, or a piece of reserved addresses. */
@@ -200,15 +203,32 @@ cudaError_t cudaMemcpy2DAsync(void *dst, size_t dst_pitch, const void *src, size
     return cudaSuccess;
 }
 
-/* The stream's copies before number `until`. */
-static void copy_until(cudaStream_t stream, long until)
+/* What is late on the stream, before number `until`. */
+static void catch_up(cudaStream_t stream, long until)
 {
     for (; stream && stream->done < until; stream->done++) {
         const int at = (int)(stream->done % MAX_LATE);
+        if (stream->late[at].run) {
+            stream->late[at].run(stream->late[at].dst);
+            continue;
+        }
         shim_enter_device();
-        memcpy(stream->copy[at].dst, stream->copy[at].src, stream->copy[at].bytes);
+        memcpy(stream->late[at].dst, stream->late[at].src, stream->late[at].bytes);
         shim_leave_device();
     }
+}
+
+static int next_late(cudaStream_t stream)
+{
+    catch_up(stream, stream->queued + 1 - MAX_LATE);
+    return (int)(stream->queued++ % MAX_LATE);
+}
+
+void shim_queue(cudaStream_t stream, void (*run)(void *argument), void *argument)
+{
+    const int at = next_late(stream);
+    stream->late[at].run = run;
+    stream->late[at].dst = argument;
 }
 
 cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind,
@@ -216,11 +236,11 @@ cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpy
 {
     if (stream && stream->is_late && kind == cudaMemcpyHostToDevice) {
         if (!kind_fits(dst, bytes, src, bytes, kind)) return cudaErrorInvalidValue;
-        copy_until(stream, stream->queued + 1 - MAX_LATE);
-        const int at = (int)(stream->queued++ % MAX_LATE);
-        stream->copy[at].dst = dst;
-        stream->copy[at].src = src;
-        stream->copy[at].bytes = bytes;
+        const int at = next_late(stream);
+        stream->late[at].run = NULL;
+        stream->late[at].dst = dst;
+        stream->late[at].src = src;
+        stream->late[at].bytes = bytes;
         return cudaSuccess;
     }
     return cudaMemcpy2DAsync(dst, bytes, src, bytes, bytes, 1, kind, stream);
@@ -371,6 +391,8 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *prop, int device)
                                     .sharedMemPerBlockOptin = (size_t)163 << 10,
                                     .major = 8,
                                     .multiProcessorCount = 2};
+    const pid_t own = getpid(); /* each process has a GPU of its own */
+    memcpy(prop->uuid.bytes, &own, sizeof own);
     return cudaSuccess;
 }
 
@@ -392,7 +414,7 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags)
 
 cudaError_t cudaStreamDestroy(cudaStream_t stream)
 {
-    copy_until(stream, stream->queued);
+    catch_up(stream, stream->queued);
     n_streams--;
     free(stream);
     return cudaSuccess;
@@ -400,14 +422,14 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream)
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream)
 {
-    copy_until(stream, stream->queued);
+    catch_up(stream, stream->queued);
     return cudaSuccess;
 }
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags)
 {
     (void)stream, (void)flags;
-    copy_until(event->stream, event->queued);
+    catch_up(event->stream, event->queued);
     return cudaSuccess;
 }
 
@@ -441,7 +463,7 @@ cudaError_t cudaEventQuery(cudaEvent_t event)
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event)
 {
-    copy_until(event->stream, event->queued);
+    catch_up(event->stream, event->queued);
     return cudaSuccess;
 }
 

@@ -40,6 +40,9 @@ struct cudaDeviceProp {
     char name[256];
     size_t totalGlobalMem, sharedMemPerBlockOptin;
     int major, minor, multiProcessorCount;
+    struct {
+        char bytes[16];
+    } uuid;
 };
 #ifndef __cplusplus
 typedef struct cudaDeviceProp cudaDeviceProp;

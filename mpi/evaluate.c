@@ -100,6 +100,51 @@ vq_status vq_evaluate(vq_job *job, const vq_stage *stage, vq_mode mode, const vq
     return VQ_OK;
 }
 
+/* Beside the weights that stay on a GPU, and of what these may take: activations. */
+#define PASS_RATIO 0.2
+#define DOUBLINGS 7
+
+static double linears_bytes(const vq_stage *stage)
+{
+    double bytes = 0;
+    for (int64_t i = stage->first * VQ_N_KINDS; i < stage->last * VQ_N_KINDS; i++) {
+        const vq_linear *l = &stage->model->layers[i / VQ_N_KINDS].linear[i % VQ_N_KINDS];
+        if (l->exists) bytes += (double)vq_tensor_bytes(&l->weight);
+    }
+    return bytes;
+}
+
+/* Of B windows in vq_pipeline_forward. */
+static double pass_bytes(const vq_stage *stage, int64_t B, int64_t T)
+{
+    const int64_t width = stage->model->config.E + vq_stage_out_width(stage);
+    return (double)vq_kept_bytes(stage, B, T, VQ_KEEP_NOTHING) +
+           2 * (double)(B * T * width) * (double)vq_dtype_bytes(stage->be->act);
+}
+
+vq_status vq_evaluate_together(vq_job *job, const vq_stage *stage, const vq_windows *w)
+{
+    const int64_t micro = vq_pipeline_windows(w->T), own = VQ_CEIL_DIV(w->n, job->topo.n_replicas);
+    const double bytes = linears_bytes(stage);
+    double ranks[1 + DOUBLINGS]; /* that are brought weights; whose memory lets 2^i go together */
+    char stay[32], all[32];
+    job->together = 1;
+    if (job->be.place == VQ_HOST) return VQ_OK;
+    ranks[0] = bytes > job->hold_bytes;
+    for (int i = 1; i <= DOUBLINGS; i++)
+        ranks[i] = pass_bytes(stage, micro << i, w->T) <= PASS_RATIO * job->hold_bytes;
+    vq_tensor sums = vq_tensor_1d(ranks, VQ_F64, 1 + DOUBLINGS);
+    VQ_TRY(vq_comm_sum(job->comm, &sums));
+    for (int i = 1; i <= DOUBLINGS && ranks[0] > 0; i++)
+        if (ranks[i] == job->comm->size && micro << (i - 1) < own) job->together = 1 << i;
+    if (ranks[0] > 0)
+        vq_log(VQ_LOG_INFO,
+               "eval     %s of %s of weights stay on the GPU, %lld windows go together",
+               vq_bytes_text(VQ_MIN(bytes, job->hold_bytes), stay), vq_bytes_text(bytes, all),
+               (long long)VQ_MIN(micro * job->together, own));
+    return VQ_OK;
+}
+
 #define SHARED "eval-shared.json"
 
 /* --- eval.json: {"fp": {"key": "...", "perplexity": ..., ...}, ...} --------------------------- */

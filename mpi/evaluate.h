@@ -17,7 +17,12 @@ typedef struct vq_eval_result {
 vq_status vq_evaluate(vq_job *job, const vq_stage *stage, vq_mode mode, const vq_windows *windows,
                       const char *label, vq_eval_result *result);
 
-/* The same, kept in RUN/eval.json under label: a result that is there with the same key is not
+/* Sets job->together where no plan has: where GPUs do not keep all of the stages' own weights, as
+ * many micro-batches of these windows as their memory lets pass for each bringing of the rest.
+ * Collective. Fails: VQ_EPEER. */
+vq_status vq_evaluate_together(vq_job *job, const vq_stage *stage, const vq_windows *windows);
+
+/* vq_evaluate, kept in RUN/eval.json under label: a result that is there with the same key is not
  * computed again. key: of the weights that the mode uses. share: other runs may need it too
  * (share.h). */
 vq_status vq_evaluate_once(vq_job *job, const vq_stage *stage, vq_mode mode, const vq_data *data,

@@ -37,12 +37,15 @@ target_include_directories(vq_cuda_host PRIVATE src kernels kernels/cuda mpi)
 target_include_directories(vq_cuda_host SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
 target_link_libraries(vq_cuda_host PRIVATE vq_flags)
 
+set(_launcher ${CMAKE_CUDA_COMPILER_LAUNCHER} ${CMAKE_SOURCE_DIR}/cmake/ptxas_log.sh)
 add_library(vq_cuda MODULE ${_kernels} $<TARGET_OBJECTS:vq_cuda_host>)
-set_target_properties(vq_cuda PROPERTIES PREFIX "" LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}
+set_target_properties(vq_cuda PROPERTIES PREFIX ""
+  CUDA_COMPILER_LAUNCHER "${_launcher}"
+  LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}
   BUILD_RPATH "${CUDAToolkit_LIBRARY_DIR}" INSTALL_RPATH "$ORIGIN;${CUDAToolkit_LIBRARY_DIR}")
 target_include_directories(vq_cuda PRIVATE src kernels kernels/cuda)
 target_include_directories(vq_cuda SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
-target_compile_options(vq_cuda PRIVATE -lineinfo -Xcompiler=-Wall,-Wextra
+target_compile_options(vq_cuda PRIVATE -lineinfo -Xptxas=-v -Xcompiler=-Wall,-Wextra
   $<$<BOOL:${VQ_WERROR}>:-Werror=all-warnings>
   $<$<VERSION_GREATER_EQUAL:${CMAKE_CUDA_COMPILER_VERSION},13>:--compress-mode=size>) # 5 MB in place of 38
 target_link_libraries(vq_cuda PRIVATE CUDA::cudart CUDA::cublasLt CUDA::cublas CUDA::cusolver)

@@ -457,7 +457,7 @@ static __global__ void __launch_bounds__(THREADS)
 }
 
 template <class T>
-static __global__ void __launch_bounds__(THREADS)
+static __global__ void __launch_bounds__(THREADS, 1)
     plain_back_q(T *dq, const T *dout, const T *q, const T *k, const T *v, const float *lse,
                  const float *mean, int64_t n, shape s)
 {

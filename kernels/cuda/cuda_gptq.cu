@@ -271,42 +271,42 @@ static __device__ __forceinline__ float both_ints(const rounded &r)
 
 /* Columns [from, to) of one row, at most SWEEP, by a warp; block_from: where their block begins. */
 static __global__ void __launch_bounds__(SWEEP_THREADS)
-    sweep_columns(sweep t, int64_t from, int64_t to, int64_t block_from)
+    sweep_columns(sweep t, int from, int to, int block_from)
 {
     const int lane = threadIdx.x % VQ_WARP;
     const int64_t row = vq_thread() / VQ_WARP;
     if (row >= t.out) return;
-    float w[LANE_COLUMNS];
+    float w[LANE_COLUMNS], *own = t.w + row * t.in;
     rounded mine[LANE_COLUMNS];
     for (int c = 0; c < LANE_COLUMNS; c++) {
-        const int64_t p = from + c * VQ_WARP + lane;
-        w[c] = p < to ? t.w[row * t.in + p] : 0;
+        const int p = from + c * VQ_WARP + lane;
+        w[c] = p < to ? own[p] : 0;
         mine[c] = {};
     }
     double error = 0;
     for (int c = 0; c < LANE_COLUMNS; c++)
         for (int l = 0; l < VQ_WARP; l++) {
-            const int64_t p = from + c * VQ_WARP + l;
+            const int p = from + c * VQ_WARP + l;
             if (p >= to) break;
-            const int64_t place = t.running ? p : t.order[p];
+            const int place = t.running ? p : t.order[p];
             const int64_t at =
                 row * t.groups + (t.groups == 1 ? 0 : uint32_t(place) / uint32_t(t.group_size));
-            const float *u = t.u + p * t.in;
+            const float *u = t.u + int64_t(p) * t.in;
             const float now = __shfl_sync(VQ_ALL_LANES, w[c], l);
             const rounded r = round_weight(now, t.scale[at], t.zero[at], u[p], t.qmax, t.hessian);
             if (lane == l) mine[c] = r;
             error += double(r.e) * double(r.e);
             for (int k = c; k < LANE_COLUMNS; k++) {
-                const int64_t column = from + k * VQ_WARP + lane;
+                const int column = from + k * VQ_WARP + lane;
                 if (column > p && column < to) w[k] = fmaf(-r.e, u[column], w[k]);
             }
         }
     for (int c = 0; c < LANE_COLUMNS; c++) {
-        const int64_t p = from + c * VQ_WARP + lane;
+        const int p = from + c * VQ_WARP + lane;
         if (p >= to) break;
         t.e[row * t.block + p - block_from] = mine[c].e;
         t.rest[row * t.in + t.order[p]] = mine[c].rest;
-        t.w[row * t.in + p] = both_ints(mine[c]);
+        own[p] = both_ints(mine[c]);
     }
     if (lane == 0) t.row_error[row] = (from == 0 ? 0 : t.row_error[row]) + error;
 }
@@ -330,7 +330,7 @@ static vq_status sweep_block(vq_cuda *cuda, const sweep *t, int64_t from, int64_
     const unsigned blocks = vq_cuda_blocks(t->out * VQ_WARP, SWEEP_THREADS);
     for (int64_t p = from; p < to; p += SWEEP) {
         const int64_t end = VQ_MIN(p + SWEEP, to);
-        VQ_LAUNCH(cuda, sweep_columns, blocks, SWEEP_THREADS, 0, *t, p, end, from);
+        VQ_LAUNCH(cuda, sweep_columns, blocks, SWEEP_THREADS, 0, *t, int(p), int(end), int(from));
         VQ_TRY(update(cuda, t, from, p, end, end, to));
     }
     return update(cuda, t, from, from, to, to, t->in);
@@ -347,10 +347,11 @@ template <class I>
 static __global__ void __launch_bounds__(VQ_BLOCK_MAX)
     store_ints(I *base, I *ints, const float *w, const int32_t *turn, int64_t out, int64_t in)
 {
+    const int n = int(in);
     int low_base = 0, low = 0;
     for (int64_t row = blockIdx.x; row < out; row += gridDim.x)
-        for (int64_t first = threadIdx.x * 2; first < in; first += int64_t(blockDim.x) * 2)
-            for (int64_t i = first; i < VQ_MIN(first + 2, in); i++) {
+        for (int first = threadIdx.x * 2; first < n; first += blockDim.x * 2)
+            for (int i = first; i < VQ_MIN(first + 2, n); i++) {
                 const int both = int(w[row * in + turn[i]]);
                 vq_store_int(base, in, row, i, both % 512 - 1, &low_base);
                 vq_store_int(ints, in, row, i, both / 512, &low);

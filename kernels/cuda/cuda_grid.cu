@@ -158,9 +158,11 @@ template <int N, class F> static __device__ __forceinline__ void for_each_weight
             }
 }
 
+#define ROW_BLOCKS 1 /* at least: for more ptxas would put values into memory */
+
 /* A weight that is NaN gives base -1 and rest NaN. */
 template <class T, class I>
-static __global__ void __launch_bounds__(VQ_BLOCK_MAX)
+static __global__ void __launch_bounds__(VQ_BLOCK_MAX, ROW_BLOCKS)
     split(I *base, float *rest, const T *w, grid g)
 {
     int low = 0;
@@ -173,7 +175,8 @@ static __global__ void __launch_bounds__(VQ_BLOCK_MAX)
 }
 
 template <class T, class A>
-static __global__ void __launch_bounds__(VQ_BLOCK_MAX) round_nearest(A *out, const T *w, grid g)
+static __global__ void __launch_bounds__(VQ_BLOCK_MAX, ROW_BLOCKS)
+    round_nearest(A *out, const T *w, grid g)
 {
     for_each_weight<1>(g, [&](int64_t row, int64_t i, float s, float z) {
         const int64_t p = row * g.in + i;
@@ -184,7 +187,8 @@ static __global__ void __launch_bounds__(VQ_BLOCK_MAX) round_nearest(A *out, con
 }
 
 template <class A, class I>
-static __global__ void __launch_bounds__(VQ_BLOCK_MAX) value(A *out, const I *ints, grid g)
+static __global__ void __launch_bounds__(VQ_BLOCK_MAX, ROW_BLOCKS)
+    value(A *out, const I *ints, grid g)
 {
     for_each_weight<1>(g, [&](int64_t row, int64_t i, float s, float z) {
         out[row * g.in + i] = vq_store<A>(s * (float(vq_load_int(ints, g.in, row, i)) - z));

@@ -6,6 +6,7 @@
 
 #define THREADS 256
 #define NORM_THREADS 512 /* at most: 64 registers each would fit twice as many */
+#define NORM_BLOCKS 1    /* at least: for more ptxas would put values into memory */
 
 /* --- elements -------------------------------------------------------------------------------- */
 
@@ -233,7 +234,7 @@ static int norm_threads(int64_t E, int pack)
 
 /* y = (x - mean) rstd weight + bias; without CENTERED mean is 0. weight and bias may be NULL. */
 template <class T, int N, bool CENTERED>
-static __global__ void __launch_bounds__(NORM_THREADS)
+static __global__ void __launch_bounds__(NORM_THREADS, NORM_BLOCKS)
     norm_fwd_kernel(T *y, float *mean, float *rstd, const T *x, const void *weight,
                     vq_dtype weight_type, const void *bias, vq_dtype bias_type, int64_t n,
                     int64_t E, double eps)
@@ -284,7 +285,7 @@ static __global__ void __launch_bounds__(NORM_THREADS)
 /* dx (+)= rstd (g - mean(g) - xhat mean(g xhat)),  g = dy weight; without CENTERED mean(g) is left
  * out. dx may be dy. */
 template <class T, int N, bool CENTERED>
-static __global__ void __launch_bounds__(NORM_THREADS)
+static __global__ void __launch_bounds__(NORM_THREADS, NORM_BLOCKS)
     norm_bwd_kernel(T *dx, const T *dy, const T *x, const void *weight, vq_dtype weight_type,
                     const float *mean, const float *rstd, int64_t n, int64_t E, bool add)
 {

@@ -21,9 +21,9 @@
 
 #define THREADS 256
 
-/* round_bwd: threads of a block, and weights that each takes a turn. */
+/* round_bwd: threads of a block, and weights that each takes a turn: what 64 registers hold. */
 #define BWD_THREADS VQ_BLOCK_MAX
-#define BWD_EACH (VQ_CUDA_ROUND_TURN / BWD_THREADS)
+#define BWD_EACH(N) ((N) == PACK ? VQ_CUDA_ROUND_TURN / BWD_THREADS : 4)
 
 #define STATIC_BYTES ((size_t)1024) /* of shared memory that reductions take at most */
 
@@ -36,6 +36,7 @@ struct layer {
     const float *scale, *zero;
     vq_dtype ints; /* i8, i16 or, for halves of bytes, u8 */
     bool wide_idx; /* u32 */
+    bool narrow;   /* fewer than 2^32 weights */
     float qmax;
     int turn_shift, turn_mask; /* slot_of */
 };
@@ -51,6 +52,7 @@ static layer layer_of(const vq_quant *q, const vq_tensor *w, int64_t D)
     l.zero = static_cast<const float *>(q->zero.data);
     l.ints = q->base.dtype, l.wide_idx = q->idx.dtype == VQ_U32;
     l.qmax = float((1 << q->bits) - 1);
+    l.narrow = l.out * l.in <= UINT32_MAX;
     for (int d = 2, shift = 4; d <= VQ_WARP; d *= 2, shift--) /* powers of two */
         if (d == D) l.turn_shift = shift, l.turn_mask = d - 1;
     return l;
@@ -85,26 +87,85 @@ template <class T, int N> struct elements {
     }
 };
 
-/* The integers of the weights [p, p + N). */
-template <int N>
-static __device__ __forceinline__ void load_base(elements<int16_t, N> *base, const layer &l,
-                                                 int64_t p)
+/* Row of the weight p, and the vector that it lies in. Packs are fewer than 2^32, and so are all
+ * weights but the largest's: 32-bit divisions do, and take a tenth of the instructions. */
+template <int N> static __device__ __forceinline__ int64_t row_of(const layer &l, int64_t p)
 {
-    if (l.ints == VQ_I16) {
-        base->load(static_cast<const int16_t *>(l.base) + p);
-    } else if (l.ints == VQ_I8) {
-        elements<int8_t, N> narrow;
-        narrow.load(static_cast<const int8_t *>(l.base) + p);
-        for (int i = 0; i < N; i++) (*base)[i] = narrow[i];
-    } else if (N == PACK) {
-        const uint32_t halves = static_cast<const uint32_t *>(l.base)[p / PACK];
-        for (int i = 0; i < N; i++) (*base)[i] = int16_t(int(halves >> 4 * i & 15) - 1);
-    } else {
-        /* An odd row ends with half a byte that is no weight's. */
-        const int64_t at = l.in % 2 ? p + p / l.in : p;
-        (*base)[0] = vq_half(static_cast<const uint8_t *>(l.base)[at / 2], at);
-    }
+    if (N == PACK || l.narrow) return uint32_t(p / N) / uint32_t(l.in / N);
+    return p / l.in;
 }
+
+template <int N> static __device__ __forceinline__ int64_t vector_of(const layer &l, int64_t p)
+{
+    if (l.D == N) return p / N;
+    if (N == PACK || l.narrow) return uint32_t(p / N) / uint32_t(l.D / N);
+    return p / l.D;
+}
+
+/* The same as they lie in memory, for values that wait for their use: halves would take a register
+ * each. */
+template <class T, int N> struct raw_elements {
+    static constexpr int BYTES = N * int(sizeof(T)), WORDS = BYTES < 4 ? 1 : BYTES / 4;
+    uint32_t word[WORDS];
+
+    __device__ __forceinline__ void load(const T *from)
+    {
+        if constexpr (BYTES < 4)
+            word[0] = *reinterpret_cast<const uint16_t *>(from);
+        else if constexpr (BYTES == 4)
+            word[0] = *reinterpret_cast<const uint32_t *>(from);
+        else
+            for (int i = 0; i < WORDS; i += 4) {
+                const vq_pack<uint32_t, 4> x =
+                    *reinterpret_cast<const vq_pack<uint32_t, 4> *>(from + i * N / WORDS);
+                for (int j = 0; j < 4; j++) word[i + j] = x.x[j];
+            }
+    }
+    __device__ __forceinline__ T operator[](int i) const
+    {
+        const uint32_t bits = sizeof(T) == 4 ? word[i] : word[i / 2] >> (i % 2 * 16);
+        T x;
+        memcpy(&x, &bits, sizeof x); /* the low half first */
+        return x;
+    }
+};
+
+/* The integers of the weights [p, p + N): as they lie in memory, or one as a number. */
+template <int N> struct raw_ints {
+    uint32_t word[N == PACK ? 4 : 1];
+
+    __device__ __forceinline__ void load(const layer &l, int64_t p)
+    {
+        if constexpr (N == PACK) {
+            if (l.ints == VQ_I16) {
+                const vq_pack<uint32_t, 4> x =
+                    static_cast<const vq_pack<uint32_t, 4> *>(l.base)[p / PACK];
+                for (int i = 0; i < 4; i++) word[i] = x.x[i];
+            } else if (l.ints == VQ_I8) {
+                const vq_pack<uint32_t, 2> x =
+                    static_cast<const vq_pack<uint32_t, 2> *>(l.base)[p / PACK];
+                for (int i = 0; i < 2; i++) word[i] = x.x[i];
+            } else {
+                word[0] = static_cast<const uint32_t *>(l.base)[p / PACK];
+            }
+        } else if (l.ints == VQ_I16) {
+            word[0] = uint32_t(static_cast<const int16_t *>(l.base)[p]);
+        } else if (l.ints == VQ_I8) {
+            word[0] = uint32_t(static_cast<const int8_t *>(l.base)[p]);
+        } else {
+            /* An odd row ends with half a byte that is no weight's. */
+            const int64_t at = l.in % 2 ? p + row_of<1>(l, p) : p;
+            word[0] = uint32_t(vq_half(static_cast<const uint8_t *>(l.base)[at / 2], at));
+        }
+    }
+    __device__ __forceinline__ int at(const layer &l, int i) const
+    {
+        if (N == 1) return int(word[0]);
+        if (l.ints == VQ_I16) return int16_t(word[i / 2] >> (i % 2 * 16));
+        if (l.ints == VQ_I8) return int8_t(word[i / 4] >> (i % 4 * 8));
+        return int(word[0] >> (i * 4) & 15) - 1;
+    }
+};
 
 static __device__ __forceinline__ int64_t code_of(const layer &l, int64_t vector)
 {
@@ -116,19 +177,6 @@ static __device__ __forceinline__ int64_t code_of(const layer &l, int64_t vector
 static __device__ __forceinline__ int64_t group_of(const layer &l, int64_t row, int64_t column)
 {
     return l.groups == 1 ? row : row * l.groups + uint32_t(column) / uint32_t(l.group_size);
-}
-
-/* Row of the weight p, and the vector that it lies in. Packs are fewer than 2^32: 32-bit divisions
- * do, and take fewer instructions. */
-template <int N> static __device__ __forceinline__ int64_t row_of(const layer &l, int64_t p)
-{
-    return N == PACK ? uint32_t(p / N) / uint32_t(l.in / N) : p / l.in;
-}
-
-template <int N> static __device__ __forceinline__ int64_t vector_of(const layer &l, int64_t p)
-{
-    if (l.D == N) return p / N;
-    return N == PACK ? uint32_t(p / N) / uint32_t(l.D / N) : p / l.D;
 }
 
 static __device__ __forceinline__ float rounding(float code, bool hard)
@@ -172,8 +220,8 @@ template <int N, bool SHARED>
 static __device__ __forceinline__ void levels(float *q, const layer &l, const float *table,
                                               int64_t p, bool hard)
 {
-    elements<int16_t, N> base;
-    load_base(&base, l, p);
+    raw_ints<N> base;
+    base.load(l, p);
     if (l.idx) {
         look_up<N, SHARED>(q, table, l, p);
     } else {
@@ -182,7 +230,7 @@ static __device__ __forceinline__ void levels(float *q, const layer &l, const fl
         for (int i = 0; i < N; i++) q[i] = rounding(own[i], hard);
     }
     for (int i = 0; i < N; i++) {
-        q[i] += float(base[i]);
+        q[i] += float(base.at(l, i));
         q[i] = q[i] < 0 ? 0 : q[i];
         q[i] = q[i] > l.qmax ? l.qmax : q[i];
     }
@@ -304,15 +352,15 @@ static __global__ void __launch_bounds__(THREADS)
     while (row < l.out) {
         const int64_t p = (row * packs + column) * N;
         const float s = l.scale[group_of(l, row, column * N)];
-        elements<int16_t, N> base;
+        raw_ints<N> base;
         elements<T, N> g;
         elements<float, N> code, sum;
-        load_base(&base, l, p);
+        base.load(l, p);
         g.load(dw + p);
         code.load(codes + p);
         sum.load(dcodes + p);
         for (int i = 0; i < N; i++)
-            if (passes(base[i], int(l.qmax), flags_of(vq_soft_round(code[i]), l.qmax)))
+            if (passes(base.at(l, i), int(l.qmax), flags_of(vq_soft_round(code[i]), l.qmax)))
                 sum[i] = sum[i] + vq_soft_round_grad(code[i]) * (s * vq_load(g[i]));
         sum.store(dcodes + p);
         row += row_stride;
@@ -323,26 +371,27 @@ static __global__ void __launch_bounds__(THREADS)
 
 /* What a turn reads of one pack, before anything is done with it. */
 template <class T, int N> struct pack_in {
-    elements<T, N> dw;
-    elements<int16_t, N> base;
+    raw_elements<T, N> dw;
+    raw_ints<N> base;
     int code; /* -1: nothing here for this block */
 };
 
-/* This thread's packs of the turn that begins with weight `from`, up to weight `end`. */
+/* This thread's packs of the turn that begins with weight from + turn, up to from + n. */
 template <class T, int N>
 static __device__ __forceinline__ void read_turn(pack_in<T, N> *in, const T *dw, const layer &l,
-                                                 int64_t from, int64_t end, int64_t first_code,
-                                                 int64_t n_codes)
+                                                 int64_t from, int turn, int n, int first_code,
+                                                 int n_codes)
 {
-    for (int j = 0; j < BWD_EACH / N; j++) {
-        const int64_t p = from + (int64_t(j) * BWD_THREADS + threadIdx.x) * N;
+    for (int j = 0; j < BWD_EACH(N) / N; j++) {
+        const int at = turn + (j * BWD_THREADS + int(threadIdx.x)) * N;
         in[j].code = -1;
-        if (p >= end) continue;
-        const int64_t code = code_of(l, vector_of<N>(l, p)) - first_code;
-        if (code < 0 || code >= n_codes) continue;
-        in[j].code = int(code);
+        if (at >= n) continue;
+        const int64_t p = from + at;
+        const int code = int(code_of(l, vector_of<N>(l, p))) - first_code;
+        if (unsigned(code) >= unsigned(n_codes)) continue;
+        in[j].code = code;
         in[j].dw.load(dw + p);
-        load_base(&in[j].base, l, p);
+        in[j].base.load(l, p);
     }
 }
 
@@ -390,44 +439,47 @@ static __global__ void __launch_bounds__(BWD_THREADS)
         int64_t range)
 {
     VQ_DYNAMIC_SHARED(int32_t, table);
-    const int64_t from = blockIdx.x * chunk, first_code = blockIdx.y * range;
-    const int64_t end = VQ_MIN(from + chunk, l.out * l.in);
-    const int64_t n_codes = VQ_MIN(range, K - first_code);
-    const int D = int(l.D), n_slots = int(n_codes) * D, qmax = int(l.qmax);
+    constexpr int EACH = BWD_EACH(N), TURN = EACH * BWD_THREADS;
+    const int64_t from = blockIdx.x * chunk;
+    const int n = int(VQ_MIN(chunk, l.out * l.in - from)), first_code = int(blockIdx.y * range);
+    const int n_codes = int(VQ_MIN(range, K - first_code));
+    const int D = int(l.D), n_slots = n_codes * D, qmax = int(l.qmax);
 
     const uint32_t most =
-        most_frequent(reinterpret_cast<uint32_t *>(table), l, from, end, first_code, n_codes);
+        most_frequent(reinterpret_cast<uint32_t *>(table), l, from, from + n, first_code, n_codes);
     int bits = 30; /* of one number, so that `most` of them stay below 2^30 */
-    for (uint32_t n = 1; n < most; n *= 2) bits--;
+    for (uint32_t times = 1; times < most; times *= 2) bits--;
     for (int i = threadIdx.x; i < n_slots; i += BWD_THREADS) table[i] = 0;
 
     const int UNSET = 1 << 20;
     int exponent = UNSET; /* numbers in the table are times 2^exponent */
     bool finite = true;
-    pack_in<T, N> in[BWD_EACH / N];
-    read_turn<T, N>(in, dw, l, from, end, first_code, n_codes);
-    for (int64_t turn = from; turn < end; turn += VQ_CUDA_ROUND_TURN) {
-        float g[BWD_EACH];
-        int code[BWD_EACH / N], d[BWD_EACH / N];
+    pack_in<T, N> in[EACH / N];
+    read_turn<T, N>(in, dw, l, from, 0, n, first_code, n_codes);
+    for (int turn = 0; turn < n; turn += TURN) {
+        float g[EACH];
+        int slot[EACH / N];
         uint32_t greatest = 0;
-        for (int j = 0; j < BWD_EACH / N; j++) {
-            code[j] = in[j].code, d[j] = 0;
-            if (code[j] < 0) continue;
-            const int64_t p = turn + (int64_t(j) * BWD_THREADS + threadIdx.x) * N;
+        for (int j = 0; j < EACH / N; j++) {
+            const int code = in[j].code;
+            slot[j] = -1;
+            if (code < 0) continue;
+            const int64_t p = from + turn + (j * BWD_THREADS + int(threadIdx.x)) * N;
             const int64_t row = row_of<N>(l, p);
-            d[j] = int(p - vector_of<N>(l, p) * D);
+            const int d = int(p - vector_of<N>(l, p) * D);
             const float s = l.scale[group_of(l, row, p - row * l.in)];
             elements<uint8_t, N> flag;
-            flag.load(flags + (first_code + code[j]) * D + d[j]);
+            flag.load(flags + (first_code + code) * D + d);
+            slot[j] = slot_of(l, code, d);
             for (int i = 0; i < N; i++) {
                 const float x = s * vq_load(in[j].dw[i]);
-                g[j * N + i] = passes(in[j].base[i], qmax, flag[i]) ? x : 0;
+                g[j * N + i] = passes(in[j].base.at(l, i), qmax, flag[i]) ? x : 0;
                 const uint32_t size = __float_as_uint(fabsf(g[j * N + i]));
                 greatest = size > greatest ? size : greatest;
             }
         }
         /* The next turn's reading goes on while this one's numbers are added. */
-        read_turn<T, N>(in, dw, l, turn + VQ_CUDA_ROUND_TURN, end, first_code, n_codes);
+        read_turn<T, N>(in, dw, l, from, turn + TURN, n, first_code, n_codes);
         greatest = vq_block_max(greatest); /* all additions of the last turn are done, too */
         if (greatest == 0) continue;
         if (greatest >= 0x7f800000u) {
@@ -444,11 +496,10 @@ static __global__ void __launch_bounds__(BWD_THREADS)
             __syncthreads();
         }
         const float factor = power_of_two(exponent);
-        for (int j = 0; j < BWD_EACH / N; j++)
-            if (code[j] >= 0)
+        for (int j = 0; j < EACH / N; j++)
+            if (slot[j] >= 0)
                 for (int i = 0; i < N; i++)
-                    atomicAdd(&table[slot_of(l, code[j], d[j] + i)],
-                              __float2int_rn(g[j * N + i] * factor));
+                    atomicAdd(&table[slot[j] ^ i], __float2int_rn(g[j * N + i] * factor));
     }
     __syncthreads();
     const float factor = exponent == UNSET ? 0 : power_of_two(-exponent);

@@ -23,9 +23,11 @@ typedef float real;
  * VQ_DYNAMIC_SHARED(float, table); makes `table` point to the launch's shared_bytes: one a kernel,
  * aligned to 16 bytes. */
 #ifdef __CUDACC__
+/* A block has 48 KiB without asking for more, VQ_SHARED's arrays among them: these may be 16. */
+#define VQ_SHARED_UNASKED ((size_t)32 << 10)
 #define VQ_LAUNCH(cuda, kernel, blocks, threads, shared_bytes, ...)                                \
     do {                                                                                           \
-        if ((size_t)(shared_bytes) > ((size_t)48 << 10))                                           \
+        if ((size_t)(shared_bytes) > VQ_SHARED_UNASKED)                                            \
             VQ_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,      \
                                          (int)(shared_bytes)));                                    \
         kernel<<<blocks, threads, shared_bytes, (cuda)->stream>>>(__VA_ARGS__);                    \

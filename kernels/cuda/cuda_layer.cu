@@ -157,18 +157,17 @@ static __global__ void __launch_bounds__(THREADS)
     bias_add_kernel(T *__restrict__ y, const void *__restrict__ bias, vq_dtype type, int64_t n,
                     int64_t E)
 {
-    const int64_t step = static_cast<int64_t>(gridDim.x) * THREADS;
-    for (int64_t i = static_cast<int64_t>(blockIdx.x) * THREADS + threadIdx.x; i < n * E; i += step)
-        y[i] = vq_store<T>(vq_load(y[i]) + vq_load_any(bias, type, i % E));
+    for (int64_t i = blockIdx.x; i < n; i += gridDim.x)
+        for (int64_t j = threadIdx.x; j < E; j += THREADS)
+            y[i * E + j] = vq_store<T>(vq_load(y[i * E + j]) + vq_load_any(bias, type, j));
 }
 
 vq_status vq_cuda_bias_add(void *ctx, vq_tensor *y, const vq_tensor *bias)
 {
     vq_cuda *cuda = static_cast<vq_cuda *>(ctx);
     const int64_t n = y->dim[0], E = y->dim[1];
-    VQ_ACT_TYPE(y->dtype,
-                VQ_LAUNCH(cuda, bias_add_kernel<T>, vq_cuda_blocks(n * E, THREADS), THREADS, 0,
-                          static_cast<T *>(y->data), bias->data, bias->dtype, n, E));
+    VQ_ACT_TYPE(y->dtype, VQ_LAUNCH(cuda, bias_add_kernel<T>, vq_cuda_blocks(n, 1), THREADS, 0,
+                                    static_cast<T *>(y->data), bias->data, bias->dtype, n, E));
     return VQ_OK;
 }
 
@@ -391,19 +390,22 @@ vq_status vq_cuda_layernorm_bwd(void *ctx, vq_tensor *dx, const vq_tensor *dy, c
 
 /* --- positions ------------------------------------------------------------------------------- */
 
+/* A block takes a token; n of them, T_ a sequence. */
 template <class T>
 static __global__ void __launch_bounds__(THREADS)
     rope_kernel(T *x, const float *__restrict__ cos, const float *__restrict__ sin, int64_t n,
-                int64_t T_, int64_t H, int64_t half, int64_t first, float sign)
+                int64_t T_, int H, int half, int64_t first, float sign)
 {
-    const int64_t step = static_cast<int64_t>(gridDim.x) * THREADS;
-    for (int64_t i = static_cast<int64_t>(blockIdx.x) * THREADS + threadIdx.x; i < n; i += step) {
-        const int64_t head = i / half, j = i % half, row = first + head / H % T_;
-        T *x1 = x + head * 2 * half + j, *x2 = x1 + half;
-        const float u = vq_load(*x1), v = vq_load(*x2);
-        const float c = cos[row * half + j], turn = sign * sin[row * half + j];
-        *x1 = vq_store<T>(u * c - v * turn);
-        *x2 = vq_store<T>(v * c + u * turn);
+    for (int64_t token = blockIdx.x; token < n; token += gridDim.x) {
+        const int64_t row = (first + token % T_) * half;
+        for (int i = threadIdx.x; i < H * half; i += THREADS) {
+            const int head = i / half, j = i - head * half;
+            T *x1 = x + (token * H + head) * 2 * half + j, *x2 = x1 + half;
+            const float u = vq_load(*x1), v = vq_load(*x2);
+            const float c = cos[row + j], turn = sign * sin[row + j];
+            *x1 = vq_store<T>(u * c - v * turn);
+            *x2 = vq_store<T>(v * c + u * turn);
+        }
     }
 }
 
@@ -411,13 +413,13 @@ vq_status vq_cuda_rope(void *ctx, vq_tensor *x, const vq_tensor *cos, const vq_t
                        int64_t first, bool inverse)
 {
     vq_cuda *cuda = static_cast<vq_cuda *>(ctx);
-    const int64_t n = vq_tensor_count(x) / 2;
-    if (n == 0) return VQ_OK;
+    const int64_t n = x->dim[0] * x->dim[1];
+    if (vq_tensor_count(x) == 0) return VQ_OK;
     VQ_ACT_TYPE(x->dtype,
-                VQ_LAUNCH(cuda, rope_kernel<T>, vq_cuda_blocks(n, THREADS), THREADS, 0,
+                VQ_LAUNCH(cuda, rope_kernel<T>, vq_cuda_blocks(n, 1), THREADS, 0,
                           static_cast<T *>(x->data), static_cast<const float *>(cos->data),
-                          static_cast<const float *>(sin->data), n, x->dim[1], x->dim[2],
-                          x->dim[3] / 2, first, inverse ? -1.0f : 1.0f));
+                          static_cast<const float *>(sin->data), n, x->dim[1], int(x->dim[2]),
+                          int(x->dim[3] / 2), first, inverse ? -1.0f : 1.0f));
     return VQ_OK;
 }
 

@@ -176,6 +176,7 @@ static vq_status run_step(loop *L, int64_t layer, int64_t step)
     L->loss[0] = L->loss[1] = 0;
     VQ_TRY(pass_windows(L, layer, m, isfinite(scale) ? scale : 1));
     VQ_TRY(regularize(L, layer, step));
+    VQ_TRY(vq_sync(&job->be)); /* the losses are there */
     VQ_TRY(vq_job_sum_replicas(job, &loss));
     for (int i = 0; i < 2; i++) VQ_TRY(vq_job_sum_replicas(job, &grad[i]));
     VQ_CHECK(isfinite(L->loss[0] + L->loss[1]), VQ_ENOTFINITE,

@@ -54,8 +54,9 @@ static vq_status measure_kl(const vq_teacher *t, const vq_tensor *hidden, const 
     vq_tensor there;
     *kl = 0;
     VQ_TRY(vq_place_there(&job->be, &job->step, kept, &there));
-    return vq_head_kd(&job->be, kl, NULL, hidden, &there, head, head, 1,
-                      1 / (double)hidden->dim[0]);
+    VQ_TRY(
+        vq_head_kd(&job->be, kl, NULL, hidden, &there, head, head, 1, 1 / (double)hidden->dim[0]));
+    return vq_sync(&job->be);
 }
 
 static vq_status write_window(writing *w, int64_t window, const vq_tensor *ids, vq_tensor *hidden)

@@ -19,6 +19,13 @@ static bool is_last(const vq_job *job)
     return vq_topo_is_last(&job->topo);
 }
 
+/* Between stages computing is over before a message is waited for, so that times spent on either
+ * can be told apart; one stage queues all of a step at once. */
+static vq_status finish(const vq_job *job)
+{
+    return job->topo.n_stages > 1 ? vq_sync(&job->be) : VQ_OK;
+}
+
 /* --- forward only ---------------------------------------------------------------------------- */
 
 #define MICRO_TOKENS 2048
@@ -72,6 +79,7 @@ vq_status vq_pipeline_forward(vq_job *job, const vq_stage *stage, vq_mode mode, 
         VQ_TRY(vq_comm_wait(job->comm, &send[k % 2]));
         vq_progress_span(0, (double)(B * job->topo.n_replicas));
         VQ_TRY(pass(stage, mode, B, micro, T, is_first(job) ? &chunk_ids : &rows, &y));
+        VQ_TRY(finish(job));
         if (is_last(job))
             VQ_TRY(f(ctx, first + k * chunk, B, &chunk_ids, &y));
         else
@@ -176,6 +184,7 @@ static vq_status run_forward(vq_pipeline *p, const vq_step *s, const vq_tensor *
         VQ_TRY(vq_comm_wait(job->comm, &p->before_request[arrived % 2]));
         VQ_TRY(vq_stage_fwd(&job->stage, p->mode, 1, first, &in, &out, &set->kept));
     }
+    VQ_TRY(finish(job));
     if (!is_last(job))
         return vq_comm_send(job->comm, &out, neighbour(job, 1), VQ_TAG_FORWARD,
                             &set->to_next[s->slice]);
@@ -195,6 +204,7 @@ static vq_status run_backward(vq_pipeline *p, const vq_step *s, int arrived)
     }
     VQ_TRY(vq_comm_wait(job->comm, &set->to_before[s->slice]));
     VQ_TRY(vq_stage_bwd(&job->stage, &set->kept, first, &dout, &din));
+    VQ_TRY(finish(job));
     if (is_first(job)) return VQ_OK;
     return vq_comm_send(job->comm, &din, neighbour(job, -1), VQ_TAG_BACKWARD,
                         &set->to_before[s->slice]);
@@ -223,6 +233,7 @@ vq_status vq_pipeline_step(vq_pipeline *p, int n_micro, const vq_tensor *ids, vq
         else
             VQ_TRY(vq_stage_bwd_codes(&job->stage, &p->set[s->micro % p->n_sets].kept));
     }
+    VQ_TRY(finish(job));
     for (int i = 0; i < p->n_sets; i++)
         for (int j = 0; j < p->n_slices; j++) {
             VQ_TRY(vq_comm_wait(job->comm, &p->set[i].to_next[j]));

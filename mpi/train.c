@@ -226,6 +226,7 @@ static vq_status run_step(loop *L, int64_t step, step_result *r)
     VQ_TRY(vq_pipeline_step(&L->pipeline, (int)n, &ids, task_loss, L));
     if (vq_loss_has_reg(L->config, step) && job->topo.replica == 0)
         VQ_TRY(vq_loss_reg(&job->stage, L->config, step, L->sums));
+    VQ_TRY(vq_sync(&job->be)); /* the losses are there */
     VQ_TRY(sum_up(L, last_step_s, r));
     if (!isfinite(r->task + r->reg + r->grad_norm)) return fail_not_finite(L, step, r);
     VQ_TRY(update(L, step));

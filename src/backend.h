@@ -305,7 +305,7 @@ vq_status vq_round_bwd(const vq_backend *be, vq_tensor *dcodes, const vq_tensor 
 /* loss += weight R,  dcodes += weight dR/dcodes,
  * R = sum_{k, d} counts[k, d] (1 - |2 h(codes[k, d]) - 1|^beta): the regularizer over all weights,
  * each code once. counts u32 [K, D]: how many weights read this logit (padding is not counted);
- * NULL: one each. loss on the host; synchronous. dcodes may be NULL (the value alone). */
+ * NULL: one each. loss on the host, there after vq_sync. dcodes may be NULL (the value alone). */
 vq_status vq_round_reg(const vq_backend *be, double *loss, vq_tensor *dcodes,
                        const vq_tensor *codes, const vq_tensor *counts, double weight, double beta);
 
@@ -413,19 +413,19 @@ vq_status vq_kmeans_update(const vq_backend *be, vq_tensor *codes, vq_tensor *co
  * q = softmax(x head^T / tau);  dx = d loss / d x.
  * x, dx act [n, E]; x_teacher any float [n, E_teacher]; head weight [V, E], head_teacher weight
  * [V, E_teacher] (may be head). dx may be NULL. In chunks of tokens: the [n, V] logits never exist
- * whole. Sums in f64. loss on the host; synchronous. */
+ * whole. Sums in f64. loss on the host, there after vq_sync. */
 vq_status vq_head_kd(const vq_backend *be, double *loss, vq_tensor *dx, const vq_tensor *x,
                      const vq_tensor *x_teacher, const vq_tensor *head,
                      const vq_tensor *head_teacher, double tau, double scale);
 
 /* loss += sum_n -log softmax(x head^T)[targets[n]] * scale; a target of -1 is left out;
- * dx = d loss / d x (may be NULL). targets i32 [n]. Otherwise as vq_head_kd. */
+ * dx = d loss / d x (may be NULL). targets i32 [n]. Otherwise as vq_head_kd, but synchronous. */
 vq_status vq_head_nll(const vq_backend *be, double *loss, vq_tensor *dx, const vq_tensor *x,
                       const vq_tensor *head, const vq_tensor *targets, double scale);
 
 /* loss += scale |y - target|^2;  dy = 2 scale (y - target) (may be NULL).
- * y, dy, target act [n, E]; dy may be y or target. Sum in f64, in a fixed order. loss on the host;
- * synchronous. */
+ * y, dy, target act [n, E]; dy may be y or target. Sum in f64, in a fixed order. loss on the host,
+ * there after vq_sync. */
 vq_status vq_mse(const vq_backend *be, double *loss, vq_tensor *dy, const vq_tensor *y,
                  const vq_tensor *target, double scale);
 

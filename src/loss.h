@@ -25,7 +25,7 @@ bool vq_loss_is_on(int64_t step, int64_t steps); /* whatever its weight */
  * head_teacher  the teacher's lm_head
  * ids      i32 [T] on the host, the whole sequence (lm: the targets are the next ids)
  * n_sequences  in the whole step, over all micro-batches and replicas
- * loss     added to, f64
+ * loss     added to, f64; there after vq_sync
  * dhidden  act as hidden, out; NULL: the value alone */
 vq_status vq_loss_task(const vq_stage *stage, const vq_config *config, const vq_tensor *hidden,
                        const vq_tensor *teacher, const vq_tensor *head_teacher,
@@ -33,5 +33,5 @@ vq_status vq_loss_task(const vq_stage *stage, const vq_config *config, const vq_
                        vq_tensor *dhidden);
 
 /* The regularizer of the stage's linears: its value by slot into by_slot [n_slots] (others are left
- * alone), its gradient added to theirs. */
+ * alone), there after vq_sync; its gradient added to theirs. */
 vq_status vq_loss_reg(vq_stage *stage, const vq_config *config, int64_t step, double *by_slot);

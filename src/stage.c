@@ -277,7 +277,6 @@ vq_status vq_stage_embed(const vq_stage *s, const vq_tensor *ids, int64_t first,
         VQ_TRY(upload_ids(s, position, n, &ids_there));
         VQ_TRY(vq_embed(s->be, x, &m->positions, &ids_there, true));
     }
-    VQ_TRY(vq_sync(s->be));
     vq_arena_reset(s->scratch, mark);
     return VQ_OK;
 }
@@ -373,7 +372,6 @@ vq_status vq_stage_fwd(const vq_stage *s, vq_mode mode, int64_t B, int64_t first
         vq_progress_part(l + 1, n_layers);
     }
     if (has_end) VQ_TRY(final_fwd(s, kept, first, n, out));
-    VQ_TRY(vq_sync(s->be));
     vq_arena_reset(s->scratch, mark);
     return VQ_OK;
 }
@@ -422,7 +420,6 @@ vq_status vq_stage_bwd(const vq_stage *s, vq_kept *kept, int64_t first, const vq
         vq_progress_part(s->last - s->first - l, s->last - s->first);
     }
     if (!vq_stage_is_first(s)) VQ_TRY(vq_copy(s->be, din, &dx));
-    VQ_TRY(vq_sync(s->be));
     vq_arena_reset(s->scratch, mark);
     return VQ_OK;
 }
@@ -435,5 +432,5 @@ vq_status vq_stage_bwd_codes(const vq_stage *s, vq_kept *kept)
         VQ_TRY(vq_zero(s->be, &grads->dk));
         VQ_TRY(vq_zero(s->be, &grads->dv));
     }
-    return vq_sync(s->be);
+    return VQ_OK;
 }

@@ -75,6 +75,7 @@ vq_status vq_vqlinear_bwd_input(const vq_backend *be, const vq_vqlinear *linear,
 vq_status vq_vqlinear_bwd_codes(const vq_backend *be, const vq_vqlinear *linear, vq_arena *scratch,
                                 const vq_tensor *x, const vq_tensor *dy);
 
-/* The regularizer over the linear's weights: loss += its value, dcodes += its gradient. */
+/* The regularizer over the linear's weights: loss += its value (there after vq_sync), dcodes += its
+ * gradient. */
 vq_status vq_vqlinear_reg(const vq_backend *be, const vq_vqlinear *linear, vq_arena *scratch,
                           double *loss, double weight, double beta);

@@ -707,7 +707,8 @@ static vq_status round_reg_make(const vq_backend *be, vq_arena *arena, const int
 static vq_status round_reg_run(const vq_backend *be, const int64_t *s, op_args *a)
 {
     a->loss = 0.25;
-    return vq_round_reg(be, &a->loss, &a->out[0], &a->in[0], s[2] ? NULL : &a->in[1], 0.01, 7.3);
+    VQ_TRY(vq_round_reg(be, &a->loss, &a->out[0], &a->in[0], s[2] ? NULL : &a->in[1], 0.01, 7.3));
+    return vq_sync(be);
 }
 
 /* --- init: size = out, in, bits, group, type of w ----------------------------------------------
@@ -1080,8 +1081,9 @@ static vq_status head_make(const vq_backend *be, vq_arena *arena, const int64_t 
 static vq_status head_kd_run(const vq_backend *be, const int64_t *s, op_args *a)
 {
     a->loss = 0.25;
-    return vq_head_kd(be, &a->loss, &a->out[0], &a->in[0], &a->in[2], &a->in[1],
-                      s[4] ? &a->in[3] : &a->in[1], 2, 0.125);
+    VQ_TRY(vq_head_kd(be, &a->loss, &a->out[0], &a->in[0], &a->in[2], &a->in[1],
+                      s[4] ? &a->in[3] : &a->in[1], 2, 0.125));
+    return vq_sync(be);
 }
 
 static double head_kd_flops(const int64_t *s)
@@ -1171,7 +1173,8 @@ static vq_status mse_run(const vq_backend *be, const int64_t *s, op_args *a)
 {
     (void)s;
     a->loss = 0.25;
-    return vq_mse(be, &a->loss, &a->out[0], &a->in[0], &a->in[1], 0.125);
+    VQ_TRY(vq_mse(be, &a->loss, &a->out[0], &a->in[0], &a->in[1], 0.125));
+    return vq_sync(be);
 }
 
 static void mse_reference(const int64_t *s, op_args *a)

@@ -72,6 +72,30 @@ static __global__ void __launch_bounds__(VQ_BLOCK_MAX)
     if (threadIdx.x == 0) *out = sum;
 }
 
+vq_status vq_cuda_sum_later(vq_cuda *cuda, double *out, double factor, const double *partial,
+                            int64_t n)
+{
+    if (cuda->n_later == VQ_CUDA_LATER) VQ_TRY(vq_cuda_settle(cuda));
+    const int i = cuda->n_later++;
+    cuda->later[i].out = out;
+    cuda->later[i].factor = factor;
+    VQ_LAUNCH(cuda, sum_all, 1, VQ_BLOCK_MAX, 0, cuda->totals + i, partial, n);
+    return VQ_OK;
+}
+
+vq_status vq_cuda_settle(vq_cuda *cuda)
+{
+    double totals[VQ_CUDA_LATER];
+    const int n = cuda->n_later;
+    cuda->n_later = 0;
+    if (n > 0)
+        VQ_TRY(vq_cuda_fetch(cuda, totals, cuda->totals, size_t(n) * sizeof *totals));
+    else
+        VQ_CUDA(cudaStreamSynchronize(cuda->stream));
+    for (int i = 0; i < n; i++) *cuda->later[i].out += cuda->later[i].factor * totals[i];
+    return VQ_OK;
+}
+
 vq_status vq_cuda_sum(vq_cuda *cuda, double *out, const double *partial, int64_t n)
 {
     const size_t mark = vq_arena_mark(&cuda->scratch);

@@ -225,10 +225,7 @@ static vq_status cuda_upload(void *ctx, void *dst, const void *src_host, size_t 
 
 static vq_status cuda_download(void *ctx, void *dst_host, const void *src, size_t bytes)
 {
-    vq_cuda *cuda = ctx;
-    VQ_CUDA(cudaMemcpyAsync(dst_host, src, bytes, cudaMemcpyDeviceToHost, cuda->stream));
-    VQ_CUDA(cudaStreamSynchronize(cuda->stream));
-    return VQ_OK;
+    return vq_cuda_take(ctx, dst_host, src, bytes);
 }
 
 static vq_status cuda_copy(void *ctx, void *dst, size_t dst_pitch, const void *src,
@@ -254,8 +251,7 @@ static vq_status cuda_zero(void *ctx, void *dst, size_t bytes)
 static vq_status cuda_sync(void *ctx)
 {
     vq_cuda *cuda = ctx;
-    VQ_CUDA(cudaStreamSynchronize(cuda->stream));
-    return VQ_OK;
+    return vq_cuda_settle(cuda);
 }
 
 vq_status vq_cuda_fetch(vq_cuda *cuda, void *dst_host, const void *src, size_t bytes)
@@ -361,7 +357,8 @@ static vq_status open_device(state *s)
     VQ_TRY(vq_arena_init_on(&cuda->scratch, &s->pages, "GPU scratch", prop.totalGlobalMem));
     VQ_TRY(vq_arena_init_on(&cuda->slots, &s->pages, "GPU weights", prop.totalGlobalMem));
     VQ_TRY(vq_cuda_bring_open(cuda));
-    VQ_CUDA(cudaMalloc(&cuda->workspace, VQ_CUDA_WORKSPACE));
+    VQ_CUDA(cudaMalloc(&cuda->workspace, VQ_CUDA_WORKSPACE + VQ_CUDA_LATER * sizeof(double)));
+    cuda->totals = (double *)((uint8_t *)cuda->workspace + VQ_CUDA_WORKSPACE);
     VQ_CUDA(cudaHostAlloc(&cuda->staging, VQ_CUDA_STAGING, cudaHostAllocDefault));
     VQ_CUBLAS(cublasLtCreate(&cuda->blas));
     VQ_CUSOLVER(cusolverDnCreate(&cuda->solver));

@@ -1,5 +1,5 @@
 /* cuda_bring - host memory to the device through pinned pieces: the host fills one while the other
- * is on its way, and has its source back when the call returns.
+ * is on its way, and has its source back when the call returns; and back in the same way.
  *
  * Weights that do not stay on the device come by a stream of their own, into two slots in turn:
  * while the product with one computes, the next one arrives. A slot is written when all that was
@@ -16,7 +16,7 @@ enum { N_PINNED = 2, N_SLOTS = 2 };
 struct vq_cuda_bring {
     struct {
         void *data;
-        cudaEvent_t sent; /* the piece may be filled again */
+        cudaEvent_t sent; /* the piece is through */
     } pinned[N_PINNED];
     int piece; /* the next one's turn */
     cudaStream_t stream;
@@ -85,6 +85,29 @@ vq_status vq_cuda_send(vq_cuda *cuda, cudaStream_t stream, void *dst, const void
         VQ_CUDA(cudaMemcpyAsync((uint8_t *)dst + done, b->pinned[piece].data, n,
                                 cudaMemcpyHostToDevice, stream));
         VQ_CUDA(cudaEventRecord(b->pinned[piece].sent, stream));
+    }
+    return VQ_OK;
+}
+
+/* One piece is on its way while the host empties the other. */
+vq_status vq_cuda_take(vq_cuda *cuda, void *dst, const void *src, size_t bytes)
+{
+    vq_cuda_bring *b = cuda->bring;
+    const size_t n_pieces = VQ_CEIL_DIV(bytes, PIECE);
+    for (size_t i = 0; i <= n_pieces; i++) {
+        const size_t piece = i % N_PINNED, before = (i + 1) % N_PINNED;
+        if (i < n_pieces) {
+            const size_t done = i * PIECE;
+            VQ_CUDA(cudaEventSynchronize(b->pinned[piece].sent));
+            VQ_CUDA(cudaMemcpyAsync(b->pinned[piece].data, (const uint8_t *)src + done,
+                                    VQ_MIN(PIECE, bytes - done), cudaMemcpyDeviceToHost,
+                                    cuda->stream));
+            VQ_CUDA(cudaEventRecord(b->pinned[piece].sent, cuda->stream));
+        }
+        if (i == 0) continue;
+        const size_t done = (i - 1) * PIECE;
+        VQ_CUDA(cudaEventSynchronize(b->pinned[before].sent));
+        fill((uint8_t *)dst + done, b->pinned[before].data, VQ_MIN(PIECE, bytes - done));
     }
     return VQ_OK;
 }

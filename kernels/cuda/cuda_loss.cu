@@ -204,9 +204,7 @@ vq_status vq_cuda_head_kd(void *ctx, double *loss, vq_tensor *dx, const vq_tenso
                                   m.teacher, V, tau * scale));
         if (dx) VQ_TRY(push_back(cuda, dx, first, rows, &m, &own));
     }
-    double total = 0;
-    VQ_TRY(vq_cuda_sum(cuda, &total, m.row_loss, n));
-    *loss += tau * tau * scale * total;
+    VQ_TRY(vq_cuda_sum_later(cuda, loss, tau * tau * scale, m.row_loss, n));
     vq_arena_reset(&cuda->scratch, mark);
     return VQ_OK;
 }
@@ -304,14 +302,13 @@ vq_status vq_cuda_mse(void *ctx, double *loss, vq_tensor *dy, const vq_tensor *y
     vq_cuda *cuda = static_cast<vq_cuda *>(ctx);
     const int64_t n = vq_tensor_count(y), blocks = vq_cuda_sum_blocks(n);
     const size_t mark = vq_arena_mark(&cuda->scratch);
-    double *partial = NULL, total = 0;
+    double *partial = NULL;
     VQ_TRY(VQ_NEW(&cuda->scratch, blocks, &partial));
     VQ_ACT_TYPE(y->dtype, VQ_TRY(run_squared_error(
                               cuda, partial, blocks, static_cast<T *>(dy ? dy->data : NULL),
                               static_cast<const T *>(y->data), static_cast<const T *>(target->data),
                               n, float(2 * scale))));
-    VQ_TRY(vq_cuda_sum(cuda, &total, partial, blocks));
-    *loss += scale * total;
+    VQ_TRY(vq_cuda_sum_later(cuda, loss, scale, partial, blocks));
     vq_arena_reset(&cuda->scratch, mark);
     return VQ_OK;
 }

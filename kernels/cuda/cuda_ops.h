@@ -21,6 +21,9 @@ extern "C" {
 /* What cuBLASLt may use while it multiplies. */
 #define VQ_CUDA_WORKSPACE ((size_t)32 << 20)
 
+/* Sums that may wait for the host. */
+#define VQ_CUDA_LATER 256
+
 typedef struct vq_cuda_gemm_cache vq_cuda_gemm_cache; /* cuda_gemm.c */
 typedef struct vq_cuda_bring vq_cuda_bring;           /* cuda_bring.c */
 
@@ -37,6 +40,11 @@ typedef struct vq_cuda {
     vq_cuda_bring *bring;
     void *staging;   /* pinned host memory, VQ_CUDA_STAGING bytes: vq_cuda_fetch's */
     void *workspace; /* device, VQ_CUDA_WORKSPACE bytes */
+    double *totals;  /* device, behind it: [n_later] sums that the host has not read yet */
+    struct {
+        double *out, factor; /* *out += factor times the sum */
+    } later[VQ_CUDA_LATER];
+    int n_later;
     cublasLtHandle_t blas;
     cusolverDnHandle_t solver;
     vq_cuda_gemm_cache *gemm_cache;
@@ -69,12 +77,22 @@ vq_status vq_cuda_bring_trim(vq_cuda *cuda);
 vq_status vq_cuda_send(vq_cuda *cuda, cudaStream_t stream, void *dst, const void *src,
                        size_t bytes);
 
-/* bytes from the device to the host, when all that is queued before is done. */
+/* bytes from the device to the host, of any number, through pinned pieces too. */
+vq_status vq_cuda_take(vq_cuda *cuda, void *dst_host, const void *src, size_t bytes);
+
+/* The same of at most VQ_CUDA_STAGING bytes, when all that is queued before is done. */
 vq_status vq_cuda_fetch(vq_cuda *cuda, void *dst_host, const void *src, size_t bytes);
 
 /* The sum of n partial sums in the device's memory, in a fixed order, when all that is queued
  * before is done (cuda_adam.cu). */
 vq_status vq_cuda_sum(vq_cuda *cuda, double *out_host, const double *partial, int64_t n);
+
+/* *out_host += factor times that sum at the next vq_cuda_settle: nothing waits for it now. */
+vq_status vq_cuda_sum_later(vq_cuda *cuda, double *out_host, double factor, const double *partial,
+                            int64_t n);
+
+/* When all that is queued is done: the sums that wait for it (cuda_adam.cu). */
+vq_status vq_cuda_settle(vq_cuda *cuda);
 
 /* How a group's grid is found: by vq_grid_minmax or, with search, vq_grid_search. */
 typedef struct vq_cuda_grid_rule {

@@ -611,14 +611,13 @@ vq_status vq_cuda_round_reg(void *ctx, double *loss, vq_tensor *dcodes, const vq
     vq_cuda *cuda = static_cast<vq_cuda *>(ctx);
     const int64_t n = vq_tensor_count(codes), blocks = vq_cuda_sum_blocks(n);
     const size_t mark = vq_arena_mark(&cuda->scratch);
-    double *partial = NULL, total = 0;
+    double *partial = NULL;
     VQ_TRY(VQ_NEW(&cuda->scratch, blocks, &partial));
     VQ_LAUNCH(cuda, reg, unsigned(blocks), THREADS, 0, partial,
               static_cast<float *>(dcodes ? dcodes->data : NULL),
               static_cast<const float *>(codes->data),
               static_cast<const uint32_t *>(counts ? counts->data : NULL), n, weight, beta);
-    VQ_TRY(vq_cuda_sum(cuda, &total, partial, blocks));
-    *loss += weight * total;
+    VQ_TRY(vq_cuda_sum_later(cuda, loss, weight, partial, blocks));
     vq_arena_reset(&cuda->scratch, mark);
     return VQ_OK;
 }

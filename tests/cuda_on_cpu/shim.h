@@ -16,8 +16,9 @@ extern "C" {
 typedef enum shim_order { SHIM_UP, SHIM_DOWN, SHIM_MIXED } shim_order;
 void shim_set_order(shim_order order);
 
-/* Kernels launched so far. */
+/* Kernels launched so far, and times that the host has waited for a stream. */
 long shim_launches(void);
+long shim_waits(void);
 
 /* Locks device memory against host code, which then ends with SIGSEGV where it reads or writes it.
  * Costs two system calls over all device memory a kernel; off at first. */

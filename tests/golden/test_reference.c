@@ -11,6 +11,15 @@
 #include "ints.h"
 #include "loss.h"
 
+#ifdef VQ_ON_SHIM
+#include "shim.h"
+#else
+static long shim_waits(void)
+{
+    return 0;
+}
+#endif
+
 #define SEQLEN 32
 
 typedef struct student {
@@ -133,6 +142,7 @@ static double run_sample(student *s, int64_t i)
     EXPECT_OK(vq_loss_task(&s->f.stage, &s->config, &s->hidden, &s->teacher, head, &ids, 0, 1,
                            &loss, &s->dhidden));
     EXPECT_OK(vq_stage_bwd(&s->f.stage, &s->kept, 0, &s->dhidden, NULL));
+    EXPECT_OK(vq_sync(&s->f.be));
     return loss;
 }
 
@@ -178,6 +188,7 @@ static void test_first_step(void **state)
             EXPECT_OK(vq_round_reg(&s.f.be, &reg, &l->dcodes, &l->codes, &l->counts,
                                    number(&s, "lambda"), number(&s, "reg_beta")));
     }
+    EXPECT_OK(vq_sync(&s.f.be));
     check_close("regularizer", reg / number(&s, "lambda"), number(&s, "reg"), LOSS_RELATIVE);
     check_gradients(&s, "grad_reg");
     student_close(&s);
@@ -219,6 +230,7 @@ static void test_twenty_steps(void **state)
     EXPECT_OK(VQ_NEW(&s.f.arena, s.pool.n_slots, &by_slot));
     for (int64_t step = 0; step < s.config.train.steps; step++) {
         const json_t *theirs = json_array_get(steps, (size_t)step);
+        const long waits = shim_waits();
         EXPECT_OK(vq_zero(&s.f.be, &s.pool.grad));
         double loss = run_sample(&s, step % s.ids.dim[0]);
         check_close("task loss of a step", loss, json_number_value(json_object_get(theirs, "task")),
@@ -226,12 +238,19 @@ static void test_twenty_steps(void **state)
         memset(by_slot, 0, (size_t)s.pool.n_slots * sizeof *by_slot);
         if (vq_loss_has_reg(&s.config, step))
             EXPECT_OK(vq_loss_reg(&s.f.stage, &s.config, step, by_slot));
+        EXPECT_OK(vq_sync(&s.f.be));
         for (int64_t i = 0; i < s.pool.n_slots; i++) loss += by_slot[i];
         check_close("loss of a step", loss, json_number_value(json_object_get(theirs, "total")),
                     LOSS20_RELATIVE);
         check_close("beta", vq_loss_beta(&s.config, step),
                     json_number_value(json_object_get(theirs, "beta")), 1e-12);
         EXPECT_OK(vq_adam_update(&s.f.be, &adam, &s.pool, s.config.train.lr, 0));
+        /* For the ids of both passes, and twice for the losses: for no linear. The first step finds
+         * memory. */
+        const int64_t tables = s.f.model.positions.data ? 2 : 1, most = 2 * tables + 2;
+        if (step > 0 && shim_waits() - waits > most)
+            fail_msg("step %lld: the host waited %ld times, expected at most %lld", (long long)step,
+                     shim_waits() - waits, (long long)most);
     }
     check_codes(&s);
     student_close(&s);

@@ -250,7 +250,35 @@ static void test_large_logits(void **state)
     assert_float_equal(loss, 2000, 0);
     loss = 0;
     EXPECT_OK(vq_head_kd(&gpu.be, &loss, NULL, &x, &x, &head, &head, 2, 1));
+    EXPECT_OK(vq_sync(&gpu.be));
     assert_float_equal(loss, 0, 0);
+    vq_arena_reset(&gpu.arena, 0);
+}
+
+/* Losses are there when somebody asks: the host waits for none of them, but where they are many. */
+static void test_losses_later(void **state)
+{
+    (void)state;
+    enum { N = 300 };
+    const float values[3] = {1, 2, 3};
+    double loss[N];
+    vq_tensor y, target;
+    EXPECT_OK(vq_tensor_new(&gpu.arena, VQ_DEVICE, VQ_F32, VQ_DIMS(1, 3), &y));
+    EXPECT_OK(vq_tensor_new(&gpu.arena, VQ_DEVICE, VQ_F32, VQ_DIMS(1, 3), &target));
+    EXPECT_OK(vq_upload(&gpu.be, &y, values));
+    EXPECT_OK(vq_zero(&gpu.be, &target));
+#ifdef VQ_ON_SHIM
+    const long waits = shim_waits();
+#endif
+    for (int i = 0; i < N; i++) {
+        loss[i] = 1;
+        EXPECT_OK(vq_mse(&gpu.be, &loss[i], NULL, &y, &target, i));
+    }
+#ifdef VQ_ON_SHIM
+    assert_true(shim_waits() - waits <= 1);
+#endif
+    EXPECT_OK(vq_sync(&gpu.be));
+    for (int i = 0; i < N; i++) assert_true(loss[i] == 1 + 14.0 * i);
     vq_arena_reset(&gpu.arena, 0);
 }
 
@@ -418,6 +446,7 @@ int main(void)
                                        cmocka_unit_test(test_not_finite),
                                        cmocka_unit_test(test_not_positive),
                                        cmocka_unit_test(test_bad_targets),
+                                       cmocka_unit_test(test_losses_later),
                                        cmocka_unit_test(test_bring),
                                        cmocka_unit_test(test_strided_copy),
                                        cmocka_unit_test(test_peak_of_memory),

@@ -555,8 +555,9 @@ static bool is_hub_name(const char *dir)
 vq_status vq_model_config_read(vq_arena *arena, const char *dir, char **path, char **text,
                                size_t *n)
 {
-    char *run;
+    char *run, *cached;
     VQ_TRY(vq_path_join(arena, dir, "config.json", path));
+    VQ_TRY(vq_path_join(arena, dir, "snapshots", &cached));
     VQ_TRY(vq_path_join(arena, dir, "model/config.json", &run));
     VQ_CHECK(vq_file_exists(dir) || !is_hub_name(dir), VQ_EFILE,
              "%s: no such folder: expected a model that is on this machine. Check the path; one "
@@ -568,6 +569,11 @@ vq_status vq_model_config_read(vq_arena *arena, const char *dir, char **path, ch
              "%s is a file: expected a model's folder. Give the folder that it is in", dir);
     VQ_CHECK(vq_file_exists(*path) || !vq_file_exists(run), VQ_EFILE,
              "%s is a run's folder: expected a model's. Give %s/model", dir, dir);
+    VQ_CHECK(
+        vq_file_exists(*path) || !vq_is_folder(cached), VQ_EFILE,
+        "%s is a model in the Hugging Face cache: expected the folder of one version. Give the "
+        "one that is in %s",
+        dir, cached);
     VQ_CHECK(vq_file_exists(*path), VQ_EFILE,
              "%s: no config.json in this folder: expected a Hugging Face model's. Check the path, "
              "or get the file",

@@ -287,6 +287,10 @@ static void model_folders(void **state)
     expect_refused(&(expected){3, {"owner/name: no such folder", "hf download owner/name"}}, "");
     RUN("plan", "--quiet", "--model", "owner/name");
     expect_refused(&(expected){3, {"owner/name: no such folder", "hf download owner/name"}}, "");
+    if (mkdir("models--a--b", 0777) != 0 || mkdir("models--a--b/snapshots", 0777) != 0)
+        fail_msg("mkdir: %s", strerror(errno));
+    RUN("eval", "--quiet", "--model", "models--a--b", "--text", "text.txt");
+    expect_refused(&(expected){3, {"models--a--b is", "expected", "models--a--b/snapshots"}}, "");
     if (mkdir("made", 0777) != 0) fail_msg("mkdir: %s", strerror(errno));
     copy_folder("good", "made/model");
     RUN("eval", "--quiet", "--model", "made", "--text", "text.txt");

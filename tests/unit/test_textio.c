@@ -160,7 +160,8 @@ static void broken_files_say_why(void **state)
     write_plain("t-not.txt.zst", "no zstd at all");
     EXPECT_ERROR(read_one("t-not.txt.zst", &text), VQ_EFILE, "t-not.txt.zst", "again");
     write_gz("t-cut.txt.gz", "some text that is cut off", 1, 9);
-    EXPECT_ERROR(read_one("t-cut.txt.gz", &text), VQ_EFILE, "t-cut.txt.gz: unexpected end", "again");
+    EXPECT_ERROR(read_one("t-cut.txt.gz", &text), VQ_EFILE, "t-cut.txt.gz: unexpected end",
+                 "again");
     write_zst("t-cut.txt.zst", "some text that is cut off", 1, 3);
     EXPECT_ERROR(read_one("t-cut.txt.zst", &text), VQ_EFILE, "t-cut.txt.zst", "too early");
     assert_int_equal(scratch.used_bytes, 0);

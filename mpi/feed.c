@@ -1,11 +1,10 @@
 /* feed - texts to token windows, and windows to steps. */
 #include "feed.h"
 
-#include <string.h>
-
 #include "error.h"
 #include "log.h"
 #include "share.h"
+#include "tokenizer_files.h"
 
 #define HOLD_OUT 0.1
 #define KIND "tokens"
@@ -50,31 +49,13 @@ static bool holds_out(const vq_config *c)
     return c->eval.run && c->eval.text.n == 0;
 }
 
-static vq_status hash_tokenizer(vq_job *job, uint64_t *h)
-{
-    static const char *const names[] = {"tokenizer.json", "tokenizer_config.json", "vocab.json",
-                                        "merges.txt", "tokenizer.model"};
-    size_t mark = vq_arena_mark(&job->scratch);
-    for (int i = 0; i < VQ_COUNT(names); i++) {
-        char *path;
-        vq_map map;
-        VQ_TRY(vq_path_join(&job->scratch, job->model.dir, names[i], &path));
-        if (!vq_file_exists(path)) continue;
-        VQ_TRY(vq_file_map(path, &map));
-        *h = vq_hash_bytes(vq_hash_text(*h, names[i]), map.data, map.bytes);
-        vq_file_unmap(&map);
-    }
-    vq_arena_reset(&job->scratch, mark);
-    return VQ_OK;
-}
-
 /* What tokens.h5 depends on: settings, model, tokenizer, and the texts' names and sizes. */
 static vq_status tokens_key(vq_job *job, uint64_t *key)
 {
     const vq_config *c = job->config;
     uint64_t h = vq_config_phase_hash(c, VQ_PHASE_TOKENS);
     h = vq_hash_u64(h, job->model.fingerprint);
-    VQ_TRY(hash_tokenizer(job, &h));
+    VQ_TRY(vq_tokenizer_hash(h, &job->scratch, job->model.dir, &h));
     h = vq_hash_u64(h, holds_out(c));
     for (int i = 0; i < c->text.n; i++) VQ_TRY(vq_hash_path(h, &job->scratch, c->text.item[i], &h));
     *key = h;

@@ -355,6 +355,26 @@ static vq_status from_folder(vq_arena *arena, const char *dir, const settings *s
             dir);
 }
 
+vq_status vq_tokenizer_hash(uint64_t h, vq_arena *scratch, const char *dir, uint64_t *out)
+{
+    static const char *const names[] = {
+        "tokenizer.json",  "tokenizer_config.json",   "vocab.json",       "merges.txt",
+        "tokenizer.model", "special_tokens_map.json", "added_tokens.json"};
+    const size_t mark = vq_arena_mark(scratch);
+    for (int i = 0; i < VQ_COUNT(names); i++) {
+        char *path;
+        vq_map map;
+        VQ_TRY(vq_path_join(scratch, dir, names[i], &path));
+        if (!vq_file_exists(path)) continue;
+        VQ_TRY(vq_file_map(path, &map));
+        h = vq_hash_bytes(vq_hash_text(h, names[i]), map.data, map.bytes);
+        vq_file_unmap(&map);
+    }
+    vq_arena_reset(scratch, mark);
+    *out = h;
+    return VQ_OK;
+}
+
 static vq_status load_optional(vq_arena *arena, const char *dir, const char *name, json_t **out,
                                const char **path_out)
 {

@@ -8,5 +8,9 @@ vq_status vq_tokenizer_read_folder(vq_arena *arena, const char *dir, vq_tokenize
 vq_status vq_tokenizer_read_json(vq_arena *arena, const char *where, const char *json,
                                  size_t n_bytes, vq_tokenizer *t);
 
+/* h continued with all files that a folder's tokenizer may be read from: other ids come of other
+ * files. Fails: VQ_EFILE, VQ_EMEM. Local. */
+vq_status vq_tokenizer_hash(uint64_t h, vq_arena *scratch, const char *dir, uint64_t *out);
+
 /* Gives back what libraries hold for t. */
 void vq_tokenizer_release(vq_tokenizer *t);

@@ -228,6 +228,11 @@ static void other_inputs_are_refused(void **state)
                   "--no-resume");
     copy_file("m/model.safetensors", "m2/model.safetensors");
     RUN_OK(OTHER);
+    write_text("m2/special_tokens_map.json", "{\"pad_token\": \"of no text\"}");
+    RUN(OTHER);
+    EXPECT_FAILED(3, "inputs/tokens.h5", "or the tokenizer has changed", "another --out");
+    unlink("m2/special_tokens_map.json");
+    RUN_OK(OTHER);
     char *calib = read_file(CALIB, &bytes);
     write_file("text.txt", calib, bytes - 100);
     free(calib);

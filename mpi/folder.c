@@ -35,14 +35,14 @@ static vq_status clear_folder(vq_job *job)
     const bool all = !job->config->resume;
     char **names, *path;
     int64_t n;
+    VQ_TRY(vq_job_path(job, &path, "model/config.json"));
+    if (all && vq_file_exists(path) && unlink(path) != 0) return vq_file_error(path, "removed");
     VQ_TRY(vq_folder_list(&job->run, job->config->out, all ? "" : ".tmp", &names, &n));
     for (int64_t i = 0; i < n; i++) {
         if (!is_ours(names[i])) continue;
         VQ_TRY(vq_job_path(job, &path, "%s", names[i]));
         if (unlink(path) != 0) return vq_file_error(path, "removed");
     }
-    VQ_TRY(vq_job_path(job, &path, "model/config.json"));
-    if (all && vq_file_exists(path) && unlink(path) != 0) return vq_file_error(path, "removed");
     return VQ_OK;
 }
 
@@ -96,6 +96,19 @@ static vq_status check_settings(vq_job *job, const char *config_path)
     return VQ_OK;
 }
 
+/* A model that is in the place of the new one and is no run's would be lost. */
+static vq_status check_strangers(vq_job *job, const char *config_path, const char *model)
+{
+    char *path;
+    VQ_TRY(vq_job_path(job, &path, "model/config.json"));
+    VQ_CHECK(vq_file_exists(config_path) || !vq_file_exists(path), VQ_EUSAGE,
+             "--out %s: the quantized model goes into %s, where a model is that no run has made "
+             "(there is no config.yaml): expected a run folder, or room for one. Choose another "
+             "--out",
+             job->config->out, model);
+    return VQ_OK;
+}
+
 vq_status vq_folder_open(vq_job *job, int argc, const char *const *argv, vq_folder *folder)
 {
     const vq_config *c = job->config;
@@ -103,10 +116,11 @@ vq_status vq_folder_open(vq_job *job, int argc, const char *const *argv, vq_fold
     VQ_TRY(vq_job_path(job, &model, "model"));
     VQ_TRY(vq_export_check_place(c, model, "model", c->model));
     VQ_TRY(vq_export_check_place(c, model, "teacher.model", c->teacher.model));
+    VQ_TRY(vq_job_path(job, &path, "config.yaml"));
+    VQ_TRY(check_strangers(job, path, model));
     VQ_TRY(vq_make_folders(c->out));
     VQ_TRY(lock_folder(job, folder));
     VQ_TRY(clear_folder(job));
-    VQ_TRY(vq_job_path(job, &path, "config.yaml"));
     VQ_TRY(check_settings(job, path));
     VQ_TRY(vq_job_path(job, &error, "error.txt"));
     if (vq_file_exists(error) && unlink(error) != 0) return vq_file_error(error, "removed");

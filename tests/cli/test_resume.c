@@ -297,6 +297,19 @@ static void model_is_not_overwritten(void **state)
     RUN(SHORT, "place");
     EXPECT_FAILED(2, "--out place", "another --out");
     assert_true(exists("m/config.json"));
+    /* Nor a model that nobody reads, and no run has made. */
+    mkdir("stranger", 0777);
+    copy_folder("m", "stranger/model");
+    for (int anew = 0; anew < 2; anew++) {
+        if (anew)
+            RUN(SHORT, "stranger", "--no-resume");
+        else
+            RUN(SHORT, "stranger");
+        EXPECT_FAILED(2, "--out stranger", "stranger/model", "no run has made", "another --out");
+        expect_same_files("m/model.safetensors", "stranger/model/model.safetensors");
+        expect_same_files("m/config.json", "stranger/model/config.json");
+        assert_false(exists("stranger/config.yaml"));
+    }
 }
 
 /* A file of the short run, damaged; what else is removed so that it is read. */

@@ -39,7 +39,6 @@ static const family_names families[] = {
 };
 
 #define SUPPORTED "LlamaForCausalLM, OPTForCausalLM and Qwen3ForCausalLM"
-#define OPT_POSITION_OFFSET 2
 
 const char *vq_family_name(vq_family family)
 {
@@ -361,7 +360,7 @@ int64_t vq_layer_weights(const vq_model_config *c)
 int64_t vq_model_weights(const vq_model_config *c)
 {
     int64_t total = c->N * vq_layer_weights(c) + (c->tied ? 1 : 2) * c->V * c->E_embed;
-    if (c->family == VQ_OPT) total += (c->max_positions + OPT_POSITION_OFFSET) * c->E;
+    if (c->family == VQ_OPT) total += (c->max_positions + VQ_OPT_POSITION_OFFSET) * c->E;
     if (c->E_embed != c->E) total += 2 * c->E * c->E_embed;
     return total;
 }
@@ -525,7 +524,7 @@ static vq_status get_tensors(vq_arena *arena, vq_model *m)
     VQ_TRY(get(m, join(name, names->embed, ".weight"), 2, c->V, c->E_embed, &m->embed));
     if (c->family == VQ_OPT)
         VQ_TRY(get(m, "model.decoder.embed_positions.weight", 2,
-                   c->max_positions + OPT_POSITION_OFFSET, c->E, &m->positions));
+                   c->max_positions + VQ_OPT_POSITION_OFFSET, c->E, &m->positions));
     if (c->E_embed != c->E) {
         VQ_TRY(get(m, "model.decoder.project_in.weight", 2, c->E, c->E_embed, &m->project_in));
         VQ_TRY(get(m, "model.decoder.project_out.weight", 2, c->E_embed, c->E, &m->project_out));

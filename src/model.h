@@ -9,6 +9,8 @@
 
 typedef enum vq_family { VQ_LLAMA, VQ_OPT, VQ_QWEN3 } vq_family;
 
+#define VQ_OPT_POSITION_OFFSET 2 /* rows of OPT's position table before that of token 0 */
+
 /* The linears of a decoder layer, in the order of their codebooks in the pool. */
 typedef enum vq_linear_kind {
     VQ_Q,

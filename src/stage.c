@@ -7,8 +7,6 @@
 #include "log.h"
 #include "place.h"
 
-#define OPT_POSITION_OFFSET 2
-
 bool vq_stage_is_first(const vq_stage *s)
 {
     return s->first == 0;
@@ -273,7 +271,7 @@ vq_status vq_stage_embed(const vq_stage *s, const vq_tensor *ids, int64_t first,
         int32_t *position;
         VQ_TRY(VQ_NEW(s->scratch, n, &position));
         for (int64_t i = 0; i < n; i++)
-            position[i] = (int32_t)(first + i % T) + OPT_POSITION_OFFSET;
+            position[i] = (int32_t)(first + i % T) + VQ_OPT_POSITION_OFFSET;
         VQ_TRY(upload_ids(s, position, n, &ids_there));
         VQ_TRY(vq_embed(s->be, x, &m->positions, &ids_there, true));
     }

@@ -13,6 +13,10 @@
 #define KMEANS_PASSES_OWN 10.0
 #define KMEANS_PASSES_SHARED 4.0
 #define KMEANS_COST 2.0
+/* What a pass takes for a vector beside its comparisons, as such operations; by signs, where the
+ * vectors of each pattern are gathered and their few codes compared. */
+#define KMEANS_VECTOR_FLOPS 1200.0
+#define KMEANS_SIGN_FLOPS 6000.0
 /* The same of all arithmetic in f32 and f64 on a GPU, beside its products in bf16: by the data
  * sheets of A100 and H100. */
 #define GPU_EXACT_COST 16.0
@@ -37,8 +41,11 @@ static double init_work(const vq_plan_view *v)
         /* A vector is compared with its own pattern's codes alone where there are enough. */
         const double patterns = c->kmeans.by_sign ? exp2((double)c->D) : 1;
         const double codes = (double)c->K / (patterns <= (double)c->K ? patterns : 1);
-        flops = (on_gpu ? GPU_EXACT_COST : KMEANS_COST) * 2 * codes * (double)c->D *
-                (passes * sample + n_vec);
+        const double compare = 2 * codes * (double)c->D;
+        flops = (passes * sample + n_vec) *
+                (on_gpu ? GPU_EXACT_COST * compare
+                        : KMEANS_COST * compare +
+                              (c->kmeans.by_sign ? KMEANS_SIGN_FLOPS : KMEANS_VECTOR_FLOPS));
     }
     if (vq_config_sweeps(c)) flops += 2 * n * v->own.weights;
     if (!vq_config_uses_gptq(c)) return flops;

@@ -495,6 +495,9 @@ vq_status vq_export_begin(vq_arena *scratch, const char *dir)
     char **names, *path;
     int64_t n;
     VQ_TRY(vq_make_folders(dir));
+    static const char mark_text[] = "{\n  \"vqround\": \"" VQ_VERSION "\"\n}\n";
+    VQ_TRY(vq_path_join(scratch, dir, VQ_EXPORT_MARK, &path));
+    VQ_TRY(vq_file_write(path, mark_text, strlen(mark_text)));
     static const char *const configs[] = {"config.json", "quantize_config.json"};
     for (int i = 0; i < VQ_COUNT(configs); i++) {
         VQ_TRY(vq_path_join(scratch, dir, configs[i], &path));

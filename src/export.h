@@ -67,5 +67,9 @@ vq_status vq_export_files(const vq_export *plan, const vq_export_rule *rule, vq_
 vq_status vq_export_finish(vq_arena *scratch, const vq_model *model, const vq_export_rule *rule,
                            double damp, const char *dir, int32_t n_files);
 
-/* Removes what an earlier export left in dir: it is incomplete until it is finished. Local. */
+/* In every folder that was exported: what tells it from a model that would be lost. */
+#define VQ_EXPORT_MARK "vqround.json"
+
+/* Makes dir, or removes what an earlier export left in it: it is incomplete until it is finished;
+ * marks it. Local. */
 vq_status vq_export_begin(vq_arena *scratch, const char *dir);

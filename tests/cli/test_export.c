@@ -407,6 +407,11 @@ static void bad_runs(void **state)
     RUN("export", "--run", "good", "--model", MODELS "tiny-opt", "--out", "to");
     EXPECT_FAILED(3, "good/init-0000.h5", "the model's weights", "expected");
     assert_false(exists("to/config.json"));
+    make_model("rand-llama3-rope", "stranger");
+    RUN("export", "--run", "good", "--out", "stranger");
+    EXPECT_FAILED(2, "--out stranger", "vqround.json", "expected a new folder", "Choose another");
+    expect_same_files("stranger/model.safetensors", "source/model.safetensors");
+    expect_same_files("stranger/config.json", "source/config.json");
 
     RUN_OK("export", "--run", "good", "--format", "gptq", "--out", "to");
     expect_words("export   gptq_v2", NULL);

@@ -24,6 +24,5 @@ vq_status vq_export_model(vq_job *job, vq_mode mode, const char *dir, double *by
 
 /* `vqround export`: the model of the finished run config->run into the folder config->out. The run
  * folder stays as it is. Collective. Fails: VQ_EFILE (no run, or not finished), VQ_EUSAGE (another
- * model is in the folder), and as
- * vq_export_check and vq_export_model. */
+ * model is in the folder), and as vq_export_check and vq_export_model. */
 vq_status vq_export_run(const vq_config *config, vq_comm *comm);

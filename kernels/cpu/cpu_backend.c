@@ -176,7 +176,6 @@ static vq_status take_blas_buffers(int n_threads, real *slabs)
 vq_status vq_cpu_open(vq_backend *be, int n_threads)
 {
     int threads = n_threads > 0 ? n_threads : omp_get_num_procs();
-    omp_set_num_threads(threads); /* of the loops of others, which have no backend */
     vq_arena arena;
     vq_cpu *cpu = NULL;
     VQ_TRY(vq_arena_init(&arena, "cpu scratch", SCRATCH_BYTES));
@@ -184,7 +183,7 @@ vq_status vq_cpu_open(vq_backend *be, int n_threads)
     real *slabs = NULL;
     if (status == VQ_OK) status = VQ_NEW(&arena, threads * VQ_CPU_SLAB, &slabs);
     openblas_set_num_threads(1);
-    omp_set_num_threads(threads);
+    omp_set_num_threads(threads); /* of others' loops, which have no backend; BLAS sets it too */
     if (status == VQ_OK) status = take_blas_buffers(threads, slabs);
     if (status != VQ_OK) {
         vq_arena_close(&arena);

@@ -82,10 +82,27 @@ static double logits_bytes(const vq_plan_view *v, int64_t n, int n_models)
     return v->is_last ? VQ_MIN(all, LOGITS_BYTES) : 0;
 }
 
+static double layers(const vq_plan_view *v)
+{
+    return (double)(v->job.stage.last - v->job.stage.first);
+}
+
 /* The linears of a layer, as they are in the model's files. */
 static double layer_bytes(const vq_plan_view *v)
 {
-    return v->own.weights * v->weight / (double)(v->job.stage.last - v->job.stage.first);
+    return v->own.weights * v->weight / layers(v);
+}
+
+/* What layers that go one by one read of these files: of the embedding the rows of the text's
+ * tokens; a linear's pages go when its integers come. */
+static double swept_bytes(const vq_plan_view *v)
+{
+    const vq_model_config *m = &v->job.model.config;
+    const double tokens = (double)v->c->nsamples * (double)v->c->seqlen,
+                 table = ends_bytes(m, v->weight, v->is_first, false),
+                 rows = tokens * (double)m->E * v->weight;
+    return VQ_MIN(table, 2 * rows) +
+           VQ_MAX(layer_bytes(v) - v->own.integers / layers(v), v->own.largest * v->weight);
 }
 
 /* Inputs, of GPTQ and outputs of the widest linear. */
@@ -106,7 +123,7 @@ static double sweep_bytes(const vq_plan_view *v)
     const double inputs = windows * (double)c->seqlen * E * v->act;
     const double pass = (double)vq_acts_bytes(&v->job.be, m, 1, c->seqlen) +
                         (double)c->seqlen * E * v->act + (v->in->on_gpu ? layer_bytes(v) : 0);
-    const double ints = v->own.weights / (double)(v->job.stage.last - v->job.stage.first);
+    const double ints = vq_config_needs_ints(c) ? 0 : v->own.weights / layers(v);
     const double room = v->in->memory_bytes / 2;
     const double kept = v->in->on_gpu || (room > 0 && inputs > room) ? 0 : inputs;
     return vq_config_uses_gptq(c) ? hessians + factor + kept + VQ_MAX(pass, ints) : kept + pass;
@@ -252,7 +269,7 @@ static void phase_bytes(const vq_plan_view *v, vq_plan_phase phase, vq_keep keep
     switch (phase) {
     case VQ_PLAN_INIT:
         part[VQ_PLAN_WEIGHTS] = v->own.largest * v->weight;
-        if (vq_config_sweeps(c)) part[VQ_PLAN_WEIGHTS] = layer_bytes(v) + (v->is_first ? ends : 0);
+        if (vq_config_sweeps(c)) part[VQ_PLAN_WEIGHTS] = swept_bytes(v);
         part[VQ_PLAN_WORK] = init_bytes(v);
         break;
     case VQ_PLAN_BLOCKS:

@@ -30,6 +30,21 @@ vq_status vq_export_check_place(const vq_config *config, const char *dir, const 
     return VQ_OK;
 }
 
+vq_status vq_export_check_stranger(vq_arena *scratch, const vq_config *config, const char *dir)
+{
+    char *model, *mark;
+    const size_t at = vq_arena_mark(scratch);
+    VQ_TRY(vq_path_join(scratch, dir, "config.json", &model));
+    VQ_TRY(vq_path_join(scratch, dir, VQ_EXPORT_MARK, &mark));
+    VQ_CHECK(!vq_file_exists(model) || vq_file_exists(mark), VQ_EUSAGE,
+             "--out %s: the quantized model goes into %s, where a model is that vqround has not "
+             "written (there is no %s): expected a new folder, or an earlier result. Choose "
+             "another --out",
+             config->out, dir, VQ_EXPORT_MARK);
+    vq_arena_reset(scratch, at);
+    return VQ_OK;
+}
+
 vq_status vq_export_check(vq_job *job)
 {
     const vq_config *c = job->config;
@@ -118,19 +133,6 @@ vq_status vq_export_model(vq_job *job, vq_mode mode, const char *dir, double *by
 /* --- a finished run ----------------------------------------------------------------------------
  */
 
-/* A model that is in the place of the new one and is no export would be lost. */
-static vq_status check_strangers(vq_arena *arena, const char *dir)
-{
-    char *config, *mark;
-    VQ_TRY(vq_path_join(arena, dir, "config.json", &config));
-    VQ_TRY(vq_path_join(arena, dir, VQ_EXPORT_MARK, &mark));
-    VQ_CHECK(!vq_file_exists(config) || vq_file_exists(mark), VQ_EUSAGE,
-             "--out %s: a model is there that was not exported (there is no %s): expected a new "
-             "folder, or an earlier export. Choose another --out",
-             dir, VQ_EXPORT_MARK);
-    return VQ_OK;
-}
-
 /* The run's settings, with what this command says about where, how and on what. */
 static vq_status settings_of_run(vq_arena *arena, const vq_config *own, vq_config *c)
 {
@@ -156,7 +158,7 @@ static vq_status settings_of_run(vq_arena *arena, const vq_config *own, vq_confi
     VQ_TRY(vq_export_check_place(own, own->out, "model", c->model));
     VQ_TRY(vq_export_check_place(own, own->out, "teacher.model", c->teacher.model));
     VQ_TRY(vq_export_check_place(own, own->out, "run", own->run));
-    return check_strangers(arena, own->out);
+    return vq_export_check_stranger(arena, own, own->out);
 }
 
 static vq_status export_job(vq_job *job, const char *dir, double *bytes)

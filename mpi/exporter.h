@@ -12,6 +12,9 @@ vq_mode vq_export_mode(const vq_config *config);
 vq_status vq_export_check_place(const vq_config *config, const char *dir, const char *key,
                                 const char *input);
 
+/* A model in dir that vqround has not written would be lost. Fails: VQ_EUSAGE. Local. */
+vq_status vq_export_check_stranger(vq_arena *scratch, const vq_config *config, const char *dir);
+
 /* Whether the format will hold what the settings make of the model: known, and said, before hours
  * are spent. Local, the same on every rank. Fails: VQ_EUSAGE (a scale's type), VQ_EUNSUPPORTED (no
  * linear can be packed). */

@@ -96,19 +96,6 @@ static vq_status check_settings(vq_job *job, const char *config_path)
     return VQ_OK;
 }
 
-/* A model that is in the place of the new one and is no run's would be lost. */
-static vq_status check_strangers(vq_job *job, const char *config_path, const char *model)
-{
-    char *path;
-    VQ_TRY(vq_job_path(job, &path, "model/config.json"));
-    VQ_CHECK(vq_file_exists(config_path) || !vq_file_exists(path), VQ_EUSAGE,
-             "--out %s: the quantized model goes into %s, where a model is that no run has made "
-             "(there is no config.yaml): expected a run folder, or room for one. Choose another "
-             "--out",
-             job->config->out, model);
-    return VQ_OK;
-}
-
 vq_status vq_folder_open(vq_job *job, int argc, const char *const *argv, vq_folder *folder)
 {
     const vq_config *c = job->config;
@@ -117,7 +104,7 @@ vq_status vq_folder_open(vq_job *job, int argc, const char *const *argv, vq_fold
     VQ_TRY(vq_export_check_place(c, model, "model", c->model));
     VQ_TRY(vq_export_check_place(c, model, "teacher.model", c->teacher.model));
     VQ_TRY(vq_job_path(job, &path, "config.yaml"));
-    VQ_TRY(check_strangers(job, path, model));
+    VQ_TRY(vq_export_check_stranger(&job->run, c, model));
     VQ_TRY(vq_make_folders(c->out));
     VQ_TRY(lock_folder(job, folder));
     VQ_TRY(clear_folder(job));

@@ -305,7 +305,8 @@ static void model_is_not_overwritten(void **state)
             RUN(SHORT, "stranger", "--no-resume");
         else
             RUN(SHORT, "stranger");
-        EXPECT_FAILED(2, "--out stranger", "stranger/model", "no run has made", "another --out");
+        EXPECT_FAILED(2, "--out stranger", "stranger/model", "vqround has not written",
+                      "another --out");
         expect_same_files("m/model.safetensors", "stranger/model/model.safetensors");
         expect_same_files("m/config.json", "stranger/model/config.json");
         assert_false(exists("stranger/config.yaml"));

@@ -210,6 +210,16 @@ static vq_status run_backward(vq_pipeline *p, const vq_step *s, int arrived)
                         &set->to_before[s->slice]);
 }
 
+/* Whether the next stage cannot send what step `wanted` receives before step `now` has sent to it:
+ * it takes as many sequences ahead as its place lets it. */
+static bool is_answer(const vq_pipeline *p, int n_micro, const vq_step *wanted, const vq_step *now)
+{
+    const vq_topo *topo = &p->job->topo;
+    if (is_last(p->job) || wanted->kind != VQ_BACKWARD || now->kind != VQ_FORWARD) return false;
+    return now->micro <
+           wanted->micro + vq_schedule_in_flight(topo->stage + 1, topo->n_stages, n_micro);
+}
+
 vq_status vq_pipeline_step(vq_pipeline *p, int n_micro, const vq_tensor *ids, vq_loss_fn f,
                            void *ctx)
 {
@@ -220,9 +230,11 @@ vq_status vq_pipeline_step(vq_pipeline *p, int n_micro, const vq_tensor *ids, vq
     int64_t posted = 0;
     vq_schedule_make(job->topo.stage, job->topo.n_stages, n_micro, p->n_slices, p->step);
     for (int64_t i = 0; i < n_steps; i++) {
-        /* This step's message and the next one's; the codes need none. */
+        /* This step's message and the next one's; the codes need none. Never one that answers what
+         * is still to be sent: a receive that is begun may hold up what a GPU is given after it. */
         int64_t until = VQ_MIN(i + 1, n_steps - 1);
         if (p->step[until].kind == VQ_CODES) until = VQ_MIN(until + 1, n_steps - 1);
+        if (is_answer(p, n_micro, &p->step[until], &p->step[i])) until = i;
         for (; posted <= until; posted++) VQ_TRY(post(p, posted, &n_before, &n_next));
         const vq_step *s = &p->step[i];
         vq_progress_span((double)i / (double)n_steps, (double)(i + 1) / (double)n_steps);

@@ -31,6 +31,9 @@ void shim_map_memory(bool can);
 struct shim_stream;
 void shim_queue(struct shim_stream *stream, void (*run)(void *argument), void *argument);
 
+/* The stand-ins' own: what a GPU whose streams share a queue does before it begins a kernel. */
+void shim_before_kernel(void);
+
 /* The stand-ins' own: until shim_leave_device the caller may touch device memory; nested. */
 void shim_enter_device(void);
 void shim_leave_device(void);

@@ -414,6 +414,7 @@ cudaError_t shim_run(const char *kernel, dim3 blocks, dim3 block_threads, size_t
     threads.assign(n, thread());
     warps.assign((n + 31) / 32, std::vector<exchange>());
     n_launches++;
+    shim_before_kernel();
     shim_enter_device();
     size_t n_blocks = (size_t)blocks.x * blocks.y * blocks.z;
     for (size_t i = 0; i < n_blocks; i++) {

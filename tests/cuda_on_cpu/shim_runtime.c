@@ -2,7 +2,9 @@
  *
  * All is done at once but for copies from the host on a stream that is not the first, and what is
  * queued by shim_queue: these are done when somebody waits for them, so that who forgets to finds
- * other numbers.
+ * other numbers. With SHIM_ONE_QUEUE in the environment they are done before the next kernel, as
+ * where all streams go through one of the GPU's queues: what cannot come before that kernel has run
+ * then never comes.
  *
  * Locked device memory is PROT_NONE except while a kernel or a copy runs. Fresh memory holds
  * NaNs; each allocation ends at a guard: whole pages, and under ASan the exact end. */
@@ -29,6 +31,7 @@
 #define TOTAL_BYTES ((size_t)8 << 30)
 
 #define MAX_LATE 64
+#define MAX_STREAMS 32
 
 struct shim_stream {
     bool is_late;
@@ -401,23 +404,34 @@ cudaError_t cudaSetDevice(int device)
     return device == 0 ? cudaSuccess : cudaErrorInvalidDevice;
 }
 
+static cudaStream_t streams[MAX_STREAMS];
 static int n_streams;
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags)
 {
     (void)flags;
-    *stream = calloc(1, sizeof **stream);
+    *stream = n_streams < MAX_STREAMS ? calloc(1, sizeof **stream) : NULL;
     if (!*stream) return cudaErrorMemoryAllocation;
-    (*stream)->is_late = n_streams++ > 0;
+    (*stream)->is_late = n_streams > 0;
+    streams[n_streams++] = *stream;
     return cudaSuccess;
 }
 
 cudaError_t cudaStreamDestroy(cudaStream_t stream)
 {
+    int i = 0;
     catch_up(stream, stream->queued);
-    n_streams--;
+    while (streams[i] != stream) i++;
+    streams[i] = streams[--n_streams];
     free(stream);
     return cudaSuccess;
+}
+
+void shim_before_kernel(void)
+{
+    static int has_one_queue = -1;
+    if (has_one_queue < 0) has_one_queue = getenv("SHIM_ONE_QUEUE") != NULL;
+    for (int i = 0; i < n_streams && has_one_queue; i++) catch_up(streams[i], streams[i]->queued);
 }
 
 static long n_waits;

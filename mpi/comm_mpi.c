@@ -22,7 +22,8 @@
 #define ABORT_LIMIT_S 20 /* then the process ends without MPI */
 #define DEATH_TAG 100    /* beside those of vq_tag */
 #define LIFE_TAG 101
-#define DEATH_POLLS 20 /* 1 ms */
+#define LISTEN_S 0.001 /* for a rank that is dying already */
+#define TOGETHER_S 1.0 /* in which ranks that waited for the same one run out of time */
 
 _Static_assert(sizeof(MPI_Request) <= sizeof(((vq_request *)0)->handle), "vq_request is too small");
 
@@ -101,29 +102,44 @@ static vq_status poll(const vq_comm *comm, MPI_Request *request, MPI_Status *res
             comm->limit_s, what);
 }
 
-/* Whether another rank has said that it is dying. */
-static bool is_dying_elsewhere(void)
+/* The lowest rank that says within limit_s that it is dying; comm->size: none does. */
+static int dying_elsewhere(const vq_comm *comm, double limit_s)
 {
+    const double start_s = vq_seconds();
     const struct timespec pause = {0, SLEEP_NS};
-    int found = 0;
-    for (int i = 0; i < DEATH_POLLS && !found; i++) {
-        MPI_Iprobe(MPI_ANY_SOURCE, DEATH_TAG, MPI_COMM_WORLD, &found, MPI_STATUS_IGNORE);
-        nanosleep(&pause, NULL);
-    }
-    return found;
+    int lowest = comm->size;
+    do {
+        MPI_Status heard;
+        int found = 0;
+        MPI_Iprobe(MPI_ANY_SOURCE, DEATH_TAG, MPI_COMM_WORLD, &found, &heard);
+        if (found) {
+            MPI_Recv(NULL, 0, MPI_BYTE, heard.MPI_SOURCE, DEATH_TAG, MPI_COMM_WORLD,
+                     MPI_STATUS_IGNORE);
+            lowest = VQ_MIN(lowest, heard.MPI_SOURCE);
+        } else {
+            nanosleep(&pause, NULL);
+        }
+    } while (vq_seconds() - start_s < limit_s);
+    return lowest;
 }
 
-/* When one rank is lost the others run out of time together: the first tells them, speaks and ends
- * the job, which ends those that only wait here. */
+static _Noreturn void wait_for_end(void)
+{
+    for (;;) pause();
+}
+
+/* One rank speaks and ends the job, which ends those that only wait here: the first that tells the
+ * others. When a rank is lost the others run out of time together: of these the lowest. */
 static void mpi_die(void *ctx, vq_status status)
 {
     const vq_comm *comm = ctx;
     alarm(ABORT_LIMIT_S);
-    while (is_dying_elsewhere()) pause();
+    if (dying_elsewhere(comm, LISTEN_S) < comm->size) wait_for_end();
     for (int r = 0; r < comm->size; r++) {
         MPI_Request request;
         if (r != comm->rank) MPI_Isend(NULL, 0, MPI_BYTE, r, DEATH_TAG, MPI_COMM_WORLD, &request);
     }
+    if (status == VQ_EPEER && dying_elsewhere(comm, TOGETHER_S) < comm->rank) wait_for_end();
     vq_comm_report(comm, status);
     fflush(NULL);
     MPI_Abort(MPI_COMM_WORLD, (int)status);

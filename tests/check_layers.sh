@@ -18,7 +18,7 @@ table() {
 3 src packed model spm_bridge added normalize pretokenize bpe tokenizer_json tokenizer_files tokenizer calib
 4 src grid gptq faiss kmeans codebook lowrank vqlinear
 5 src block stage pool loss adam
-6 src harden export eval report runs plot figures dashboard inspect
+6 src export report runs plot figures dashboard inspect
 7 mpi guard comm comm_self comm_mpi comm_staged topo comm_nccl cuda_module cuda_table schedule
 8 mpi job share feed stream pipeline checkpoint
 9 mpi plan_view plan_memory plan_time plan plan_print plan_job sweep init blocks cache train evaluate exporter folder deviation
@@ -86,6 +86,8 @@ grep -nHE '^[[:space:]]*#[[:space:]]*include' $files /dev/null |
             else if (home[m] != folder(file[i]))
                 fail(file[i], "expected in " home[m] "/", "file names are unique; move or rename it")
         }
+        for (m in home)
+            if (!(m in seen)) fail("tests/check_layers.sh", m, "there is no such file; remove it")
     }
     {
         split($0, part, ":")

@@ -99,7 +99,7 @@ static void test_replicas(void **state)
 
 /* --- in turn --------------------------------------------------------------------------------- */
 
-enum { LAYERS = 12, LAYER_MS = 150 };
+enum { LAYERS = 12, LAYER_MS = 330 };
 
 /* A stage's layers, and how many are done of all: what stages hand on. */
 typedef struct turns {
@@ -137,8 +137,8 @@ static void test_layers_in_turn(void **state)
                   .stage.last = LAYERS * (comm.rank + 1) / comm.size};
     turns t = {.job = &job};
     vq_progress_begin(&t.progress, "test", "layers", 0, LAYERS);
-    comm.limit_s = 0.8;
-    assert_true(LAYERS * LAYER_MS > 2 * 800);
+    comm.limit_s = 2.5; /* a busy machine keeps a rank from its core for a while */
+    assert_true(LAYERS * LAYER_MS > 1.5 * 2500);
     EXPECT_OK(vq_sweep_in_turn(&job, pass_turn, take_turn, &t));
     assert_true(t.done == (double)job.stage.last);
     EXPECT_OK(vq_comm_agree(&comm, VQ_OK)); /* the first waits for the last */

@@ -89,9 +89,9 @@ static void holder_keeps_it_until_it_frees_it(void **state)
 {
     (void)state;
     vq_lock lock;
-    assert_true(takes("held", 0.6, &lock));
-    sleep_s(1.5); /* beyond dead_s, but the thread beats */
-    assert_false(other_process_takes("held", 0.6));
+    assert_true(takes("held", 2.5, &lock));
+    sleep_s(4); /* beyond dead_s, but the thread beats */
+    assert_false(other_process_takes("held", 2.5));
     vq_lock_free(&lock);
     vq_lock_free(&lock);
     assert_true(other_process_takes("held", 60));

@@ -7,6 +7,10 @@
  * multiprocessors costs 130 tables from the second-level cache, which is several times faster. */
 #define WEIGHTS_PER_LOGIT 256
 
+/* Rounding a million codes takes an H100 about a microsecond (30 instructions each), a launch some
+ * three, and a part of it goes on while memory is read. */
+#define TABLE_WEIGHTS ((int64_t)8 << 20)
+
 /* One block fills a multiprocessor's shared memory; there are 108 to 148 of them. */
 #define ROUND_CHUNKS 128
 
@@ -31,6 +35,11 @@ bool vq_cuda_round_shares_table(int64_t n_weights, int64_t table_bytes, size_t s
 {
     return table_bytes <= (int64_t)shared_bytes &&
            n_weights >= WEIGHTS_PER_LOGIT * (table_bytes / (int64_t)sizeof(float));
+}
+
+bool vq_cuda_round_makes_table(int64_t n_weights)
+{
+    return n_weights >= TABLE_WEIGHTS;
 }
 
 vq_cuda_round_plan vq_cuda_plan_round_bwd(int64_t n_weights, int64_t K, int64_t D,

@@ -10,9 +10,12 @@ extern "C" {
 #define VQ_CUDA_SUM_BLOCKS 1024
 int64_t vq_cuda_sum_blocks(int64_t n);
 
-/* round_fwd: whether each block holds the table of rounding values in its shared memory. A small
- * weight reads it through the caches: filling the shared memories would cost more. */
+/* round_fwd: whether each block makes a table of rounding values in its shared memory; for a small
+ * weight that would cost more than reading codes through the caches. Where it does not: whether a
+ * table is made first, in scratch; for a small weight the launch would cost more than rounding what
+ * is read. */
 bool vq_cuda_round_shares_table(int64_t n_weights, int64_t table_bytes, size_t shared_bytes);
+bool vq_cuda_round_makes_table(int64_t n_weights);
 
 /* round_bwd: blocks [chunks, ranges]. Each goes over one chunk of the weight and adds to the
  * gradients of one range of codes, in its shared memory. */

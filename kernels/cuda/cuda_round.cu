@@ -1,8 +1,9 @@
 /* cuda_round - a quantized linear's weight from its integers and its code table, the table's
  * gradient, the regularizer, and columns in another order.
  *
- * A thread takes PACK weights that lie together: 8 where vectors, rows, groups and addresses allow
- * it, otherwise 1. Rounding values are computed once a code, into a table that is then looked up.
+ * A thread takes N weights that lie together: PACK where rows, groups and addresses allow it,
+ * otherwise 1. They are N / PART parts of as many vectors. A large weight's rounding values are
+ * computed once a code, into a table that is then looked up; a small one's, where they are needed.
  *
  * The gradient's sum over vectors must repeat to the bit, though shared memory's atomic additions
  * come in any order. So they add integers, whose sums have no order: each block keeps the gradients
@@ -23,7 +24,7 @@
 
 /* round_bwd: threads of a block, and weights that each takes a turn: what 64 registers hold. */
 #define BWD_THREADS VQ_BLOCK_MAX
-#define BWD_EACH(N) ((N) == PACK ? VQ_CUDA_ROUND_TURN / BWD_THREADS : 4)
+#define BWD_EACH(N, PART) ((N) == 1 ? 4 : (PART) == PACK ? VQ_CUDA_ROUND_TURN / BWD_THREADS : PACK)
 
 #define STATIC_BYTES ((size_t)1024) /* of shared memory that reductions take at most */
 
@@ -58,14 +59,32 @@ static layer layer_of(const vq_quant *q, const vq_tensor *w, int64_t D)
     return l;
 }
 
-/* Whether packs of PACK weights lie within one vector, one group and aligned memory. With own codes
- * only their address counts. */
+/* Whether packs of PACK weights lie within one row, one group and aligned memory. */
 static bool packs_fit(const layer *l, const vq_tensor *weight, const vq_tensor *codes)
 {
     return l->in % PACK == 0 && l->out * l->in / PACK <= UINT32_MAX &&
-           (!l->idx || l->D % PACK == 0) && (l->groups == 1 || l->group_size % PACK == 0) &&
+           (l->groups == 1 || l->group_size % PACK == 0) &&
            (uintptr_t(weight->data) | uintptr_t(l->base) | uintptr_t(codes->data)) % 16 == 0;
 }
+
+/* Runs the statement with N and PART defined: PART neighbours of a pack lie in one vector. Own
+ * codes lie as the weights do. */
+#define BY_PACK(l, fit, ...)                                                                       \
+    do {                                                                                           \
+        if (!(fit)) {                                                                              \
+            constexpr int N = 1, PART = 1;                                                         \
+            __VA_ARGS__;                                                                           \
+        } else if (!(l)->idx || (l)->D % PACK == 0) {                                              \
+            constexpr int N = PACK, PART = PACK;                                                   \
+            __VA_ARGS__;                                                                           \
+        } else if ((l)->D % 4 == 0) {                                                              \
+            constexpr int N = PACK, PART = 4;                                                      \
+            __VA_ARGS__;                                                                           \
+        } else {                                                                                   \
+            constexpr int N = PACK, PART = 1;                                                      \
+            __VA_ARGS__;                                                                           \
+        }                                                                                          \
+    } while (0)
 
 /* N elements from or to memory, in pieces of at most 16 bytes. */
 template <class T, int N> struct elements {
@@ -95,10 +114,10 @@ template <int N> static __device__ __forceinline__ int64_t row_of(const layer &l
     return p / l.in;
 }
 
-template <int N> static __device__ __forceinline__ int64_t vector_of(const layer &l, int64_t p)
+template <int PART> static __device__ __forceinline__ int64_t vector_of(const layer &l, int64_t p)
 {
-    if (l.D == N) return p / N;
-    if (N == PACK || l.narrow) return uint32_t(p / N) / uint32_t(l.D / N);
+    if (l.D == PART) return p / PART;
+    if (PART == PACK || l.narrow) return uint32_t(p / PART) / uint32_t(l.D / PART);
     return p / l.D;
 }
 
@@ -190,45 +209,54 @@ static __global__ void __launch_bounds__(THREADS)
     for (int64_t i = vq_thread(); i < n; i += vq_threads()) table[i] = rounding(codes[i], hard);
 }
 
-/* The rounding values of the pack at weight p. In shared memory a vector's 32 bytes lie in one of 4
- * places across the banks; half the lanes begin with the second 16 bytes, so that all 8 are used.
- */
-template <int N, bool SHARED>
+/* Codes, or what stands for them. */
+struct codebook {
+    const float *value; /* [n] */
+    int64_t n;
+    bool is_rounded; /* they are rounding values */
+    bool hard;
+};
+
+/* The part of a vector at weight p. In shared memory a vector's 32 bytes lie in one of 4 places
+ * across the banks; half the lanes begin with the second 16 bytes, so that all 8 are used. */
+template <int PART, bool SHARED>
 static __device__ __forceinline__ void look_up(float *r, const float *table, const layer &l,
                                                int64_t p)
 {
-    const int64_t vector = vector_of<N>(l, p);
+    const int64_t vector = vector_of<PART>(l, p);
     const float *from = table + code_of(l, vector) * l.D + (p - vector * l.D);
-    if (N == PACK && SHARED) {
+    if (PART == PACK && SHARED) {
         const int second = threadIdx.x & 1;
         const vq_pack<float, 4> *half = reinterpret_cast<const vq_pack<float, 4> *>(from);
         const vq_pack<float, 4> a = half[second], b = half[1 - second];
         for (int i = 0; i < 4; i++) {
-            r[i] = second ? b.x[i] : a.x[i];
-            r[i + 4 < N ? i + 4 : 0] = second ? a.x[i] : b.x[i];
+            r[i < PART ? i : 0] = second ? b.x[i] : a.x[i];
+            r[i + 4 < PART ? i + 4 : 0] = second ? a.x[i] : b.x[i];
         }
     } else {
-        elements<float, N> values;
+        elements<float, PART> values;
         values.load(from);
-        for (int i = 0; i < N; i++) r[i] = values[i];
+        for (int i = 0; i < PART; i++) r[i] = values[i];
     }
 }
 
-/* q = clamp(base + r, 0, qmax) of the pack at weight p. table: the rounding values of all codes;
- * own codes (no idx) are rounded here. */
-template <int N, bool SHARED>
+/* q = clamp(base + r, 0, qmax) of the pack at weight p. table: the codes, or their rounding values.
+ */
+template <int N, int PART, bool SHARED>
 static __device__ __forceinline__ void levels(float *q, const layer &l, const float *table,
-                                              int64_t p, bool hard)
+                                              const codebook &c, int64_t p)
 {
     raw_ints<N> base;
     base.load(l, p);
     if (l.idx) {
-        look_up<N, SHARED>(q, table, l, p);
+        for (int i = 0; i < N; i += PART) look_up<PART, SHARED>(q + i, table, l, p + i);
     } else {
         elements<float, N> own;
         own.load(table + p);
-        for (int i = 0; i < N; i++) q[i] = rounding(own[i], hard);
+        for (int i = 0; i < N; i++) q[i] = own[i];
     }
+    if (!SHARED && !c.is_rounded)
+        for (int i = 0; i < N; i++) q[i] = rounding(q[i], c.hard);
     for (int i = 0; i < N; i++) {
         q[i] += float(base.at(l, i));
         q[i] = q[i] < 0 ? 0 : q[i];
@@ -236,18 +264,22 @@ static __device__ __forceinline__ void levels(float *q, const layer &l, const fl
     }
 }
 
-/* w = s (clamp(base + r, 0, qmax) - z). */
-template <class T, int N, bool SHARED>
-static __global__ void __launch_bounds__(SHARED ? VQ_BLOCK_MAX : THREADS)
-    fwd(T *w, layer l, const float *codes, int64_t n_codes, bool hard)
+/* w = s (clamp(base + r, 0, qmax) - z). SHARED: each block has the rounding values in its shared
+ * memory. */
+template <class T, int N, int PART, bool SHARED>
+static __global__ void __launch_bounds__(SHARED ? VQ_BLOCK_MAX : THREADS, 1)
+    fwd(T *w, layer l, codebook c)
 {
     VQ_DYNAMIC_SHARED(float, shared);
-    const float *table = SHARED ? shared : codes;
+    const float *table = SHARED ? shared : c.value;
     if (SHARED) {
-        constexpr int EACH = N == PACK ? 4 : 1; /* D is a multiple of PACK, or may be odd */
+        constexpr int EACH = PART == 1 ? 1 : 4; /* D is a multiple of PART, or may be odd */
         typedef vq_pack<float, EACH> piece;
-        for (int64_t i = threadIdx.x; i < n_codes / EACH; i += blockDim.x)
-            reinterpret_cast<piece *>(shared)[i] = reinterpret_cast<const piece *>(codes)[i];
+        for (int64_t i = threadIdx.x; i < c.n / EACH; i += blockDim.x) {
+            piece x = reinterpret_cast<const piece *>(c.value)[i];
+            for (int j = 0; j < EACH; j++) x.x[j] = rounding(x.x[j], c.hard);
+            reinterpret_cast<piece *>(shared)[i] = x;
+        }
         __syncthreads();
     }
     /* Packs are taken in strides: row and column go along without a division. */
@@ -258,7 +290,7 @@ static __global__ void __launch_bounds__(SHARED ? VQ_BLOCK_MAX : THREADS)
         const int64_t p = (row * packs + column) * N, group = group_of(l, row, column * N);
         const float s = l.scale[group], z = l.zero[group];
         float q[N];
-        levels<N, SHARED>(q, l, table, p, hard);
+        levels<N, PART, SHARED>(q, l, table, c, p);
         elements<T, N> result;
         for (int i = 0; i < N; i++) result[i] = vq_store<T>(s * (q[i] - z));
         result.store(w + p);
@@ -268,31 +300,34 @@ static __global__ void __launch_bounds__(SHARED ? VQ_BLOCK_MAX : THREADS)
     }
 }
 
-template <class T, int N>
-static vq_status run_fwd(vq_cuda *cuda, T *w, const layer *l, const float *codes, int64_t n_codes,
-                         bool hard)
+/* The codebook for kernels that read it from memory: rounding values in scratch for a large weight.
+ */
+static vq_status make_codebook(vq_cuda *cuda, const layer *l, const vq_tensor *codes, bool hard,
+                               codebook *out)
 {
-    const int64_t n = l->out * l->in, table_bytes = n_codes * int64_t(sizeof(float));
-    if (l->idx && vq_cuda_round_shares_table(n, table_bytes, cuda->shared_bytes))
-        VQ_LAUNCH(cuda, (fwd<T, N, true>), unsigned(cuda->multiprocessors), VQ_BLOCK_MAX,
-                  size_t(table_bytes), w, *l, codes, n_codes, hard);
-    else
-        VQ_LAUNCH(cuda, (fwd<T, N, false>), vq_cuda_blocks(n, THREADS * N), THREADS, 0, w, *l,
-                  codes, n_codes, hard);
+    float *table = NULL;
+    *out = {static_cast<const float *>(codes->data), vq_tensor_count(codes), false, hard};
+    if (!l->idx || !vq_cuda_round_makes_table(l->out * l->in)) return VQ_OK;
+    VQ_TRY(VQ_NEW(&cuda->scratch, out->n, &table));
+    VQ_LAUNCH(cuda, fill_table, vq_cuda_blocks(out->n, THREADS), THREADS, 0, table, out->value,
+              out->n, hard);
+    out->value = table;
+    out->is_rounded = true;
     return VQ_OK;
 }
 
-/* The rounding values of all codes, in scratch; own codes as they are. */
-static vq_status make_table(vq_cuda *cuda, const layer *l, const vq_tensor *codes, bool hard,
-                            const float **out)
+template <class T, int N, int PART>
+static vq_status run_fwd(vq_cuda *cuda, T *w, const layer *l, const vq_tensor *codes, bool hard)
 {
-    const int64_t n = vq_tensor_count(codes);
-    float *table = NULL;
-    *out = static_cast<const float *>(codes->data);
-    if (!l->idx) return VQ_OK;
-    VQ_TRY(VQ_NEW(&cuda->scratch, n, &table));
-    VQ_LAUNCH(cuda, fill_table, vq_cuda_blocks(n, THREADS), THREADS, 0, table, *out, n, hard);
-    *out = table;
+    const int64_t n = l->out * l->in, table_bytes = int64_t(vq_tensor_bytes(codes));
+    codebook c = {static_cast<const float *>(codes->data), vq_tensor_count(codes), false, hard};
+    if (l->idx && vq_cuda_round_shares_table(n, table_bytes, cuda->shared_bytes)) {
+        VQ_LAUNCH(cuda, (fwd<T, N, PART, true>), unsigned(cuda->multiprocessors), VQ_BLOCK_MAX,
+                  size_t(table_bytes), w, *l, c);
+        return VQ_OK;
+    }
+    VQ_TRY(make_codebook(cuda, l, codes, hard, &c));
+    VQ_LAUNCH(cuda, (fwd<T, N, PART, false>), vq_cuda_blocks(n, THREADS * N), THREADS, 0, w, *l, c);
     return VQ_OK;
 }
 
@@ -300,19 +335,12 @@ vq_status vq_cuda_round_fwd(void *ctx, vq_tensor *w, const vq_quant *q, const vq
                             vq_round_mode mode)
 {
     vq_cuda *cuda = static_cast<vq_cuda *>(ctx);
-    const int64_t n = vq_tensor_count(codes);
-    const bool hard = mode == VQ_HARD;
     const layer l = layer_of(q, w, codes->dim[1]);
     if (l.out * l.in == 0) return VQ_OK;
     const size_t mark = vq_arena_mark(&cuda->scratch);
-    const float *table = NULL;
-    VQ_TRY(make_table(cuda, &l, codes, hard, &table));
-    if (packs_fit(&l, w, codes))
-        VQ_ACT_TYPE(w->dtype, VQ_TRY((run_fwd<T, PACK>(cuda, static_cast<T *>(w->data), &l, table,
-                                                       n, hard))));
-    else
-        VQ_ACT_TYPE(w->dtype,
-                    VQ_TRY((run_fwd<T, 1>(cuda, static_cast<T *>(w->data), &l, table, n, hard))));
+    VQ_ACT_TYPE(w->dtype, BY_PACK(&l, packs_fit(&l, w, codes),
+                                  VQ_TRY((run_fwd<T, N, PART>(cuda, static_cast<T *>(w->data), &l,
+                                                              codes, mode == VQ_HARD)))));
     vq_arena_reset(&cuda->scratch, mark);
     return VQ_OK;
 }
@@ -370,26 +398,30 @@ static __global__ void __launch_bounds__(THREADS)
 }
 
 /* What a turn reads of one pack, before anything is done with it. */
-template <class T, int N> struct pack_in {
+template <class T, int N, int PART> struct pack_in {
     raw_elements<T, N> dw;
     raw_ints<N> base;
-    int code; /* -1: nothing here for this block */
+    int code[N / PART]; /* of its parts; -1: nothing here for this block */
 };
 
 /* This thread's packs of the turn that begins with weight from + turn, up to from + n. */
-template <class T, int N>
-static __device__ __forceinline__ void read_turn(pack_in<T, N> *in, const T *dw, const layer &l,
-                                                 int64_t from, int turn, int n, int first_code,
-                                                 int n_codes)
+template <class T, int N, int PART>
+static __device__ __forceinline__ void read_turn(pack_in<T, N, PART> *in, const T *dw,
+                                                 const layer &l, int64_t from, int turn, int n,
+                                                 int first_code, int n_codes)
 {
-    for (int j = 0; j < BWD_EACH(N) / N; j++) {
+    for (int j = 0; j < BWD_EACH(N, PART) / N; j++) {
         const int at = turn + (j * BWD_THREADS + int(threadIdx.x)) * N;
-        in[j].code = -1;
-        if (at >= n) continue;
         const int64_t p = from + at;
-        const int code = int(code_of(l, vector_of<N>(l, p))) - first_code;
-        if (unsigned(code) >= unsigned(n_codes)) continue;
-        in[j].code = code;
+        bool has_any = false;
+        for (int k = 0; k < N / PART; k++) {
+            int code = -1;
+            if (at < n) code = int(code_of(l, vector_of<PART>(l, p + k * PART))) - first_code;
+            const bool is_own = unsigned(code) < unsigned(n_codes);
+            in[j].code[k] = is_own ? code : -1;
+            has_any = has_any || is_own;
+        }
+        if (!has_any) continue;
         in[j].dw.load(dw + p);
         in[j].base.load(l, p);
     }
@@ -433,13 +465,13 @@ static __device__ uint32_t most_frequent(uint32_t *count, const layer &l, int64_
 }
 
 /* partial[chunk][first_code ..][D] = sum over the chunk's vectors of s [...] dw. */
-template <class T, int N>
+template <class T, int N, int PART>
 static __global__ void __launch_bounds__(BWD_THREADS)
     bwd(float *partial, const T *dw, layer l, const uint8_t *flags, int64_t K, int64_t chunk,
         int64_t range)
 {
     VQ_DYNAMIC_SHARED(int32_t, table);
-    constexpr int EACH = BWD_EACH(N), TURN = EACH * BWD_THREADS;
+    constexpr int EACH = BWD_EACH(N, PART), TURN = EACH * BWD_THREADS;
     const int64_t from = blockIdx.x * chunk;
     const int n = int(VQ_MIN(chunk, l.out * l.in - from)), first_code = int(blockIdx.y * range);
     const int n_codes = int(VQ_MIN(range, K - first_code));
@@ -454,32 +486,34 @@ static __global__ void __launch_bounds__(BWD_THREADS)
     const int UNSET = 1 << 20;
     int exponent = UNSET; /* numbers in the table are times 2^exponent */
     bool finite = true;
-    pack_in<T, N> in[EACH / N];
-    read_turn<T, N>(in, dw, l, from, 0, n, first_code, n_codes);
+    pack_in<T, N, PART> in[EACH / N];
+    read_turn<T, N, PART>(in, dw, l, from, 0, n, first_code, n_codes);
     for (int turn = 0; turn < n; turn += TURN) {
         float g[EACH];
-        int slot[EACH / N];
+        int slot[EACH / PART];
         uint32_t greatest = 0;
-        for (int j = 0; j < EACH / N; j++) {
-            const int code = in[j].code;
+        for (int j = 0; j < EACH / PART; j++) {
+            const pack_in<T, N, PART> &pack = in[j * PART / N];
+            const int k = j % (N / PART), code = pack.code[k];
             slot[j] = -1;
             if (code < 0) continue;
-            const int64_t p = from + turn + (j * BWD_THREADS + int(threadIdx.x)) * N;
-            const int64_t row = row_of<N>(l, p);
-            const int d = int(p - vector_of<N>(l, p) * D);
-            const float s = l.scale[group_of(l, row, p - row * l.in)];
-            elements<uint8_t, N> flag;
+            const int64_t first = from + turn + (j * PART / N * BWD_THREADS + int(threadIdx.x)) * N;
+            const int64_t row = row_of<N>(l, first), p = first + k * PART;
+            const int d = int(p - vector_of<PART>(l, p) * D);
+            const float s = l.scale[group_of(l, row, first - row * l.in)];
+            elements<uint8_t, PART> flag;
             flag.load(flags + (first_code + code) * D + d);
             slot[j] = slot_of(l, code, d);
-            for (int i = 0; i < N; i++) {
-                const float x = s * vq_load(in[j].dw[i]);
-                g[j * N + i] = passes(in[j].base.at(l, i), qmax, flag[i]) ? x : 0;
-                const uint32_t size = __float_as_uint(fabsf(g[j * N + i]));
+            for (int i = 0; i < PART; i++) {
+                const float x = s * vq_load(pack.dw[k * PART + i]);
+                const bool is_in = passes(pack.base.at(l, k * PART + i), qmax, flag[i]);
+                g[j * PART + i] = is_in ? x : 0;
+                const uint32_t size = __float_as_uint(fabsf(g[j * PART + i]));
                 greatest = size > greatest ? size : greatest;
             }
         }
         /* The next turn's reading goes on while this one's numbers are added. */
-        read_turn<T, N>(in, dw, l, from, turn + TURN, n, first_code, n_codes);
+        read_turn<T, N, PART>(in, dw, l, from, turn + TURN, n, first_code, n_codes);
         greatest = vq_block_max(greatest); /* all additions of the last turn are done, too */
         if (greatest == 0) continue;
         if (greatest >= 0x7f800000u) {
@@ -496,10 +530,10 @@ static __global__ void __launch_bounds__(BWD_THREADS)
             __syncthreads();
         }
         const float factor = power_of_two(exponent);
-        for (int j = 0; j < EACH / N; j++)
+        for (int j = 0; j < EACH / PART; j++)
             if (slot[j] >= 0)
-                for (int i = 0; i < N; i++)
-                    atomicAdd(&table[slot[j] ^ i], __float2int_rn(g[j * N + i] * factor));
+                for (int i = 0; i < PART; i++)
+                    atomicAdd(&table[slot[j] ^ i], __float2int_rn(g[j * PART + i] * factor));
     }
     __syncthreads();
     const float factor = exponent == UNSET ? 0 : power_of_two(-exponent);
@@ -533,21 +567,6 @@ static vq_status run_bwd_own(vq_cuda *cuda, float *dcodes, const T *dw, const la
     return VQ_OK;
 }
 
-template <class T>
-static vq_status run_bwd(vq_cuda *cuda, float *partial, const T *dw, const layer *l,
-                         const uint8_t *flags, int64_t K, const vq_cuda_round_plan *plan,
-                         bool packs)
-{
-    const dim3 blocks(unsigned(plan->chunks), unsigned(plan->ranges));
-    if (packs)
-        VQ_LAUNCH(cuda, (bwd<T, PACK>), blocks, BWD_THREADS, plan->shared_bytes, partial, dw, *l,
-                  flags, K, plan->chunk, plan->codes);
-    else
-        VQ_LAUNCH(cuda, (bwd<T, 1>), blocks, BWD_THREADS, plan->shared_bytes, partial, dw, *l,
-                  flags, K, plan->chunk, plan->codes);
-    return VQ_OK;
-}
-
 vq_status vq_cuda_round_bwd(void *ctx, vq_tensor *dcodes, const vq_tensor *dw, const vq_quant *q,
                             const vq_tensor *codes)
 {
@@ -556,12 +575,11 @@ vq_status vq_cuda_round_bwd(void *ctx, vq_tensor *dcodes, const vq_tensor *dw, c
     const layer l = layer_of(q, dw, D);
     const float *code = static_cast<const float *>(codes->data);
     float *sum = static_cast<float *>(dcodes->data);
-    bool packs = packs_fit(&l, dw, codes);
+    const bool fit = packs_fit(&l, dw, codes);
     if (l.out * l.in == 0) return VQ_OK;
     if (!l.idx) {
-        packs = packs && uintptr_t(sum) % 16 == 0;
-        VQ_ACT_TYPE(dw->dtype, VQ_TRY(run_bwd_own(cuda, sum, static_cast<const T *>(dw->data), &l,
-                                                  code, packs)));
+        VQ_ACT_TYPE(dw->dtype, VQ_TRY((run_bwd_own<T>(cuda, sum, static_cast<const T *>(dw->data),
+                                                      &l, code, fit && uintptr_t(sum) % 16 == 0))));
         return VQ_OK;
     }
     const vq_cuda_round_plan plan =
@@ -571,13 +589,17 @@ vq_status vq_cuda_round_bwd(void *ctx, vq_tensor *dcodes, const vq_tensor *dw, c
              "memory holds. Use a smaller D",
              (long long)D, (cuda->shared_bytes - STATIC_BYTES) / sizeof(int32_t));
     const size_t mark = vq_arena_mark(&cuda->scratch);
+    const dim3 blocks(unsigned(plan.chunks), unsigned(plan.ranges));
     float *partial = NULL;
     uint8_t *flags = NULL;
     VQ_TRY(VQ_NEW(&cuda->scratch, plan.partial, &partial));
     VQ_TRY(VQ_NEW(&cuda->scratch, n, &flags));
     VQ_LAUNCH(cuda, fill_flags, vq_cuda_blocks(n, THREADS), THREADS, 0, flags, code, n, l.qmax);
-    VQ_ACT_TYPE(dw->dtype, VQ_TRY(run_bwd(cuda, partial, static_cast<const T *>(dw->data), &l,
-                                          flags, K, &plan, packs)));
+    VQ_ACT_TYPE(
+        dw->dtype,
+        BY_PACK(&l, fit,
+                VQ_LAUNCH(cuda, (bwd<T, N, PART>), blocks, BWD_THREADS, plan.shared_bytes, partial,
+                          static_cast<const T *>(dw->data), l, flags, K, plan.chunk, plan.codes)));
     VQ_LAUNCH(cuda, add_chunks, vq_cuda_blocks(n, THREADS), THREADS, 0, sum, partial, plan.chunks,
               code, n);
     vq_arena_reset(&cuda->scratch, mark);
@@ -643,9 +665,9 @@ vq_status vq_cuda_round_scale_fwd(void *ctx, vq_tensor *scale, const vq_tensor *
 }
 
 /* dfactor += grid sum dw (q - z); a block takes one group. */
-template <class T, int N>
+template <class T, int N, int PART>
 static __global__ void __launch_bounds__(VQ_BLOCK_MAX)
-    scale_bwd(float *dfactor, const T *dw, layer l, const float *table, const float *grid)
+    scale_bwd(float *dfactor, const T *dw, layer l, codebook c, const float *grid)
 {
     const int64_t size = l.groups == 1 ? l.in : l.group_size;
     for (int64_t group = blockIdx.x; group < l.out * l.groups; group += gridDim.x) {
@@ -656,7 +678,7 @@ static __global__ void __launch_bounds__(VQ_BLOCK_MAX)
         for (int64_t i = first + threadIdx.x * N; i < end; i += int64_t(blockDim.x) * N) {
             float q[N], part = 0;
             elements<T, N> g;
-            levels<N, false>(q, l, table, row * l.in + i, false);
+            levels<N, PART, false>(q, l, c.value, c, row * l.in + i);
             g.load(dw + row * l.in + i);
             for (int j = 0; j < N; j++) part = fmaf(q[j] - z, vq_load(g[j]), part);
             sum += double(part);
@@ -666,12 +688,6 @@ static __global__ void __launch_bounds__(VQ_BLOCK_MAX)
     }
 }
 
-#define SCALE_BWD(pack)                                                                            \
-    VQ_LAUNCH(cuda, (scale_bwd<T, pack>), vq_cuda_blocks(l.out *l.groups, 1),                      \
-              vq_cuda_row_threads(VQ_MIN(l.group_size, l.in), pack), 0,                            \
-              static_cast<float *>(dfactor->data), static_cast<const T *>(dw->data), l, table,     \
-              static_cast<const float *>(grid->data))
-
 vq_status vq_cuda_round_scale_bwd(void *ctx, vq_tensor *dfactor, const vq_tensor *dw,
                                   const vq_quant *q, const vq_tensor *codes, const vq_tensor *grid)
 {
@@ -679,12 +695,15 @@ vq_status vq_cuda_round_scale_bwd(void *ctx, vq_tensor *dfactor, const vq_tensor
     const layer l = layer_of(q, dw, codes->dim[1]);
     if (l.out * l.in == 0) return VQ_OK;
     const size_t mark = vq_arena_mark(&cuda->scratch);
-    const float *table = NULL;
-    VQ_TRY(make_table(cuda, &l, codes, false, &table));
-    if (packs_fit(&l, dw, codes))
-        VQ_ACT_TYPE(dw->dtype, SCALE_BWD(PACK));
-    else
-        VQ_ACT_TYPE(dw->dtype, SCALE_BWD(1));
+    codebook c;
+    VQ_TRY(make_codebook(cuda, &l, codes, false, &c));
+    VQ_ACT_TYPE(
+        dw->dtype,
+        BY_PACK(&l, packs_fit(&l, dw, codes),
+                VQ_LAUNCH(cuda, (scale_bwd<T, N, PART>), vq_cuda_blocks(l.out * l.groups, 1),
+                          vq_cuda_row_threads(VQ_MIN(l.group_size, l.in), N), 0,
+                          static_cast<float *>(dfactor->data), static_cast<const T *>(dw->data), l,
+                          c, static_cast<const float *>(grid->data))));
     vq_arena_reset(&cuda->scratch, mark);
     return VQ_OK;
 }

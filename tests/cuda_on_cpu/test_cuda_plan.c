@@ -48,6 +48,8 @@ static void test_round_fwd(void **state)
     assert_true(vq_cuda_round_shares_table(4096 * 11008, table, A100_SHARED));
     assert_false(vq_cuda_round_shares_table(4096 * 11008, table, SMALL_SHARED));
     assert_false(vq_cuda_round_shares_table(576 * 1536, table, A100_SHARED));
+    assert_true(vq_cuda_round_makes_table(4096 * 11008));
+    assert_false(vq_cuda_round_makes_table(576 * 1536));
 }
 
 static void test_loss_tokens(void **state)

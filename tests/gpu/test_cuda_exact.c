@@ -76,6 +76,21 @@ static void test_same_bits(void **state)
     }
 }
 
+/* A large weight of more codes than shared memory holds: their rounding values are made first. */
+static void test_large_table(void **state)
+{
+    (void)state;
+    const op_case c = {&OP_ROUND_FWD, {4096, 2048, 33000, 8, 3, 2048, VQ_U16, 0}};
+    const size_t mark = vq_arena_mark(&gpu.arena);
+#ifdef VQ_ON_SHIM
+    assert_true(vq_cuda_round_makes_table(c.size[0] * c.size[1]));
+#endif
+    const op_args expected = run_on(&cpu, &c), a = run_on(&gpu.be, &c);
+    if (!(nmse(&a.out[0], &expected.out[0]) <= 1e-12))
+        fail_msg("NMSE %g", nmse(&a.out[0], &expected.out[0]));
+    vq_arena_reset(&gpu.arena, mark);
+}
+
 /* A last bit may decide which way a weight is rounded, and then its row goes on differently. A row
  * of the same integers has the same w / s, base + rest, but for rounding. */
 static void compare_sweeps(const op_case *c, const op_args *a, const op_args *b)
@@ -441,6 +456,7 @@ int main(void)
 {
     device_require();
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_same_bits),
+                                       cmocka_unit_test(test_large_table),
                                        cmocka_unit_test(test_sweep),
                                        cmocka_unit_test(test_gradients_of_all_sizes),
                                        cmocka_unit_test(test_not_finite),

@@ -506,24 +506,39 @@ vq_status vq_gptq_sweep(const vq_backend *be, vq_quant *q, vq_tensor *ints, vq_t
     return be->ops->gptq_sweep(be->ctx, q, ints, rest, error, w, u, order, dead, rule);
 }
 
+/* The rows of the last part end below n and K if all parts stand in order. */
+static bool parts_fit(const vq_kmeans_part *parts, int64_t n_parts, int64_t n, int64_t K)
+{
+    int64_t first = 0, code = 0;
+    for (const vq_kmeans_part *p = parts; p < parts + n_parts; p++) {
+        if (p->first < first || p->n < 0 || p->code < code || p->codes < 1) return false;
+        first = p->first + p->n, code = p->code + p->codes;
+    }
+    return first <= n && code <= K;
+}
+
 vq_status vq_kmeans_assign(const vq_backend *be, vq_tensor *idx, double *objective,
-                           const vq_tensor *x, const vq_tensor *codes)
+                           const vq_tensor *x, const vq_tensor *codes, const vq_kmeans_part *parts,
+                           int64_t n_parts)
 {
     WANT(x, REAL, ANY, ANY);
     WANT(codes, REAL, ANY, x->dim[1]);
-    VQ_ASSERT(codes->dim[0] > 0 && codes->dim[0] <= UINT32_MAX);
+    VQ_ASSERT(codes->dim[0] > 0 && codes->dim[0] <= UINT32_MAX && objective);
+    VQ_ASSERT(n_parts > 0 && parts_fit(parts, n_parts, x->dim[0], codes->dim[0]));
     WANT(idx, TYPE(VQ_U32), x->dim[0]);
-    return be->ops->kmeans_assign(be->ctx, idx, objective, x, codes);
+    return be->ops->kmeans_assign(be->ctx, idx, objective, x, codes, parts, n_parts);
 }
 
 vq_status vq_kmeans_update(const vq_backend *be, vq_tensor *codes, vq_tensor *counts,
-                           const vq_tensor *x, const vq_tensor *idx)
+                           const vq_tensor *x, const vq_tensor *idx, const vq_kmeans_part *parts,
+                           int64_t n_parts)
 {
     WANT(x, REAL, ANY, ANY);
     WANT(codes, REAL, ANY, x->dim[1]);
     WANT(counts, TYPE(VQ_U32), codes->dim[0]);
     WANT(idx, TYPE(VQ_U32), x->dim[0]);
-    return be->ops->kmeans_update(be->ctx, codes, counts, x, idx);
+    VQ_ASSERT(n_parts > 0 && parts_fit(parts, n_parts, x->dim[0], codes->dim[0]));
+    return be->ops->kmeans_update(be->ctx, codes, counts, x, idx, parts, n_parts);
 }
 
 /* --- loss ------------------------------------------------------------------------------------ */

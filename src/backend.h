@@ -60,6 +60,14 @@ typedef struct vq_sweep_rule {
                               in the sweep's own */
 } vq_sweep_rule;
 
+/* Vectors and the codes that these alone may have: rows [first, first + n) of the vectors, rows
+ * [code, code + codes) of the codes. Several parts stand in order, of vectors and of codes, and
+ * have no row in common; rows may be in none. */
+typedef struct vq_kmeans_part {
+    int64_t first, n;
+    int64_t code, codes; /* codes >= 1 */
+} vq_kmeans_part;
+
 typedef struct vq_ops {
     const char *name; /* "cpu" */
 
@@ -143,9 +151,10 @@ typedef struct vq_ops {
                             const vq_tensor *w, const vq_tensor *u, const vq_tensor *order,
                             const vq_tensor *dead, const vq_sweep_rule *rule);
     vq_status (*kmeans_assign)(void *ctx, vq_tensor *idx, double *objective, const vq_tensor *x,
-                               const vq_tensor *codes);
+                               const vq_tensor *codes, const vq_kmeans_part *parts,
+                               int64_t n_parts);
     vq_status (*kmeans_update)(void *ctx, vq_tensor *codes, vq_tensor *counts, const vq_tensor *x,
-                               const vq_tensor *idx);
+                               const vq_tensor *idx, const vq_kmeans_part *parts, int64_t n_parts);
 
     /* loss */
     vq_status (*head_kd)(void *ctx, double *loss, vq_tensor *dx, const vq_tensor *x,
@@ -397,15 +406,20 @@ vq_status vq_gptq_sweep(const vq_backend *be, vq_quant *q, vq_tensor *ints, vq_t
                         double *error, const vq_tensor *w, const vq_tensor *u,
                         const vq_tensor *order, const vq_tensor *dead, const vq_sweep_rule *rule);
 
-/* idx[i] = argmin_k |x[i] - codes[k]|^2, the lowest k among equals;  objective = sum of the least
- * distances (may be NULL).  idx u32 [n]; x real [n, D]; codes real [K, D]. Synchronous. */
+/* idx[i] = argmin_k |x[i] - codes[k]|^2 over the codes of i's part, the lowest k among equals;
+ * objective[p] = sum of part p's least distances. idx of vectors in no part stays.
+ * idx u32 [n]; objective [n_parts], on the host; x real [n, D]; codes real [K, D]; parts
+ * [n_parts], on the host. Synchronous. */
 vq_status vq_kmeans_assign(const vq_backend *be, vq_tensor *idx, double *objective,
-                           const vq_tensor *x, const vq_tensor *codes);
+                           const vq_tensor *x, const vq_tensor *codes, const vq_kmeans_part *parts,
+                           int64_t n_parts);
 
-/* codes[k] = mean of the x assigned to k, counts[k] = their number; a code with none keeps its
- * place. Sums in f64 in a fixed order.  codes real [K, D]; counts u32 [K], out. */
+/* codes[k] = mean of the x assigned to k, counts[k] = their number; a code with none, or of no
+ * part, keeps its place and has count 0. idx as vq_kmeans_assign gives it for these parts. Sums in
+ * f64 in a fixed order.  codes real [K, D]; counts u32 [K], out. */
 vq_status vq_kmeans_update(const vq_backend *be, vq_tensor *codes, vq_tensor *counts,
-                           const vq_tensor *x, const vq_tensor *idx);
+                           const vq_tensor *x, const vq_tensor *idx, const vq_kmeans_part *parts,
+                           int64_t n_parts);
 
 /* --- loss ------------------------------------------------------------------------------------ */
 

@@ -27,8 +27,8 @@ typedef struct vq_kmeans_result {
     int64_t patterns; /* of signs among the vectors; 0: not looked at */
 } vq_kmeans_result;
 
-/* Bytes that vq_kmeans takes from its scratch arena at the peak; by sign an upper bound, for
- * vectors that all have the same signs. Pure. */
+/* Bytes that vq_kmeans takes from its scratch arena at the peak; by sign an upper bound, for as
+ * many patterns as codes. Pure. */
 size_t vq_kmeans_scratch_bytes(const vq_kmeans_config *c, int64_t n, int64_t K, int64_t D);
 
 /* Fits codes to x, and assigns every vector its nearest.
@@ -44,11 +44,11 @@ size_t vq_kmeans_scratch_bytes(const vq_kmeans_config *c, int64_t n, int64_t K, 
  * Local. Same bits for any number of threads.
  *
  * by_sign: the vectors are parted by the pattern of their signs, [x >= 0] of each coordinate, and
- * each part is clustered by itself, so that every vector has the signs of its code, and the nearest
- * of those that have. Every pattern that occurs gets one code, and its share of the others by
- * largest remainder; codes lie in the order of the patterns (coordinate 0 counts least). Where
- * there are fewer codes than patterns, signs cannot all be kept: then all vectors are clustered
- * together by tanh(x), where a changed sign costs more beside the distances between large
+ * each part is clustered by itself, all at the same time, so that every vector has the signs of its
+ * code, and the nearest of those that have. Every pattern that occurs gets one code, and its share
+ * of the others by largest remainder; codes lie in the order of the patterns (coordinate 0 counts
+ * least). Where there are fewer codes than patterns, signs cannot all be kept: then all vectors are
+ * clustered together by tanh(x), where a changed sign costs more beside the distances between large
  * coordinates, and a code is the mean of its vectors. D is at most 64.
  *
  * Fails: VQ_EMEM; VQ_EUNSUPPORTED (FAISS, or by_sign, with a start). */

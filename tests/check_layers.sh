@@ -12,7 +12,7 @@ table() {
 0 src base error arena log rng memory
 1 src tensor pack utf8 fileio lock config safetensors torchbin weights textio h5
 2 src backend place
-2 kernels element
+2 kernels element parts
 2 kernels/cpu cpu_real cpu_lanes cpu_ops cpu_gemm cpu_attention cpu_layer cpu_round cpu_loss cpu_adam cpu_grid cpu_gptq cpu_kmeans cpu_backend
 2 kernels/cuda cuda_geometry cuda_plan cuda_ops cuda_device cuda_mma cuda_bring cuda_gemm cuda_attention cuda_layer cuda_round cuda_loss cuda_adam cuda_grid cuda_gptq cuda_kmeans cuda_backend
 3 src packed model spm_bridge added normalize pretokenize bpe tokenizer_json tokenizer_files tokenizer calib

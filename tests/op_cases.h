@@ -874,9 +874,25 @@ static double grid_search_flops(const int64_t *s)
     return 80 * 36 * (double)s[0] * (double)s[1];
 }
 
-/* size = n, K, D; in: x, codes, idx; out: idx, codes, counts */
+/* As many parts as s[3] says (0: one), with rows that none has after some. */
+#define KMEANS_PARTS 256
+static int64_t kmeans_parts(const int64_t *s, vq_kmeans_part parts[KMEANS_PARTS])
+{
+    const int64_t n = s[3] ? s[3] : 1;
+    for (int64_t p = 0; p < n; p++) {
+        const int64_t first = s[0] * p / n, code = s[1] * p / n;
+        const int64_t rows = s[0] * (p + 1) / n - first, codes = s[1] * (p + 1) / n - code;
+        parts[p] = (vq_kmeans_part){first, rows - (p % 3 == 1 && rows > 0), code,
+                                    codes - (p % 3 == 2 && codes > 1)};
+    }
+    return n;
+}
+
+/* size = n, K, D, parts; in: x, codes, idx; out: idx, codes, counts */
 static vq_status kmeans_make(const vq_backend *be, vq_arena *arena, const int64_t *s, op_args *a)
 {
+    vq_kmeans_part parts[KMEANS_PARTS];
+    const int64_t n_parts = kmeans_parts(s, parts);
     OP_IN(be->real, -1, 1, s[0], s[2]);
     OP_IN(be->real, -1, 1, s[1], s[2]);
     OP_IN(VQ_U32, 0, (double)s[1], s[0]);
@@ -885,52 +901,69 @@ static vq_status kmeans_make(const vq_backend *be, vq_arena *arena, const int64_
     OP_OUT(VQ_U32, s[1]);
     op_fill(&a->out[0], 200, 0, 2);
     op_fill(&a->out[2], 201, 0, 2);
+    for (const vq_kmeans_part *p = parts; p < parts + n_parts; p++)
+        for (int64_t i = p->first; i < p->first + p->n; i++)
+            op_set(&a->in[2], i, (double)(p->code + (int64_t)op_get(&a->in[2], i) % p->codes));
     return VQ_OK;
 }
 
 static vq_status kmeans_assign_run(const vq_backend *be, const int64_t *s, op_args *a)
 {
-    (void)s;
-    return vq_kmeans_assign(be, &a->out[0], &a->loss, &a->in[0], &a->in[1]);
+    vq_kmeans_part parts[KMEANS_PARTS];
+    double objective[KMEANS_PARTS];
+    const int64_t n_parts = kmeans_parts(s, parts);
+    VQ_TRY(vq_kmeans_assign(be, &a->out[0], objective, &a->in[0], &a->in[1], parts, n_parts));
+    a->loss = 0;
+    for (int64_t p = 0; p < n_parts; p++) a->loss += (double)(1 + p) * objective[p];
+    return VQ_OK;
 }
 
 static void kmeans_assign_reference(const int64_t *s, op_args *a)
 {
+    vq_kmeans_part parts[KMEANS_PARTS];
+    const int64_t n_parts = kmeans_parts(s, parts);
     a->loss = 0;
-    for (int64_t i = 0; i < s[0]; i++) {
-        double least = INFINITY;
-        for (int64_t k = 0; k < s[1]; k++) {
-            double sum = 0;
-            for (int64_t d = 0; d < s[2]; d++)
-                sum += pow(op_get(&a->in[0], i * s[2] + d) - op_get(&a->in[1], k * s[2] + d), 2);
-            if (sum < least) least = sum, op_set(&a->out[0], i, (double)k);
+    for (const vq_kmeans_part *p = parts; p < parts + n_parts; p++)
+        for (int64_t i = p->first; i < p->first + p->n; i++) {
+            double least = INFINITY;
+            for (int64_t k = p->code; k < p->code + p->codes; k++) {
+                double sum = 0;
+                for (int64_t d = 0; d < s[2]; d++)
+                    sum +=
+                        pow(op_get(&a->in[0], i * s[2] + d) - op_get(&a->in[1], k * s[2] + d), 2);
+                if (sum < least) least = sum, op_set(&a->out[0], i, (double)k);
+            }
+            a->loss += (double)(1 + p - parts) * least;
         }
-        a->loss += least;
-    }
 }
 
 static double kmeans_assign_flops(const int64_t *s)
 {
-    return 2.0 * (double)s[0] * (double)s[1] * (double)s[2];
+    return 2.0 * (double)s[0] * (double)s[1] * (double)s[2] / (double)(s[3] ? s[3] : 1);
 }
 
 static vq_status kmeans_update_run(const vq_backend *be, const int64_t *s, op_args *a)
 {
-    (void)s;
-    return vq_kmeans_update(be, &a->out[1], &a->out[2], &a->in[0], &a->in[2]);
+    vq_kmeans_part parts[KMEANS_PARTS];
+    const int64_t n_parts = kmeans_parts(s, parts);
+    return vq_kmeans_update(be, &a->out[1], &a->out[2], &a->in[0], &a->in[2], parts, n_parts);
 }
 
 static void kmeans_update_reference(const int64_t *s, op_args *a)
 {
-    for (int64_t k = 0; k < s[1]; k++)
-        for (int64_t d = 0; d < s[2]; d++) {
-            double sum = 0, count = 0;
-            for (int64_t i = 0; i < s[0]; i++)
-                if ((int64_t)op_get(&a->in[2], i) == k)
-                    sum += op_get(&a->in[0], i * s[2] + d), count++;
-            if (count > 0) op_set(&a->out[1], k * s[2] + d, sum / count);
-            op_set(&a->out[2], k, count);
-        }
+    vq_kmeans_part parts[KMEANS_PARTS];
+    const int64_t n_parts = kmeans_parts(s, parts);
+    for (int64_t k = 0; k < s[1]; k++) op_set(&a->out[2], k, 0);
+    for (const vq_kmeans_part *p = parts; p < parts + n_parts; p++)
+        for (int64_t k = p->code; k < p->code + p->codes; k++)
+            for (int64_t d = 0; d < s[2]; d++) {
+                double sum = 0, count = 0;
+                for (int64_t i = p->first; i < p->first + p->n; i++)
+                    if ((int64_t)op_get(&a->in[2], i) == k)
+                        sum += op_get(&a->in[0], i * s[2] + d), count++;
+                if (count > 0) op_set(&a->out[1], k * s[2] + d, sum / count);
+                op_set(&a->out[2], k, count);
+            }
 }
 
 /* size = rows, n, gap */
@@ -1297,10 +1330,10 @@ static const op_kind OP_GRID_ROUND = {"grid_round",   "out in bits group type", 
 static const op_kind OP_GRID_VALUE = {"grid_value",   "out in bits group",  grid_make,
                                       grid_value_run, grid_value_reference, NULL};
 static const op_kind OP_KMEANS_ASSIGN = {
-    "kmeans_assign",    "n K D", kmeans_make, kmeans_assign_run, kmeans_assign_reference,
-    kmeans_assign_flops};
-static const op_kind OP_KMEANS_UPDATE = {
-    "kmeans_update", "n K D", kmeans_make, kmeans_update_run, kmeans_update_reference, NULL};
+    "kmeans_assign",   "n K D parts",           kmeans_make,
+    kmeans_assign_run, kmeans_assign_reference, kmeans_assign_flops};
+static const op_kind OP_KMEANS_UPDATE = {"kmeans_update",   "n K D parts",           kmeans_make,
+                                         kmeans_update_run, kmeans_update_reference, NULL};
 static const op_kind OP_SYRK = {"syrk",   "rows n gap",   syrk_make,
                                 syrk_run, syrk_reference, syrk_flops};
 static const op_kind OP_MOMENTS = {"moments",   "rows n gap",      moments_make,
@@ -1461,9 +1494,15 @@ static const op_case OP_CASES[] = {
     {&OP_KMEANS_ASSIGN, {301, 37, 4}},
     {&OP_KMEANS_ASSIGN, {301, 37, 16}},
     {&OP_KMEANS_ASSIGN, {301, 37, 7}},
+    {&OP_KMEANS_ASSIGN, {3001, 200, 8, 5}},
+    {&OP_KMEANS_ASSIGN, {301, 75, 8, 75}},
+    {&OP_KMEANS_ASSIGN, {301, 37, 16, 3}},
+    {&OP_KMEANS_ASSIGN, {1301, 300, 3, 4}},
     {&OP_KMEANS_UPDATE, {1, 3, 1}},
     {&OP_KMEANS_UPDATE, {3001, 70, 8}},
     {&OP_KMEANS_UPDATE, {301, 137, 7}},
+    {&OP_KMEANS_UPDATE, {3001, 1200, 8, 3}},
+    {&OP_KMEANS_UPDATE, {301, 75, 7, 75}},
     {&OP_SYRK, {1, 1, 0}},
     {&OP_SYRK, {1500, 37, 3}},
     {&OP_SYRK, {70, 200, 1}},

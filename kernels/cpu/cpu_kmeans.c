@@ -4,15 +4,16 @@
  * D fused multiply-adds a code. One SIMD lane holds one vector, so that no sum crosses lanes; a
  * code's numbers are broadcast from memory, and GROUP codes at a time keep the multiply-adds
  * independent. Which code of a group it was is found afterwards, by its exact distance. */
-#pragma GCC optimize("fp-contract=fast") /* -std=c11 would forbid fused multiply-adds */
 
 #include <math.h>
 #include <string.h>
 
 #include "cpu_ops.h"
 #include "error.h"
+#include "parts.h"
 
 #if defined(__AVX512F__)
+#include <immintrin.h>
 #define VEC_BYTES 64
 #elif defined(__AVX__)
 #define VEC_BYTES 32
@@ -30,25 +31,31 @@ typedef lane mask __attribute__((vector_size(VEC_BYTES)));
 enum {
     LANES = VEC_BYTES / sizeof(real),
     GROUP = 8,
-    BLOCK = 256,   /* vectors a thread takes at a time; a multiple of LANES */
-    MAX_WIDTH = 64 /* coordinates handled at a time where there may be any number of them */
+    BLOCK = 256, /* vectors that a thread takes at a time; a multiple of LANES */
+    RANGE = 256  /* codes whose means a thread takes at a time */
 };
 
-/* take ? a : b, lane by lane; the compiler makes one blend of it. */
-static inline vec vec_select(mask take, vec a, vec b)
-{
-    return (vec)((take & (mask)a) | (~take & (mask)b));
-}
+/* One number of each of a group's codes. */
+typedef real octet __attribute__((vector_size(GROUP * sizeof(real))));
 
+/* The greater of a and b, lane by lane. */
 static inline vec vec_max(vec a, vec b)
 {
-    return vec_select(a > b, a, b);
+#if defined(__AVX512F__) && !defined(VQ_CPU_F64)
+    return (vec)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+    const mask take = a > b;
+    return (vec)((take & (mask)a) | (~take & (mask)b));
+#endif
 }
 
+#pragma GCC push_options
+#pragma GCC optimize("fp-contract=fast") /* -std=c11 would forbid fused multiply-adds */
+
 /* The group with the greatest score, the lowest among equals, for the LANES vectors of
- * x [D][LANES]. packed: see pack_codes. Inlined with D known where D is common. */
+ * x [D][LANES]. packed: see pack_group. Inlined with D known where D is common. */
 static inline __attribute__((always_inline)) mask
-nearest_group(const real *packed, int64_t n_groups, int64_t D, const vec *x)
+nearest_group_of(const real *packed, int64_t n_groups, int64_t D, const vec *x)
 {
     vec best = (real)-INFINITY - (vec){0};
     mask group = {0};
@@ -62,134 +69,162 @@ nearest_group(const real *packed, int64_t n_groups, int64_t D, const vec *x)
                           vec_max(vec_max(s[4], s[5]), vec_max(s[6], s[7])));
         mask better = top > best;
         group = (better & g) | (~better & group);
-        best = vec_select(better, top, best);
+        best = vec_max(top, best);
     }
     return group;
 }
 
 static mask nearest_group_8(const real *packed, int64_t n_groups, const vec *x)
 {
-    return nearest_group(packed, n_groups, 8, x);
+    return nearest_group_of(packed, n_groups, 8, x);
 }
 
-static mask nearest_group_any(const real *packed, int64_t n_groups, int64_t D, const vec *x)
+static mask nearest_group(const real *packed, int64_t n_groups, int64_t D, const vec *x)
 {
-    return nearest_group(packed, n_groups, D, x);
+    return nearest_group_of(packed, n_groups, D, x);
 }
 
-/* Groups of GROUP codes: first -|c|^2 / 2 of each, then each coordinate of all of them. What fills
- * up the last group has score -inf. */
-static void pack_codes(real *packed, const real *codes, int64_t K, int64_t D)
+#pragma GCC pop_options
+
+/* A group of n codes: first -|c|^2 / 2 of each, then each coordinate of all of them. The last code
+ * stands in all places that are left: being the highest of equals there it is never found. */
+static void pack_group(real *packed, const real *codes, int64_t n, int64_t D)
 {
-    for (int64_t first = 0; first < K; first += GROUP, packed += (D + 1) * GROUP) {
-        for (int64_t j = 0; j < GROUP; j++) {
-            const real *c = codes + (first + j) * D;
-            bool fill = first + j >= K;
-            double norm = 0;
-            for (int64_t d = 0; d < D; d++) {
-                packed[(d + 1) * GROUP + j] = fill ? 0 : c[d];
-                if (!fill) norm += (double)c[d] * (double)c[d];
-            }
-            packed[j] = fill ? (real)-INFINITY : (real)(-0.5 * norm);
+    for (int64_t j = 0; j < GROUP; j++) {
+        const real *c = codes + VQ_MIN(j, n - 1) * D;
+        double norm = 0;
+        for (int64_t d = 0; d < D; d++) {
+            packed[(d + 1) * GROUP + j] = c[d];
+            norm += (double)c[d] * (double)c[d];
         }
+        packed[j] = (real)(-0.5 * norm);
     }
 }
 
-/* The nearest of a group's first n codes to x, by distance. */
-static int nearest_in_group(real *distance, const real *packed, int64_t n, int64_t D, const real *x)
+/* The squared distances of x to a group's codes. */
+static inline void distances_to(octet *d2, const real *packed, int64_t D, const real *x)
 {
-    real d2[GROUP] = {0};
-    for (int64_t d = 0; d < D; d++)
-        for (int j = 0; j < GROUP; j++) {
-            real t = x[d] - packed[(d + 1) * GROUP + j];
-            d2[j] += t * t;
-        }
-    int best = 0;
-    for (int j = 1; j < n; j++)
-        if (d2[j] < d2[best]) best = j;
-    *distance = d2[best];
-    return best;
+    octet sum = {0};
+    for (int64_t d = 0; d < D; d++) {
+        const octet t = x[d] - *(const octet *)(packed + (d + 1) * GROUP);
+        sum += t * t;
+    }
+    *d2 = sum;
+}
+
+/* idx of the LANES or fewer vectors from x on, the groups' codes being first_code and those after
+ * it; *sum += their distances. tile [D]. Inlined as nearest_group_of. */
+static inline __attribute__((always_inline)) void
+assign_tile(uint32_t *idx, double *sum, const real *x, int64_t n, int64_t D, int64_t first_code,
+            const real *packed, int64_t n_groups, vec *tile)
+{
+    memset(tile, 0, (size_t)D * sizeof *tile);
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t d = 0; d < D; d++) tile[d][i] = x[i * D + d];
+    const mask group =
+        D == 8 ? nearest_group_8(packed, n_groups, tile) : nearest_group(packed, n_groups, D, tile);
+    for (int64_t i = 0; i < n; i++) {
+        octet d2;
+        distances_to(&d2, packed + group[i] * GROUP * (D + 1), D, x + i * D);
+        real least = d2[0];
+        int best = 0; /* without branches, which nobody could foresee */
+        for (int j = 1; j < GROUP; j++) least = d2[j] < least ? d2[j] : least;
+        for (int j = GROUP - 1; j >= 0; j--) best = d2[j] <= least ? j : best;
+        idx[i] = (uint32_t)(first_code + group[i] * GROUP + best);
+        *sum += (double)least;
+    }
 }
 
 vq_status vq_cpu_kmeans_assign(void *ctx, vq_tensor *idx, double *objective, const vq_tensor *x,
-                               const vq_tensor *codes)
+                               const vq_tensor *codes, const vq_kmeans_part *parts, int64_t n_parts)
 {
     vq_cpu *cpu = ctx;
-    int64_t n = x->dim[0], D = x->dim[1], K = codes->dim[0];
-    int64_t n_groups = VQ_CEIL_DIV(K, GROUP), n_blocks = VQ_CEIL_DIV(n, BLOCK);
+    const int64_t D = x->dim[1], group_reals = GROUP * (D + 1);
+    const int64_t n_groups = vq_part_blocks(codes->dim[0], n_parts, GROUP);
+    const int64_t n_blocks = vq_part_blocks(x->dim[0], n_parts, BLOCK);
     size_t mark = vq_arena_mark(&cpu->scratch);
     real *packed;
     double *partial;
-    vec *lanes;
-    VQ_TRY(VQ_NEW(&cpu->scratch, n_groups * GROUP * (D + 1), &packed));
+    VQ_ASSERT(D * LANES <= VQ_CPU_SLAB);
+    VQ_TRY(VQ_NEW(&cpu->scratch, n_groups * group_reals, &packed));
     VQ_TRY(VQ_NEW(&cpu->scratch, n_blocks, &partial));
-    VQ_TRY(VQ_NEW(&cpu->scratch, n_blocks * D, &lanes));
-    pack_codes(packed, codes->data, K, D);
+    int64_t work = 0;
+    for (int64_t p = 0; p < n_parts; p++) work += parts[p].n * parts[p].codes;
 
-#pragma omp parallel for schedule(dynamic) num_threads(cpu->n_threads) if (n * K > VQ_CPU_GRAIN)
-    for (int64_t b = 0; b < n_blocks; b++) {
-        int64_t end = VQ_MIN((b + 1) * BLOCK, n);
-        vec *tile = lanes + b * D;
-        double sum = 0;
-        for (int64_t first = b * BLOCK; first < end; first += LANES) {
-            int64_t m = VQ_MIN(end - first, LANES);
-            const real *from = (const real *)x->data + first * D;
-            memset(tile, 0, (size_t)D * sizeof *tile);
-            for (int64_t i = 0; i < m; i++)
-                for (int64_t d = 0; d < D; d++) tile[d][i] = from[i * D + d];
-            mask group = D == 8 ? nearest_group_8(packed, n_groups, tile)
-                                : nearest_group_any(packed, n_groups, D, tile);
-            for (int64_t i = 0; i < m; i++) {
-                int64_t k = (int64_t)group[i] * GROUP;
-                real distance;
-                k += nearest_in_group(&distance, packed + k * (D + 1), VQ_MIN(K - k, GROUP), D,
-                                      from + i * D);
-                ((uint32_t *)idx->data)[first + i] = (uint32_t)k;
-                sum += (double)distance;
-            }
+#pragma omp parallel num_threads(vq_cpu_threads(cpu, work))
+    {
+#pragma omp for
+        for (int64_t g = 0; g < n_groups; g++) {
+            const vq_part_block of = vq_part_block_at(parts, n_parts, VQ_PART_CODES, GROUP, g);
+            if (of.n > 0)
+                pack_group(packed + g * group_reals, (const real *)codes->data + of.first * D, of.n,
+                           D);
         }
-        partial[b] = sum;
+#pragma omp for schedule(dynamic)
+        for (int64_t b = 0; b < n_blocks; b++) {
+            const vq_part_block of = vq_part_block_at(parts, n_parts, VQ_PART_VECTORS, BLOCK, b);
+            const vq_kmeans_part *part = &parts[of.part];
+            const int64_t end = of.first + of.n, n_own = VQ_CEIL_DIV(part->codes, GROUP);
+            const real *own =
+                packed + vq_part_first(parts, of.part, VQ_PART_CODES, GROUP) * group_reals;
+            vec *tile = (vec *)vq_cpu_slab(cpu);
+            double sum = 0;
+            for (int64_t i = of.first; i < end; i += LANES) {
+                uint32_t *to = (uint32_t *)idx->data + i;
+                const real *v = (const real *)x->data + i * D;
+                const int64_t n = VQ_MIN(end - i, LANES);
+                if (D == 8)
+                    assign_tile(to, &sum, v, n, 8, part->code, own, n_own, tile);
+                else
+                    assign_tile(to, &sum, v, n, D, part->code, own, n_own, tile);
+            }
+            partial[b] = sum;
+        }
     }
-    if (objective) {
-        *objective = 0;
-        for (int64_t b = 0; b < n_blocks; b++) *objective += partial[b];
+    for (int64_t p = 0; p < n_parts; p++) {
+        const double *of = partial + vq_part_first(parts, p, VQ_PART_VECTORS, BLOCK);
+        objective[p] = 0;
+        for (int64_t b = 0; b < VQ_CEIL_DIV(parts[p].n, BLOCK); b++) objective[p] += of[b];
     }
     vq_arena_reset(&cpu->scratch, mark);
     return VQ_OK;
 }
 
-/* Vectors are first sorted by code (counting sort), so that each code sums its own in order of
- * their position, whatever the number of threads. */
+/* A thread goes over all of a part's vectors for a range of its codes, so that each code sums its
+ * own in the order of their position, whatever the number of threads. Their number stands beside
+ * the sum: threads that count in one line of the cache would wait for each other. */
 vq_status vq_cpu_kmeans_update(void *ctx, vq_tensor *codes, vq_tensor *counts, const vq_tensor *x,
-                               const vq_tensor *idx)
+                               const vq_tensor *idx, const vq_kmeans_part *parts, int64_t n_parts)
 {
     vq_cpu *cpu = ctx;
-    int64_t n = x->dim[0], D = x->dim[1], K = codes->dim[0];
+    const int64_t D = x->dim[1], K = codes->dim[0];
+    const int64_t n_ranges = vq_part_blocks(K, n_parts, RANGE);
     const uint32_t *code_of = idx->data;
-    uint32_t *count = counts->data;
     size_t mark = vq_arena_mark(&cpu->scratch);
-    int64_t *end, *order;
-    VQ_TRY(VQ_NEW(&cpu->scratch, K, &end));
-    VQ_TRY(VQ_NEW(&cpu->scratch, n, &order));
+    double *sums;
+    VQ_TRY(VQ_NEW(&cpu->scratch, K * (D + 1), &sums));
+    memset(counts->data, 0, vq_tensor_bytes(counts));
 
-    memset(count, 0, (size_t)K * sizeof *count);
-    for (int64_t i = 0; i < n; i++) count[code_of[i]]++;
-    int64_t start = 0;
-    for (int64_t k = 0; k < K; k++) end[k] = start, start += count[k];
-    for (int64_t i = 0; i < n; i++) order[end[code_of[i]]++] = i;
-
-#pragma omp parallel for schedule(dynamic, 64) num_threads(cpu->n_threads) if (n * D > VQ_CPU_GRAIN)
-    for (int64_t k = 0; k < K; k++) {
-        if (count[k] == 0) continue;
-        for (int64_t d0 = 0; d0 < D; d0 += MAX_WIDTH) {
-            int64_t width = VQ_MIN(D - d0, MAX_WIDTH);
-            double sum[MAX_WIDTH] = {0};
-            for (int64_t i = end[k] - count[k]; i < end[k]; i++) {
-                const real *v = (const real *)x->data + order[i] * D + d0;
-                for (int64_t d = 0; d < width; d++) sum[d] += (double)v[d];
-            }
-            real *c = (real *)codes->data + k * D + d0;
-            for (int64_t d = 0; d < width; d++) c[d] = (real)(sum[d] / count[k]);
+#pragma omp parallel for schedule(dynamic) num_threads(vq_cpu_threads(cpu, x->dim[0] * D))
+    for (int64_t r = 0; r < n_ranges; r++) {
+        const vq_part_block of = vq_part_block_at(parts, n_parts, VQ_PART_CODES, RANGE, r);
+        const vq_kmeans_part *part = &parts[of.part];
+        if (of.n <= 0) continue;
+        double *own = sums + of.first * (D + 1);
+        memset(own, 0, (size_t)(of.n * (D + 1)) * sizeof *own);
+        for (int64_t i = part->first; i < part->first + part->n; i++) {
+            const int64_t k = code_of[i] - of.first;
+            if (k < 0 || k >= of.n) continue;
+            const real *v = (const real *)x->data + i * D;
+            double *sum = own + k * (D + 1);
+            for (int64_t d = 0; d < D; d++) sum[d] += (double)v[d];
+            sum[D]++;
+        }
+        for (int64_t k = 0; k < of.n; k++) {
+            const double *sum = own + k * (D + 1);
+            real *c = (real *)codes->data + (of.first + k) * D;
+            for (int64_t d = 0; d < D && sum[D] > 0; d++) c[d] = (real)(sum[d] / sum[D]);
+            ((uint32_t *)counts->data)[of.first + k] = (uint32_t)sum[D];
         }
     }
     vq_arena_reset(&cpu->scratch, mark);

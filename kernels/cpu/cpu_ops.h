@@ -150,9 +150,10 @@ vq_status vq_cpu_gptq_sweep(void *ctx, vq_quant *q, vq_tensor *ints, vq_tensor *
                             const vq_tensor *w, const vq_tensor *u, const vq_tensor *order,
                             const vq_tensor *dead, const vq_sweep_rule *rule);
 vq_status vq_cpu_kmeans_assign(void *ctx, vq_tensor *idx, double *objective, const vq_tensor *x,
-                               const vq_tensor *codes);
+                               const vq_tensor *codes, const vq_kmeans_part *parts,
+                               int64_t n_parts);
 vq_status vq_cpu_kmeans_update(void *ctx, vq_tensor *codes, vq_tensor *counts, const vq_tensor *x,
-                               const vq_tensor *idx);
+                               const vq_tensor *idx, const vq_kmeans_part *parts, int64_t n_parts);
 
 /* loss: cpu_loss.c */
 vq_status vq_cpu_head_kd(void *ctx, double *loss, vq_tensor *dx, const vq_tensor *x,

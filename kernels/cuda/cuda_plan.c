@@ -92,11 +92,6 @@ size_t vq_cuda_pass_bytes(const vq_cuda_pass *p)
     return most;
 }
 
-int64_t vq_cuda_kmeans_packed(int64_t K, int64_t D)
-{
-    return VQ_CEIL_DIV(K, VQ_CUDA_KMEANS_GROUP) * VQ_CUDA_KMEANS_GROUP * (D + 1);
-}
-
 int vq_cuda_fixed_bits(int bits, int64_t count)
 {
     while (count > 1) count = VQ_CEIL_DIV(count, 2), bits--;

@@ -45,12 +45,6 @@ typedef struct vq_cuda_pass {
 } vq_cuda_pass;
 size_t vq_cuda_pass_bytes(const vq_cuda_pass *pass);
 
-/* k-means: codes stand in groups, each of norms and then coordinates, and are brought to shared
- * memory in tiles of groups. */
-#define VQ_CUDA_KMEANS_GROUP 8
-#define VQ_CUDA_KMEANS_TILE 64
-int64_t vq_cuda_kmeans_packed(int64_t K, int64_t D); /* floats of scratch */
-
 /* Bits that a fixed-point number may have if `count` of them must add up within `bits` bits. */
 int vq_cuda_fixed_bits(int bits, int64_t count);
 

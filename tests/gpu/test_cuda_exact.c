@@ -62,6 +62,7 @@ static void test_same_bits(void **state)
 #ifdef __FMA__ /* the CPU's products are fused then, too */
         {&OP_KMEANS_ASSIGN, {3001, 700, 8}},
         {&OP_KMEANS_ASSIGN, {301, 37, 7}},
+        {&OP_KMEANS_ASSIGN, {3001, 200, 8, 7}},
 #endif
     };
     for (int i = 0; i < VQ_COUNT(cases); i++) {

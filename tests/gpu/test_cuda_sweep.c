@@ -222,15 +222,16 @@ static void test_like_the_cpu(void **state)
 
 /* A codebook of a residual on the GPU, and all that it is made of there: where the CPU's products
  * are fused too, with its bits. */
-static void test_codebook(void **state)
+static void check_codebook(int64_t K, int iters, bool by_sign)
 {
-    (void)state;
-    const vq_codebook_config c = {
-        .K = 16,
-        .D = 4,
-        .sharpen = 0.1,
-        .kmeans = {
-            .min_gain = VQ_KMEANS_MIN_GAIN, .iters = 5, .seed = 3, .max_points_per_centroid = 10}};
+    const vq_codebook_config c = {.K = K,
+                                  .D = 4,
+                                  .sharpen = 0.1,
+                                  .kmeans = {.min_gain = VQ_KMEANS_MIN_GAIN,
+                                             .iters = iters,
+                                             .seed = 3,
+                                             .max_points_per_centroid = 10,
+                                             .by_sign = by_sign}};
     const size_t mark = vq_arena_mark(&gpu.arena);
     const int64_t n = 30 * 37, n_vec = vq_codebook_vectors(&c, n);
     vq_codebook host, there = {0};
@@ -261,6 +262,14 @@ static void test_codebook(void **state)
     assert_memory_equal(there.idx.data, host.idx.data, vq_tensor_bytes(&host.idx));
 #endif
     vq_arena_reset(&gpu.arena, mark);
+}
+
+static void test_codebook(void **state)
+{
+    (void)state;
+    check_codebook(16, 5, false);
+    check_codebook(50, 30, true); /* patterns end one after the other */
+    check_codebook(12, 5, true);  /* fewer codes than patterns */
 }
 
 /* What is wrong with a weight or the inputs is said as on the host. */

@@ -95,7 +95,7 @@ static void check_build(int64_t out, int64_t in, int64_t K, int64_t D, bool roun
     assert_int_equal(vq_codebook_build(&be, &scratch, &cb, &rest, NULL, &c), VQ_OK);
     assert_int_equal(vq_arena_mark(&scratch), 0);
     const size_t planned = vq_codebook_scratch_bytes(&c, n);
-    assert_in_range(scratch.peak_bytes, planned, planned + 4 * VQ_ALIGN);
+    assert_in_range(scratch.peak_bytes, planned, planned + 8 * VQ_ALIGN); /* gaps of 8 blocks */
 
     const float *codes = cb.codes.data, *a = logits.data;
     uint64_t total = 0;

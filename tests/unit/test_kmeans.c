@@ -9,8 +9,10 @@
 
 #include "arenas.h"
 #include "cpu_backend.h"
+#include "cpu_real.h"
 #include "error.h"
 #include "kmeans.h"
+#include "parts.h"
 #include "rng.h"
 
 static vq_backend be;
@@ -67,7 +69,8 @@ static void check_assign(int64_t n, int64_t K, int64_t D, bool whole)
     vq_tensor x = random_vectors(n, D, 1, whole), codes = random_vectors(K, D, 2, whole);
     vq_tensor idx = new_list(n);
     double objective, expected = 0;
-    assert_int_equal(vq_kmeans_assign(&be, &idx, &objective, &x, &codes), VQ_OK);
+    const vq_kmeans_part all = {.n = n, .codes = K};
+    assert_int_equal(vq_kmeans_assign(&be, &idx, &objective, &x, &codes, &all, 1), VQ_OK);
     for (int64_t i = 0; i < n; i++) {
         int64_t best = 0;
         double least = distance2(&x, i, &codes, 0);
@@ -99,6 +102,64 @@ static void test_assign_equals_brute_force(void **state)
             }
 }
 
+/* Each row of a part is in one block of that part, and no block has more than its size. */
+static void test_blocks_have_each_row_once(void **state)
+{
+    (void)state;
+    const vq_kmeans_part lists[][4] = {{{0, 1000, 0, 33}},
+                                       {{0, 1, 0, 1}, {1, 1, 1, 1}, {2, 0, 2, 9}, {2, 98, 11, 22}},
+                                       {{3, 64, 5, 8}, {90, 7, 14, 1}, {97, 65, 15, 17}}};
+    const int64_t n_parts[] = {1, 4, 3}, sizes[] = {1, 7, 8, 64, 2000}, n = 1000;
+    for (int list = 0; list < VQ_COUNT(lists); list++)
+        for (int s = 0; s < 2 * VQ_COUNT(sizes); s++) {
+            const vq_kmeans_part *parts = lists[list];
+            const vq_part_rows rows = s % 2 ? VQ_PART_CODES : VQ_PART_VECTORS;
+            const int64_t size = sizes[s / 2], P = n_parts[list];
+            int owner[1000];
+            for (int64_t i = 0; i < n; i++) owner[i] = -1;
+            for (int64_t b = 0; b < vq_part_blocks(n, P, size); b++) {
+                const vq_part_block of = vq_part_block_at(parts, P, rows, size, b);
+                assert_true(of.n <= size);
+                for (int64_t i = of.first; i < of.first + of.n; i++) {
+                    assert_in_range(i, 0, n - 1);
+                    assert_int_equal(owner[i], -1);
+                    owner[i] = (int)of.part;
+                }
+            }
+            for (int p = 0; p < P; p++) {
+                const int64_t first = rows == VQ_PART_CODES ? parts[p].code : parts[p].first;
+                const int64_t count = rows == VQ_PART_CODES ? parts[p].codes : parts[p].n;
+                for (int64_t i = first; i < first + count; i++) {
+                    assert_int_equal(owner[i], p);
+                    owner[i] = -1;
+                }
+            }
+            for (int64_t i = 0; i < n; i++) assert_int_equal(owner[i], -1);
+        }
+}
+
+static void test_parts_must_stand_in_order(void **state)
+{
+    (void)state;
+    const vq_kmeans_part wrong[][2] = {{{0, 10, 0, 2}, {9, 5, 2, 2}},
+                                       {{0, 10, 0, 3}, {10, 5, 2, 2}},
+                                       {{0, 10, 0, 2}, {10, 11, 2, 2}},
+                                       {{0, 10, 0, 2}, {10, 5, 2, 3}},
+                                       {{0, 10, 0, 2}, {10, 5, 2, 0}}};
+    vq_arena_reset(&arena, 0);
+    vq_tensor x = random_vectors(20, 3, 1, false), codes = random_vectors(4, 3, 2, false);
+    vq_tensor idx = new_list(20), counts = new_list(4);
+    double objective[2];
+    for (int i = 0; i < VQ_COUNT(wrong); i++) {
+        assert_int_equal(vq_kmeans_assign(&be, &idx, objective, &x, &codes, wrong[i], 2),
+                         VQ_EINTERNAL);
+        assert_int_equal(vq_kmeans_update(&be, &codes, &counts, &x, &idx, wrong[i], 2),
+                         VQ_EINTERNAL);
+        assert_non_null(strstr(vq_error_message(), "parts_fit"));
+        vq_error_clear();
+    }
+}
+
 static void test_update_is_the_mean(void **state)
 {
     (void)state;
@@ -112,7 +173,8 @@ static void test_update_is_the_mean(void **state)
         uint32_t *k_of = idx.data;
         for (int64_t i = 0; i < n; i++) /* the last code gets none */
             k_of[i] = (uint32_t)vq_rng_below(5, 5, (uint64_t)i, K - 1);
-        assert_int_equal(vq_kmeans_update(&be, &codes, &counts, &x, &idx), VQ_OK);
+        const vq_kmeans_part all = {.n = n, .codes = K};
+        assert_int_equal(vq_kmeans_update(&be, &codes, &counts, &x, &idx, &all, 1), VQ_OK);
         for (int64_t k = 0; k < K; k++) {
             uint32_t count = 0;
             for (int64_t i = 0; i < n; i++) count += k_of[i] == k;
@@ -316,6 +378,50 @@ static void check_by_sign(vq_tensor *x, int64_t K, const vq_kmeans_config *c)
     assert_int_equal(patterns, r.patterns);
 }
 
+/* What all patterns at once give is what each by itself does. */
+static void test_by_sign_is_each_by_itself(void **state)
+{
+    (void)state;
+    const int64_t n = 3001, K = 70, D = 3;
+    vq_kmeans_config c = {
+        .iters = 40, .min_gain = 1e-3, .seed = 4, .max_points_per_centroid = 30, .by_sign = true};
+    vq_arena_reset(&arena, 0);
+    vq_tensor x = random_vectors(n, D, 1, false), codes = new_tensor(VQ_F32, K, D);
+    vq_tensor idx = new_list(n);
+    for (int64_t i = 0; i < n * D; i++) /* mostly positive: patterns of very different sizes */
+        if (i % 3) ((float *)x.data)[i] += 1.2f;
+    const vq_kmeans_result all = cluster(&be, &codes, &idx, &x, NULL, &c);
+    c.by_sign = false;
+    double objective = 0;
+    int64_t n_train = 0, code = 0;
+    int least = c.iters, most = 0;
+    for (uint64_t signs = 0; signs < 8; signs++) {
+        const size_t mark = vq_arena_mark(&arena);
+        int64_t n_own = 0, n_codes = 0;
+        for (int64_t i = 0; i < n; i++) n_own += signs_of(&x, i) == signs;
+        for (int64_t k = 0; k < K; k++) n_codes += signs_of(&codes, k) == signs;
+        assert_true(n_own > 0 && n_codes > 0);
+        vq_tensor own = new_tensor(VQ_F32, n_own, D), own_idx = new_list(n_own);
+        vq_tensor own_codes = new_tensor(VQ_F32, n_codes, D);
+        for (int64_t i = 0, at = 0; i < n; i++)
+            if (signs_of(&x, i) == signs)
+                memcpy((float *)own.data + at++ * D, (float *)x.data + i * D,
+                       (size_t)D * sizeof(float));
+        const vq_kmeans_result r = cluster(&be, &own_codes, &own_idx, &own, NULL, &c);
+        const vq_tensor expected = vq_tensor_rows(&codes, code, n_codes);
+        assert_memory_equal(own_codes.data, expected.data, vq_tensor_bytes(&expected));
+        for (int64_t i = 0, at = 0; i < n; i++)
+            if (signs_of(&x, i) == signs)
+                assert_int_equal(((uint32_t *)idx.data)[i],
+                                 code + ((uint32_t *)own_idx.data)[at++]);
+        objective += r.objective, n_train += r.n_train, code += n_codes;
+        least = VQ_MIN(least, r.iters), most = VQ_MAX(most, r.iters);
+        vq_arena_reset(&arena, mark);
+    }
+    assert_true(all.objective == objective && all.n_train == n_train && n_train < n);
+    assert_true(all.iters == most && least < most); /* some end before others */
+}
+
 static void test_by_sign(void **state)
 {
     (void)state;
@@ -413,6 +519,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_assign_equals_brute_force),
+        cmocka_unit_test(test_blocks_have_each_row_once),
+        cmocka_unit_test(test_parts_must_stand_in_order),
         cmocka_unit_test(test_update_is_the_mean),
         cmocka_unit_test(test_objective_never_rises),
         cmocka_unit_test(test_ends_when_the_gain_is_small),
@@ -422,6 +530,7 @@ int main(void)
         cmocka_unit_test(test_as_good_as_faiss),
         cmocka_unit_test(test_faiss_takes_no_start),
         cmocka_unit_test(test_by_sign),
+        cmocka_unit_test(test_by_sign_is_each_by_itself),
         cmocka_unit_test(test_by_sign_with_too_few_codes),
         cmocka_unit_test(test_by_sign_same_bits_for_any_threads),
         cmocka_unit_test(test_by_sign_with_faiss),

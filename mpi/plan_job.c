@@ -7,6 +7,7 @@
 
 #include "cpu_backend.h"
 #include "error.h"
+#include "fileio.h"
 #include "log.h"
 #include "plan_print.h"
 
@@ -300,6 +301,25 @@ static vq_status agree_on_passes(vq_job *job, int64_t mine)
     return VQ_OK;
 }
 
+/* Hours may lie between the plan and the file that finds its disk full. */
+static vq_status warn_of_disk(vq_job *job, const vq_plan *p)
+{
+    double files, model, free_bytes;
+    char *path, needed[32], have[32];
+    VQ_TRY(vq_job_path(job, &path, "model"));
+    VQ_TRY(vq_folder_bytes(&job->scratch, job->config->out, &files));
+    VQ_TRY(vq_folder_bytes(&job->scratch, path, &model));
+    VQ_TRY(vq_disk_free(job->config->out, &free_bytes));
+    double need = p->disk_bytes.total - files - model;
+    if (job->config->share.dir) need -= p->disk_bytes.init + p->disk_bytes.teacher; /* links */
+    if (need > free_bytes)
+        vq_log(VQ_LOG_WARN,
+               "%s: the run will write %s more, and its disk has %s free. Make room, or choose "
+               "another --out",
+               job->config->out, vq_bytes_text(need, needed), vq_bytes_text(free_bytes, have));
+    return VQ_OK;
+}
+
 /* Replicas need no pipeline, stages need less memory: where the user has not chosen, as many
  * replicas as fit. */
 static vq_status choose_layout(vq_job *job, const double *host)
@@ -326,7 +346,9 @@ static vq_status choose_layout(vq_job *job, const double *host)
     job->hold_bytes = plan.rank[job->comm->rank].hold_bytes;
     VQ_TRY(agree_on_passes(job, plan.rank[job->comm->rank].together));
     vq_plan_log(&plan);
-    return vq_comm_agree(job->comm, check_node(job, &plan, host, free_bytes));
+    vq_status status = check_node(job, &plan, host, free_bytes);
+    if (!status && job->comm->rank == 0) status = warn_of_disk(job, &plan);
+    return vq_comm_agree(job->comm, status);
 }
 
 vq_status vq_plan_job(vq_job *job)

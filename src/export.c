@@ -126,7 +126,11 @@ static void say_who_loads(const vq_packing *p)
         vllm = p->symmetric
                    ? "vLLM from 2026 on computes with it"
                    : "vLLM does not, which takes 2 and 3 bits with symmetric grids (--sym)";
-    vq_log(VQ_LOG_INFO, "export   compressed-tensors: transformers unpacks it; %s", vllm);
+    const char *transformers = p->symmetric ? "unpacks it"
+                               : p->bits == 3
+                                   ? "does not load it (asymmetric, 3 bits)"
+                                   : "unpacks it with compressed-tensors before 0.18 (asymmetric)";
+    vq_log(VQ_LOG_INFO, "export   compressed-tensors: transformers %s; %s", transformers, vllm);
 }
 
 /* A line for each kind of linear that stays dense: the first, how many, and the first's reason. */

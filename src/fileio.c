@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "error.h"
@@ -64,6 +65,13 @@ static vq_status open_plain(const char *path, int *fd, size_t *bytes)
     return VQ_OK;
 }
 
+/* What a clone without Git LFS leaves in a large file's place. */
+static bool is_lfs_pointer(const vq_map *map)
+{
+    static const char start[] = "version https://git-lfs.github.com/spec/";
+    return map->bytes >= sizeof start - 1 && !memcmp(map->data, start, sizeof start - 1);
+}
+
 vq_status vq_file_map(const char *path, vq_map *out)
 {
     int fd;
@@ -78,7 +86,13 @@ vq_status vq_file_map(const char *path, vq_map *out)
             out->data = data;
     }
     close(fd);
-    return status;
+    VQ_TRY(status);
+    if (!is_lfs_pointer(out)) return VQ_OK;
+    vq_file_unmap(out);
+    VQ_FAIL(VQ_EFILE,
+            "%s is a pointer of Git LFS, expected the file. Run \"git lfs pull\" in its folder, or "
+            "download it again",
+            path);
 }
 
 void vq_file_unmap(vq_map *map)
@@ -337,6 +351,31 @@ vq_status vq_folder_list(vq_arena *arena, const char *path, const char *suffix, 
     closedir(dir);
     if (status == VQ_OK && *n > 0) qsort(*names, (size_t)*n, sizeof **names, by_text);
     return status;
+}
+
+vq_status vq_folder_bytes(vq_arena *scratch, const char *path, double *bytes)
+{
+    char **names, *inside;
+    int64_t n;
+    struct stat info;
+    const size_t mark = vq_arena_mark(scratch);
+    *bytes = 0;
+    if (!vq_is_folder(path)) return VQ_OK;
+    VQ_TRY(vq_folder_list(scratch, path, "", &names, &n));
+    for (int64_t i = 0; i < n; i++) {
+        VQ_TRY(vq_path_join(scratch, path, names[i], &inside));
+        if (stat(inside, &info) == 0 && S_ISREG(info.st_mode)) *bytes += (double)info.st_size;
+    }
+    vq_arena_reset(scratch, mark);
+    return VQ_OK;
+}
+
+vq_status vq_disk_free(const char *path, double *bytes)
+{
+    struct statvfs disk;
+    if (statvfs(path, &disk) != 0) return vq_file_error(path, "asked for its free space");
+    *bytes = (double)disk.f_bavail * (double)disk.f_frsize;
+    return VQ_OK;
 }
 
 vq_status vq_path_join(vq_arena *arena, const char *dir, const char *name, char **out)

@@ -15,7 +15,8 @@ typedef struct vq_map {
     size_t bytes;
 } vq_map;
 
-/* Maps all of path. Fails: VQ_EFILE (missing, not a plain file, unreadable). Local. */
+/* Maps all of path. Fails: VQ_EFILE (missing, not a plain file, unreadable, a pointer of Git LFS in
+ * the file's place). Local. */
 vq_status vq_file_map(const char *path, vq_map *out);
 void vq_file_unmap(vq_map *map);
 
@@ -82,6 +83,11 @@ vq_status vq_make_folders(const char *path);
  * Fails: VQ_EFILE, VQ_EMEM. */
 vq_status vq_folder_list(vq_arena *arena, const char *path, const char *suffix, char ***names,
                          int64_t *n);
+
+/* Bytes of the plain files in a folder, none where it is absent, and those that its disk has free
+ * for this user. Fails: VQ_EFILE, VQ_EMEM. */
+vq_status vq_folder_bytes(vq_arena *scratch, const char *path, double *bytes);
+vq_status vq_disk_free(const char *path, double *bytes);
 
 /* "DIR/NAME" in the arena; name alone when dir is "". */
 vq_status vq_path_join(vq_arena *arena, const char *dir, const char *name, char **out);

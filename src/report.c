@@ -292,15 +292,18 @@ void vq_results_print(const vq_results *r)
     if (r->trained_parameters)
         printf(", K %lld, D %lld, %lld steps", (long long)r->K, (long long)r->D,
                (long long)r->steps);
-    printf("\n\n  %-24s %12s\n", "", "perplexity");
+    puts("\n");
+    bool any = false;
     for (int i = 0; i < VQ_RESULTS_ROWS; i++) {
         const double x = rows[i].perplexity, fp = r->perplexity.fp;
         if (!(x > 0)) continue;
+        if (!any) printf("  %-24s %12s\n", "", "perplexity");
+        any = true;
         printf("  %-24s %12.2f", rows[i].label, x);
         if (i > 0 && fp > 0) printf("  %+.1f %%", 100 * (x / fp - 1));
         puts("");
     }
-    printf("\n  %-24s %12s  %s packed\n", "size of the weights",
+    printf("%s  %-24s %12s  %s packed\n", any ? "\n" : "", "size of the weights",
            vq_bytes_text(r->model_bytes.before, a), vq_bytes_text(r->model_bytes.after, b));
     printf("  %-24s %12s  training %s\n", "time", vq_duration_text(r->seconds.total, a),
            vq_duration_text(r->seconds.train, b));

@@ -795,6 +795,8 @@ static void words_to_skip(void **state)
                  NULL);
     assert_null(strstr(last.err, "v_proj\""));
     assert_null(strstr(last.err, "lm_head"));
+    assert_non_null(strstr(last.out, "size of the weights"));
+    assert_null(strstr(last.out, "perplexity")); /* a table's head without a row */
     remove_all("run");
 }
 
@@ -869,6 +871,8 @@ static void full_disk(void **state)
             free(message);
             break;
         }
+        if (i == 0 && !strstr(message, "disk/run: the run will write")) /* what was planned */
+            fail_msg("%s: no warning of the disk: %s", sizes[i], message);
         if (code != 4 || !strstr(message, "disk/run") || !strstr(message, "space") || half)
             fail_msg("%s: exit code %d, half a file: %d: %s", sizes[i], code, half, message);
         free(message);

@@ -52,6 +52,10 @@ static void bad_paths_say_why(void **state)
     EXPECT_ERROR(vq_file_map("no-such.bin", &map), VQ_EFILE, "no-such.bin cannot be read",
                  "no such file", "Check the path");
     EXPECT_ERROR(vq_file_map(".", &map), VQ_EFILE, ". is a folder", "expected a file", "Give");
+    write_text("fileio.txt", "version https://git-lfs.github.com/spec/v1\nsize 9\n");
+    EXPECT_ERROR(vq_file_map("fileio.txt", &map), VQ_EFILE, "fileio.txt", "Git LFS",
+                 "git lfs pull");
+    assert_null(map.data);
     EXPECT_ERROR(vq_file_write("no-dir/x", "", 0), VQ_EFILE, "no-dir/x cannot be written",
                  "Check the path");
     write_text("fileio.txt", "x");

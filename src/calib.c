@@ -184,10 +184,11 @@ vq_status vq_eval_windows(vq_arena *arena, vq_arena *scratch, const vq_tokenizer
     int64_t n = seqlen > 0 ? count / seqlen : 0;
     if (dataset == VQ_DATASET_C4) n = VQ_MIN(n, C4_EVAL_WINDOWS);
     if (max_windows > 0) n = VQ_MIN(n, max_windows);
-    VQ_CHECK(n > 0, VQ_EFILE,
-             "%s: the text has %lld tokens, expected at least seqlen = %lld to evaluate on. Give a "
-             "longer text, or lower the sequence length",
-             text->documents[0].path, (long long)count, (long long)seqlen);
+    VQ_CHECK(
+        n > 0, VQ_EFILE,
+        "%s: %lld tokens to evaluate on, expected at least seqlen = %lld. Give a longer text, or "
+        "lower the sequence length",
+        text->documents[0].path, (long long)count, (long long)seqlen);
     /* Whole windows from the start: the ids lie as they should. */
     *out = (vq_windows){.n = n, .T = seqlen, .ids = ids};
     VQ_TRY(VQ_NEW(arena, n, &out->document));

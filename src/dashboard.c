@@ -340,6 +340,14 @@ static int columns_of(const page *p, column columns[MAX_COLUMNS])
     return n;
 }
 
+/* How many columns stand before the settings: many settings would put them out of sight. */
+static int perplexities_of(const column *columns, int n)
+{
+    int n_first = 0;
+    while (n_first < n && !strcmp(columns[n_first].unit, "perplexity")) n_first++;
+    return n_first;
+}
+
 static bool all_done(const page *p)
 {
     for (int64_t i = 0; i < p->n; i++)
@@ -354,9 +362,11 @@ static void put_row(const page *p, int64_t i, const column *columns, int n_colum
     fputs("<tr>", p->to);
     put_name(p, i);
     if (!all_done(p)) fprintf(p->to, "<td><span class=\"%s\">%s</span></td>", state, state);
+    const int n_first = perplexities_of(columns, n_columns);
+    for (int c = 0; c < n_first; c++) put_number(p, &columns[c], r);
     for (int k = 0; vq_config_key(k); k++)
         if (is_setting(vq_config_key(k)) && differs(p, k)) put_setting(p, k, r);
-    for (int c = 0; c < n_columns; c++) put_number(p, &columns[c], r);
+    for (int c = n_first; c < n_columns; c++) put_number(p, &columns[c], r);
     fputs("</tr>\n", p->to);
 }
 
@@ -369,10 +379,12 @@ static void put_table(const page *p)
           p->to);
     head_cell(p, "Run", "", false);
     if (!all_done(p)) head_cell(p, "State", "", false);
+    const int n_first = perplexities_of(columns, n_columns);
+    for (int c = 0; c < n_first; c++) head_cell(p, columns[c].name, columns[c].unit, true);
     for (int k = 0; vq_config_key(k); k++)
         if (is_setting(vq_config_key(k)) && differs(p, k))
             head_cell(p, vq_config_key(k), "", is_number_key(p, k));
-    for (int c = 0; c < n_columns; c++) head_cell(p, columns[c].name, columns[c].unit, true);
+    for (int c = n_first; c < n_columns; c++) head_cell(p, columns[c].name, columns[c].unit, true);
     fputs("</tr></thead>\n<tbody>\n", p->to);
     for (int64_t i = 0; i < p->n; i++) put_row(p, i, columns, n_columns);
     fputs("</tbody>\n</table></div>\n", p->to);

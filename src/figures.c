@@ -387,21 +387,46 @@ static parts parts_of(const page *p)
     return d;
 }
 
-static bool same_line(const vq_run_info *a, const vq_run_info *b, axis x)
+/* The settings on which a run's perplexity depends, but for seeds and what the axis is of. */
+static uint64_t settings_of(const vq_run_info *r, axis x)
 {
-    const vq_results *r = &a->results, *s = &b->results;
-    const bool has_codes = !strcmp(r->method, "vqround");
-    return !strcmp(r->model, s->model) && !strcmp(r->method, s->method) &&
-           r->group_size == s->group_size &&
-           (!has_codes ||
-            (r->D == s->D && (x == BY_CODES || r->K == s->K) && init_of(a) == init_of(b)));
+    vq_config c = r->config;
+    if (!r->has_config) return 0;
+    c.bits = c.seed = c.kmeans.seed = 0;
+    if (x == BY_CODES) c.K = 0;
+    return vq_config_phase_hash(&c, VQ_PHASE_EVAL);
+}
+
+/* Those of its integers before any training. */
+static uint64_t grid_of(const vq_run_info *r)
+{
+    vq_config c = r->config;
+    if (!r->has_config) return 0;
+    c.bits = 0;
+    c.method = VQ_METHOD_VQROUND;
+    c.init = VQ_INIT_RTN;
+    return vq_config_phase_hash(&c, VQ_PHASE_GRID);
+}
+
+static bool same_model(const vq_run_info *a, const vq_run_info *b, axis x)
+{
+    (void)x;
+    return !strcmp(a->results.model, b->results.model);
 }
 
 static bool same_base(const vq_run_info *a, const vq_run_info *b, axis x)
 {
-    (void)x;
-    return !strcmp(a->results.model, b->results.model) &&
-           a->results.group_size == b->results.group_size;
+    return same_model(a, b, x) && a->results.group_size == b->results.group_size &&
+           grid_of(a) == grid_of(b);
+}
+
+static bool same_line(const vq_run_info *a, const vq_run_info *b, axis x)
+{
+    const vq_results *r = &a->results, *s = &b->results;
+    if (strcmp(r->method, s->method) != 0 || !same_base(a, b, x)) return false;
+    if (!strcmp(r->method, "rtn") || !strcmp(r->method, "gptq")) return true;
+    return r->D == s->D && (x == BY_CODES || r->K == s->K) &&
+           settings_of(a, x) == settings_of(b, x);
 }
 
 static vq_status line_label(page *p, const vq_run_info *r, const char *base, axis x,
@@ -463,23 +488,47 @@ static vq_status take_line(page *p, int64_t first, axis a,
     return VQ_OK;
 }
 
+/* A label that several of n lines have says their first runs too. */
+static vq_status tell_apart(page *p, vq_series *series, const int64_t *first, int n)
+{
+    bool *is_shared;
+    VQ_TRY(VQ_NEW(p->arena, n, &is_shared));
+    for (int i = 0; i < n; i++) {
+        is_shared[i] = false;
+        for (int j = 0; j < n; j++)
+            is_shared[i] |= j != i && !strcmp(series[j].label, series[i].label);
+    }
+    for (int i = 0; i < n; i++) {
+        char text[512];
+        if (!is_shared[i]) continue;
+        snprintf(text, sizeof text, "%.250s (%.250s)", series[i].label, p->label[first[i]]);
+        VQ_TRY(keep(p, text, &series[i].label));
+    }
+    return VQ_OK;
+}
+
 /* A line for each set of runs that belong together, behind the *n series that are there. base NULL:
  * a colour each; else its name and colour. */
 static vq_status add_lines(page *p, axis a, const char *base, int colour,
                            bool (*same)(const vq_run_info *, const vq_run_info *, axis),
                            vq_run_value_kind of, vq_series *series, int *n)
 {
+    vq_series *lines = series + *n;
+    int64_t *first;
     int own = 0;
+    VQ_TRY(VQ_NEW(p->arena, p->n, &first));
     for (int64_t i = 0; i < p->n; i++) {
         bool is_new = isfinite(vq_run_value(&p->runs[i], of));
         for (int64_t j = 0; j < i && is_new; j++)
             is_new = !isfinite(vq_run_value(&p->runs[j], of)) || !same(&p->runs[j], &p->runs[i], a);
         if (!is_new) continue;
-        VQ_TRY(take_line(p, i, a, same, of, &series[*n]));
-        VQ_TRY(line_label(p, &p->runs[i], base, a, &series[*n].label));
-        series[(*n)++].colour = base ? colour : vq_figures_colour(own++);
+        VQ_TRY(take_line(p, i, a, same, of, &lines[own]));
+        VQ_TRY(line_label(p, &p->runs[i], base, a, &lines[own].label));
+        lines[own].colour = base ? colour : vq_figures_colour(own);
+        first[own++] = i;
     }
-    return VQ_OK;
+    *n += own;
+    return tell_apart(p, lines, first, own);
 }
 
 static int64_t count_values(const page *p, axis a)
@@ -517,8 +566,8 @@ static vq_status add_perplexities(page *p, const char *title, vq_run_value_kind 
     VQ_TRY(add_lines(p, a, "RTN", GREY + PALETTE, same_base, rtn, series, &n));
     VQ_TRY(add_lines(p, a, "GPTQ", GREY, same_base, gptq, series, &n));
     if (final == VQ_VALUE_FINAL)
-        VQ_TRY(add_lines(p, a, "full precision", GREY + 2 * PALETTE, same_base, VQ_VALUE_FP, series,
-                         &n));
+        VQ_TRY(add_lines(p, a, "full precision", GREY + 2 * PALETTE, same_model, VQ_VALUE_FP,
+                         series, &n));
     f->n_series = n;
     drop_if_empty(p);
     return VQ_OK;

@@ -205,6 +205,39 @@ static void runs_are_a_page(void **state)
     free(page);
 }
 
+/* Whether the page has a line of that name in a figure's legend. */
+static bool has_line(const char *page, const char *name)
+{
+    return strstr(page, text("%s</li>", name)) != NULL;
+}
+
+/* A line is of runs that differ in bits and seeds alone. */
+static void lines_are_of_like_runs(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *name, *bits, *steps, *seed;
+    } runs[] = {
+        {"a2", "2", "4", "0"}, {"a3", "3", "4", "0"}, {"b3", "3", "4", "1"}, {"c3", "3", "5", "0"}};
+    make_model("rand-llama3-rope", "m");
+    for (int i = 0; i < 3; i++)
+        RUN_OK("quantize", "--model", "m", "--bits", runs[i].bits, "--steps", runs[i].steps,
+               "--seed", runs[i].seed, "--out", text("like/%s", runs[i].name), SMALL);
+    RUN_OK("report", "like");
+    char *page = read_file("like/report.html", NULL);
+    assert_true(has_line(page, "K 32, D 4") && has_line(page, ">RTN"));
+    free(page);
+    RUN_OK("quantize", "--model", "m", "--bits", runs[3].bits, "--steps", runs[3].steps, "--seed",
+           runs[3].seed, "--out", text("like/%s", runs[3].name), SMALL);
+    RUN_OK("report", "like");
+    page = read_file("like/report.html", NULL);
+    assert_true(has_line(page, "K 32, D 4 (a2)") && has_line(page, "K 32, D 4 (c3)"));
+    assert_true(!has_line(page, "K 32, D 4") && has_line(page, ">RTN"));
+    /* What came out stands before the settings. */
+    assert_true(strstr(page, ">Hard") < strstr(page, ">train.steps"));
+    free(page);
+}
+
 /* More than a legend or a figure of bars takes; numbers in names in order. */
 static void many_runs(void **state)
 {
@@ -372,10 +405,15 @@ static void failures_leave_their_message(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(runs_are_tables),          cmocka_unit_test(runs_are_a_page),
-        cmocka_unit_test(layers_have_their_errors), cmocka_unit_test(many_runs),
-        cmocka_unit_test(report_without_gnuplot),   cmocka_unit_test(damaged_files),
-        cmocka_unit_test(wrong_commands),           cmocka_unit_test(failures_leave_their_message),
+        cmocka_unit_test(runs_are_tables),
+        cmocka_unit_test(runs_are_a_page),
+        cmocka_unit_test(layers_have_their_errors),
+        cmocka_unit_test(lines_are_of_like_runs),
+        cmocka_unit_test(many_runs),
+        cmocka_unit_test(report_without_gnuplot),
+        cmocka_unit_test(damaged_files),
+        cmocka_unit_test(wrong_commands),
+        cmocka_unit_test(failures_leave_their_message),
     };
     return cmocka_run_group_tests(tests, enter_folder, leave_folder);
 }

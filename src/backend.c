@@ -213,14 +213,15 @@ vq_status vq_rmsnorm_fwd(const vq_backend *be, vq_tensor *y, vq_tensor *rstd, co
 
 vq_status vq_rmsnorm_bwd(const vq_backend *be, vq_tensor *dx, const vq_tensor *dy,
                          const vq_tensor *x, const vq_tensor *weight, const vq_tensor *rstd,
-                         bool add)
+                         const vq_tensor *plus)
 {
     WANT(x, ACT, ANY, ANY);
     WANT(dx, ACT, x->dim[0], x->dim[1]);
     WANT(dy, ACT, x->dim[0], x->dim[1]);
+    if (plus) WANT(plus, ACT, x->dim[0], x->dim[1]);
     WANT(weight, FLOATS, x->dim[1]);
     WANT(rstd, REAL, x->dim[0]);
-    return be->ops->rmsnorm_bwd(be->ctx, dx, dy, x, weight, rstd, add);
+    return be->ops->rmsnorm_bwd(be->ctx, dx, dy, x, weight, rstd, plus);
 }
 
 vq_status vq_layernorm_fwd(const vq_backend *be, vq_tensor *y, vq_tensor *mean, vq_tensor *rstd,
@@ -240,15 +241,16 @@ vq_status vq_layernorm_fwd(const vq_backend *be, vq_tensor *y, vq_tensor *mean, 
 
 vq_status vq_layernorm_bwd(const vq_backend *be, vq_tensor *dx, const vq_tensor *dy,
                            const vq_tensor *x, const vq_tensor *weight, const vq_tensor *mean,
-                           const vq_tensor *rstd, bool add)
+                           const vq_tensor *rstd, const vq_tensor *plus)
 {
     WANT(x, ACT, ANY, ANY);
     WANT(dx, ACT, x->dim[0], x->dim[1]);
     WANT(dy, ACT, x->dim[0], x->dim[1]);
+    if (plus) WANT(plus, ACT, x->dim[0], x->dim[1]);
     WANT(mean, REAL, x->dim[0]);
     WANT(rstd, REAL, x->dim[0]);
     if (weight) WANT(weight, FLOATS, x->dim[1]);
-    return be->ops->layernorm_bwd(be->ctx, dx, dy, x, weight, mean, rstd, add);
+    return be->ops->layernorm_bwd(be->ctx, dx, dy, x, weight, mean, rstd, plus);
 }
 
 vq_status vq_rope(const vq_backend *be, vq_tensor *x, const vq_tensor *cos, const vq_tensor *sin,

@@ -100,13 +100,13 @@ typedef struct vq_ops {
     vq_status (*rmsnorm_fwd)(void *ctx, vq_tensor *y, vq_tensor *rstd, const vq_tensor *x,
                              const vq_tensor *weight, double eps);
     vq_status (*rmsnorm_bwd)(void *ctx, vq_tensor *dx, const vq_tensor *dy, const vq_tensor *x,
-                             const vq_tensor *weight, const vq_tensor *rstd, bool add);
+                             const vq_tensor *weight, const vq_tensor *rstd, const vq_tensor *plus);
     vq_status (*layernorm_fwd)(void *ctx, vq_tensor *y, vq_tensor *mean, vq_tensor *rstd,
                                const vq_tensor *x, const vq_tensor *weight, const vq_tensor *bias,
                                double eps);
     vq_status (*layernorm_bwd)(void *ctx, vq_tensor *dx, const vq_tensor *dy, const vq_tensor *x,
                                const vq_tensor *weight, const vq_tensor *mean,
-                               const vq_tensor *rstd, bool add);
+                               const vq_tensor *rstd, const vq_tensor *plus);
     vq_status (*rope)(void *ctx, vq_tensor *x, const vq_tensor *cos, const vq_tensor *sin,
                       int64_t first, bool inverse);
     vq_status (*attention_fwd)(void *ctx, vq_tensor *out, vq_tensor *lse, const vq_tensor *q,
@@ -234,7 +234,8 @@ vq_status vq_inverse_factor(const vq_backend *be, vq_tensor *u, bool *positive, 
 
 /* --- layer ----------------------------------------------------------------------------------- */
 
-/* out[n] (+)= table[ids[n]].  out act [n, E]; table weight [V, E]; ids i32 [n], each in [0, V). */
+/* out[n] (+)= table[ids[n]].  out act [n, E]; table weight [V, E]; ids i32 [n], each in [0, V): on
+ * a device that is the caller's to know, a check would wait for it. */
 vq_status vq_embed(const vq_backend *be, vq_tensor *out, const vq_tensor *table,
                    const vq_tensor *ids, bool add);
 
@@ -249,10 +250,11 @@ vq_status vq_add(const vq_backend *be, vq_tensor *y, const vq_tensor *x);
 vq_status vq_rmsnorm_fwd(const vq_backend *be, vq_tensor *y, vq_tensor *rstd, const vq_tensor *x,
                          const vq_tensor *weight, double eps);
 
-/* dx (+)= rstd (g - xhat mean(g xhat)),  g = dy * weight, xhat = x rstd.  dx may be dy. */
+/* dx = plus + rstd (g - xhat mean(g xhat)),  g = dy * weight, xhat = x rstd.  dx may be dy or plus;
+ * plus act [n, E] or NULL: none. */
 vq_status vq_rmsnorm_bwd(const vq_backend *be, vq_tensor *dx, const vq_tensor *dy,
                          const vq_tensor *x, const vq_tensor *weight, const vq_tensor *rstd,
-                         bool add);
+                         const vq_tensor *plus);
 
 /* y = (x - mean) rstd * weight + bias,  rstd = 1 / sqrt(var(x) + eps), var biased.
  * weight and bias may both be NULL (no affine part). */
@@ -260,10 +262,11 @@ vq_status vq_layernorm_fwd(const vq_backend *be, vq_tensor *y, vq_tensor *mean, 
                            const vq_tensor *x, const vq_tensor *weight, const vq_tensor *bias,
                            double eps);
 
-/* dx (+)= rstd (g - mean(g) - xhat mean(g xhat)),  g = dy * weight.  dx may be dy. */
+/* dx = plus + rstd (g - mean(g) - xhat mean(g xhat)),  g = dy * weight.  dx may be dy or plus; plus
+ * as vq_rmsnorm_bwd's. */
 vq_status vq_layernorm_bwd(const vq_backend *be, vq_tensor *dx, const vq_tensor *dy,
                            const vq_tensor *x, const vq_tensor *weight, const vq_tensor *mean,
-                           const vq_tensor *rstd, bool add);
+                           const vq_tensor *rstd, const vq_tensor *plus);
 
 /* Rotates each head's halves: (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin), x1 = x[.. S/2].
  * inverse turns back (the backward).

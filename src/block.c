@@ -174,14 +174,14 @@ static vq_status norm_fwd(const slice *s, int which, const vq_acts *a, const vq_
 }
 
 static vq_status norm_bwd(const slice *s, int which, const vq_acts *a, const vq_tensor *x,
-                          const vq_tensor *dy, vq_tensor *dx, bool add)
+                          const vq_tensor *dy, const vq_tensor *plus, vq_tensor *dx)
 {
     const vq_layer *l = s->block->layer;
     const vq_tensor *weight = which == 1 ? &l->norm1_weight : &l->norm2_weight;
     const vq_tensor mean = rows(s, which == 1 ? &a->mean1 : &a->mean2, 1);
     const vq_tensor rstd = rows(s, which == 1 ? &a->rstd1 : &a->rstd2, 1);
-    if (is_opt(s->c)) return vq_layernorm_bwd(s->be, dx, dy, x, weight, &mean, &rstd, add);
-    return vq_rmsnorm_bwd(s->be, dx, dy, x, weight, &rstd, add);
+    if (is_opt(s->c)) return vq_layernorm_bwd(s->be, dx, dy, x, weight, &mean, &rstd, plus);
+    return vq_rmsnorm_bwd(s->be, dx, dy, x, weight, &rstd, plus);
 }
 
 /* q or k from its projection to what attention reads: the norm of each head, then rotation. */
@@ -212,7 +212,7 @@ static vq_status place_heads_bwd(const slice *s, vq_tensor *d, const vq_tensor *
     const vq_tensor x = vq_tensor_view2(&from, s->B * s->n * n_heads, s->c->S);
     vq_tensor dr = rows(s, d, 1), dx = vq_tensor_view2(&dr, x.dim[0], x.dim[1]);
     const vq_tensor r = rows(s, rstd, n_heads);
-    return vq_rmsnorm_bwd(s->be, &dx, &dx, &x, weight, &r, false);
+    return vq_rmsnorm_bwd(s->be, &dx, &dx, &x, weight, &r, NULL);
 }
 
 /* --- forward --------------------------------------------------------------------------------- */
@@ -338,17 +338,16 @@ vq_status vq_block_bwd(const vq_block *block, vq_mode mode, vq_arena *scratch, c
         VQ_TRY(vq_copy(s.be, &dsum2, dy));
     } else {
         const vq_tensor sum2 = rows(&s, &a->sum2, 1);
-        VQ_TRY(norm_bwd(&s, 2, a, &sum2, dy, &dsum2, false));
+        VQ_TRY(norm_bwd(&s, 2, a, &sum2, dy, NULL, &dsum2));
     }
     VQ_TRY(mlp_bwd(&s, a, g, &din));
 
     /* din becomes the gradient of mid, dsum1 that of the first sum. */
     if (before) {
-        VQ_TRY(vq_copy(s.be, &dsum1, &dsum2));
-        VQ_TRY(norm_bwd(&s, 2, a, &mid, &din, &dsum1, true));
+        VQ_TRY(norm_bwd(&s, 2, a, &mid, &din, &dsum2, &dsum1));
     } else {
         VQ_TRY(vq_add(s.be, &din, &dsum2));
-        VQ_TRY(norm_bwd(&s, 1, a, &sum1, &din, &dsum1, false));
+        VQ_TRY(norm_bwd(&s, 1, a, &sum1, &din, NULL, &dsum1));
     }
     VQ_TRY(attention_bwd(&s, a, g));
 
@@ -358,11 +357,12 @@ vq_status vq_block_bwd(const vq_block *block, vq_mode mode, vq_arena *scratch, c
         VQ_TRY(linear_bwd(&s, VQ_Q, &dq, &din, false));
         VQ_TRY(linear_bwd(&s, VQ_K, &dk, &din, true));
         VQ_TRY(linear_bwd(&s, VQ_V, &dv, &din, true));
-        VQ_TRY(vq_copy(s.be, dx, &dsum1));
-        if (before)
-            VQ_TRY(norm_bwd(&s, 1, a, &x, &din, dx, true));
-        else
+        if (before) {
+            VQ_TRY(norm_bwd(&s, 1, a, &x, &din, &dsum1, dx));
+        } else {
+            VQ_TRY(vq_copy(s.be, dx, &dsum1));
             VQ_TRY(vq_add(s.be, dx, &din));
+        }
     }
     vq_arena_reset(scratch, mark);
     return VQ_OK;

@@ -325,8 +325,8 @@ static vq_status final_bwd(const vq_stage *s, const vq_kept *k, int64_t first, i
     }
     if (!m->config.final_norm) return VQ_OK;
     if (m->final_norm_bias.data)
-        return vq_layernorm_bwd(s->be, dx, dy, &x, &m->final_norm_weight, &mean, &rstd, false);
-    return vq_rmsnorm_bwd(s->be, dx, dy, &x, &m->final_norm_weight, &rstd, false);
+        return vq_layernorm_bwd(s->be, dx, dy, &x, &m->final_norm_weight, &mean, &rstd, NULL);
+    return vq_rmsnorm_bwd(s->be, dx, dy, &x, &m->final_norm_weight, &rstd, NULL);
 }
 
 /* --- the run of layers ----------------------------------------------------------------------- */

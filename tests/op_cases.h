@@ -311,19 +311,27 @@ static void rmsnorm_fwd_reference(const int64_t *s, op_args *a)
     }
 }
 
+/* What a norm's backward adds to: nothing, what dx was, or another tensor. */
+static const vq_tensor *norm_plus(const op_args *a, int other, int64_t which)
+{
+    return which == 0 ? NULL : which == 1 ? &a->out[0] : &a->in[other];
+}
+
 static vq_status rmsnorm_bwd_make(const vq_backend *be, vq_arena *arena, const int64_t *s,
                                   op_args *a)
 {
     VQ_TRY(rmsnorm_fwd_make(be, arena, s, a)); /* in: x, weight; out: y (then dx), rstd */
     VQ_TRY(op_run(be, arena, rmsnorm_fwd_run, s, a));
     OP_IN(be->act, -1, 1, s[0], s[1]); /* dy */
+    OP_IN(be->act, -1, 1, s[0], s[1]); /* plus */
     op_fill(&a->out[0], 200, -1, 1);
     return VQ_OK;
 }
 
 static vq_status rmsnorm_bwd_run(const vq_backend *be, const int64_t *s, op_args *a)
 {
-    return vq_rmsnorm_bwd(be, &a->out[0], &a->in[2], &a->in[0], &a->in[1], &a->out[1], s[4]);
+    return vq_rmsnorm_bwd(be, &a->out[0], &a->in[2], &a->in[0], &a->in[1], &a->out[1],
+                          norm_plus(a, 3, s[4]));
 }
 
 static vq_status layernorm_fwd_make(const vq_backend *be, vq_arena *arena, const int64_t *s,
@@ -365,6 +373,7 @@ static vq_status layernorm_bwd_make(const vq_backend *be, vq_arena *arena, const
     VQ_TRY(layernorm_fwd_make(be, arena, s, a));
     VQ_TRY(op_run(be, arena, layernorm_fwd_run, s, a));
     OP_IN(be->act, -1, 1, s[0], s[1]); /* dy */
+    OP_IN(be->act, -1, 1, s[0], s[1]); /* plus */
     op_fill(&a->out[0], 200, -1, 1);
     return VQ_OK;
 }
@@ -372,7 +381,7 @@ static vq_status layernorm_bwd_make(const vq_backend *be, vq_arena *arena, const
 static vq_status layernorm_bwd_run(const vq_backend *be, const int64_t *s, op_args *a)
 {
     return vq_layernorm_bwd(be, &a->out[0], &a->in[3], &a->in[0], s[3] ? &a->in[1] : NULL,
-                            &a->out[2], &a->out[1], s[4]);
+                            &a->out[2], &a->out[1], norm_plus(a, 4, s[4]));
 }
 
 /* --- rope: size = B, T, H, S, first, inverse -------------------------------------------------- */
@@ -1276,12 +1285,12 @@ static const op_kind OP_ADD = {"add", "n E", add_make, add_run, add_reference, N
 static const op_kind OP_RMSNORM_FWD = {
     "rmsnorm_fwd", "n E type", rmsnorm_fwd_make, rmsnorm_fwd_run, rmsnorm_fwd_reference, NULL};
 static const op_kind OP_RMSNORM_BWD = {
-    "rmsnorm_bwd", "n E type - add", rmsnorm_bwd_make, rmsnorm_bwd_run, NULL, NULL};
+    "rmsnorm_bwd", "n E type - plus", rmsnorm_bwd_make, rmsnorm_bwd_run, NULL, NULL};
 static const op_kind OP_LAYERNORM_FWD = {"layernorm_fwd",         "n E type affine",
                                          layernorm_fwd_make,      layernorm_fwd_run,
                                          layernorm_fwd_reference, NULL};
 static const op_kind OP_LAYERNORM_BWD = {
-    "layernorm_bwd", "n E type affine add", layernorm_bwd_make, layernorm_bwd_run, NULL, NULL};
+    "layernorm_bwd", "n E type affine plus", layernorm_bwd_make, layernorm_bwd_run, NULL, NULL};
 static const op_kind OP_ROPE = {"rope",   "B T H S first inverse", rope_make,
                                 rope_run, rope_reference,          NULL};
 static const op_kind OP_ATTENTION_FWD = {"attention_fwd",         "B T T_k H G S gap",
@@ -1384,9 +1393,11 @@ static const op_case OP_CASES[] = {
     {&OP_LAYERNORM_FWD, {3, 2, VQ_F32, 1}},
     {&OP_LAYERNORM_FWD, {37, 577, VQ_F16, 1}},
     {&OP_LAYERNORM_FWD, {37, 577, VQ_F32, 0}},
+    {&OP_RMSNORM_BWD, {37, 576, VQ_BF16, 0, 2}},
     {&OP_LAYERNORM_BWD, {3, 5, VQ_F32, 1, 1}},
     {&OP_LAYERNORM_BWD, {37, 577, VQ_F16, 1, 0}},
     {&OP_LAYERNORM_BWD, {37, 577, VQ_F32, 0, 1}},
+    {&OP_LAYERNORM_BWD, {37, 577, VQ_F32, 1, 2}},
     {&OP_ROPE, {1, 1, 1, 2, 0, 0}},
     {&OP_ROPE, {2, 67, 5, 34, 3, 0}},
     {&OP_ROPE, {2, 67, 5, 34, 3, 1}},

@@ -97,10 +97,10 @@ vq_status vq_cpu_rmsnorm_fwd(void *ctx, vq_tensor *y, vq_tensor *rstd, const vq_
     return VQ_OK;
 }
 
-/* One row of both norms' backward: d = rstd (g - mean(g) - xhat mean(g xhat)), where
- * xhat = (x - mean) rstd; without `centered`, mean and mean(g) are left out. */
+/* One row of both norms' backward: plus + rstd (g - mean(g) - xhat mean(g xhat)), where
+ * xhat = (x - mean) rstd; without `centered`, mean and mean(g) are left out; plus may be NULL. */
 static inline void norm_bwd_row(real *dx, const real *dy, const real *x, const real *w, real mean,
-                                real rstd, int64_t E, bool centered, bool add)
+                                real rstd, int64_t E, bool centered, const real *plus)
 {
     lanes sum_g = {0}, sum_gx = {0};
     for (int64_t j = 0; j < E; j += LANES) {
@@ -118,12 +118,12 @@ static inline void norm_bwd_row(real *dx, const real *dy, const real *x, const r
     for (int64_t j = 0; j < E; j++) {
         real g = w ? dy[j] * w[j] : dy[j];
         real d = rstd * (g - mean_g - (x[j] - mean) * rstd * mean_gx);
-        dx[j] = add ? dx[j] + d : d;
+        dx[j] = plus ? plus[j] + d : d;
     }
 }
 
 vq_status vq_cpu_rmsnorm_bwd(void *ctx, vq_tensor *dx, const vq_tensor *dy, const vq_tensor *x,
-                             const vq_tensor *weight, const vq_tensor *rstd, bool add)
+                             const vq_tensor *weight, const vq_tensor *rstd, const vq_tensor *plus)
 {
     vq_cpu *cpu = ctx;
     int64_t n = x->dim[0], E = x->dim[1];
@@ -134,7 +134,7 @@ vq_status vq_cpu_rmsnorm_bwd(void *ctx, vq_tensor *dx, const vq_tensor *dy, cons
     for (int64_t i = 0; i < n; i++)
         norm_bwd_row((real *)dx->data + i * E, (const real *)dy->data + i * E,
                      (const real *)x->data + i * E, w, 0, ((const real *)rstd->data)[i], E, false,
-                     add);
+                     plus ? (const real *)plus->data + i * E : NULL);
     vq_arena_reset(&cpu->scratch, mark);
     return VQ_OK;
 }
@@ -178,7 +178,7 @@ vq_status vq_cpu_layernorm_fwd(void *ctx, vq_tensor *y, vq_tensor *mean, vq_tens
 
 vq_status vq_cpu_layernorm_bwd(void *ctx, vq_tensor *dx, const vq_tensor *dy, const vq_tensor *x,
                                const vq_tensor *weight, const vq_tensor *mean,
-                               const vq_tensor *rstd, bool add)
+                               const vq_tensor *rstd, const vq_tensor *plus)
 {
     vq_cpu *cpu = ctx;
     int64_t n = x->dim[0], E = x->dim[1];
@@ -189,7 +189,8 @@ vq_status vq_cpu_layernorm_bwd(void *ctx, vq_tensor *dx, const vq_tensor *dy, co
     for (int64_t i = 0; i < n; i++)
         norm_bwd_row((real *)dx->data + i * E, (const real *)dy->data + i * E,
                      (const real *)x->data + i * E, w, ((const real *)mean->data)[i],
-                     ((const real *)rstd->data)[i], E, true, add);
+                     ((const real *)rstd->data)[i], E, true,
+                     plus ? (const real *)plus->data + i * E : NULL);
     vq_arena_reset(&cpu->scratch, mark);
     return VQ_OK;
 }

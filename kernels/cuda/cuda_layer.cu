@@ -56,20 +56,40 @@ template <> __device__ __forceinline__ double converted<double, __nv_bfloat16>(_
     return static_cast<double>(vq_load(x));
 }
 
-template <class To, class From>
+/* N elements a turn, and those behind the last whole N one by one. */
+template <class To, class From, int N>
 static __global__ void __launch_bounds__(THREADS)
     convert_kernel(To *__restrict__ to, const From *__restrict__ from, int64_t n)
 {
-    const int64_t step = static_cast<int64_t>(gridDim.x) * THREADS;
-    for (int64_t i = static_cast<int64_t>(blockIdx.x) * THREADS + threadIdx.x; i < n; i += step)
+    typedef vq_pack<From, N> source;
+    typedef vq_pack<To, N> result;
+    for (int64_t i = vq_thread(); i < n / N; i += vq_threads()) {
+        const source x = reinterpret_cast<const source *>(from)[i];
+        result y;
+        for (int j = 0; j < N; j++) y.x[j] = converted<To>(x.x[j]);
+        reinterpret_cast<result *>(to)[i] = y;
+    }
+    for (int64_t i = n / N * N + vq_thread(); i < n; i += vq_threads())
         to[i] = converted<To>(from[i]);
+}
+
+template <class To, class From>
+static vq_status convert(vq_cuda *cuda, To *to, const From *from, int64_t n)
+{
+    constexpr int PACK = 16 / int(sizeof(To) > sizeof(From) ? sizeof(To) : sizeof(From));
+    if (uintptr_t(to) % (PACK * sizeof(To)) == 0 && uintptr_t(from) % (PACK * sizeof(From)) == 0)
+        VQ_LAUNCH(cuda, (convert_kernel<To, From, PACK>), vq_cuda_blocks(n, THREADS * PACK),
+                  THREADS, 0, to, from, n);
+    else
+        VQ_LAUNCH(cuda, (convert_kernel<To, From, 1>), vq_cuda_blocks(n, THREADS), THREADS, 0, to,
+                  from, n);
+    return VQ_OK;
 }
 
 template <class To>
 static vq_status convert_to(vq_cuda *cuda, To *to, const void *src, vq_dtype src_dtype, int64_t n)
 {
-    VQ_FLOAT_TYPE(src_dtype, VQ_LAUNCH(cuda, (convert_kernel<To, T>), vq_cuda_blocks(n, THREADS),
-                                       THREADS, 0, to, static_cast<const T *>(src), n));
+    VQ_FLOAT_TYPE(src_dtype, return convert(cuda, to, static_cast<const T *>(src), n));
     return VQ_OK;
 }
 
@@ -81,18 +101,7 @@ vq_status vq_cuda_convert(vq_cuda *cuda, void *dst, vq_dtype dst_dtype, const vo
     return VQ_OK;
 }
 
-/* out[i] (+)= table[ids[i]]; ids are checked before any is used: *bad becomes the first place of
- * one that is not in [0, V). */
-static __global__ void __launch_bounds__(THREADS)
-    check_ids_kernel(const int32_t *__restrict__ ids, int64_t n, int64_t V, int64_t *bad)
-{
-    int64_t first = n;
-    for (int64_t i = threadIdx.x; i < n; i += THREADS)
-        if ((ids[i] < 0 || ids[i] >= V) && i < first) first = i;
-    first = -vq_block_max(-first);
-    if (threadIdx.x == 0) *bad = first;
-}
-
+/* out[i] (+)= table[ids[i]]. */
 template <class T, class W>
 static __global__ void __launch_bounds__(THREADS)
     embed_kernel(T *__restrict__ out, const W *__restrict__ table, const int32_t *__restrict__ ids,
@@ -134,21 +143,8 @@ static vq_status embed(vq_cuda *cuda, vq_tensor *out, const vq_tensor *table, co
 vq_status vq_cuda_embed(void *ctx, vq_tensor *out, const vq_tensor *table, const vq_tensor *ids,
                         bool add)
 {
-    vq_cuda *cuda = static_cast<vq_cuda *>(ctx);
-    const int64_t n = out->dim[0], V = table->dim[0];
-    if (n == 0) return VQ_OK;
-    size_t mark = vq_arena_mark(&cuda->scratch);
-    int64_t *bad_there = NULL, bad;
-    VQ_TRY(VQ_NEW(&cuda->scratch, 1, &bad_there));
-    VQ_LAUNCH(cuda, check_ids_kernel, 1, THREADS, 0, static_cast<const int32_t *>(ids->data), n, V,
-              bad_there);
-    VQ_TRY(vq_cuda_fetch(cuda, &bad, bad_there, sizeof bad));
-    vq_arena_reset(&cuda->scratch, mark);
-    VQ_CHECK(bad == n, VQ_EINTERNAL,
-             "embed: ids[%lld] is not a token, expected 0 to %lld. The tokens do not belong to "
-             "this model: use its own tokenizer",
-             static_cast<long long>(bad), static_cast<long long>(V) - 1);
-    VQ_ACT_TYPE(out->dtype, return embed<T>(cuda, out, table, ids, add));
+    if (out->dim[0] == 0) return VQ_OK;
+    VQ_ACT_TYPE(out->dtype, return embed<T>(static_cast<vq_cuda *>(ctx), out, table, ids, add));
     return VQ_OK;
 }
 
@@ -281,18 +277,19 @@ static __global__ void __launch_bounds__(NORM_THREADS, NORM_BLOCKS)
     }
 }
 
-/* dx (+)= rstd (g - mean(g) - xhat mean(g xhat)),  g = dy weight; without CENTERED mean(g) is left
- * out. dx may be dy. */
+/* dx = plus + rstd (g - mean(g) - xhat mean(g xhat)),  g = dy weight; without CENTERED mean(g) is
+ * left out. dx may be dy or plus, which may be NULL. */
 template <class T, int N, bool CENTERED>
 static __global__ void __launch_bounds__(NORM_THREADS, NORM_BLOCKS)
     norm_bwd_kernel(T *dx, const T *dy, const T *x, const void *weight, vq_dtype weight_type,
-                    const float *mean, const float *rstd, int64_t n, int64_t E, bool add)
+                    const float *mean, const float *rstd, const T *plus, int64_t n, int64_t E)
 {
     typedef vq_pack<T, N> pack;
     const int64_t n_packs = E / N;
     for (int64_t i = blockIdx.x; i < n; i += gridDim.x) {
         const pack *in = reinterpret_cast<const pack *>(x + i * E);
         const pack *d = reinterpret_cast<const pack *>(dy + i * E);
+        const pack *old = reinterpret_cast<const pack *>(plus + i * E);
         pack *out = reinterpret_cast<pack *>(dx + i * E);
         const float mu = CENTERED ? mean[i] : 0, r = rstd[i];
         float sum_g = 0, sum_gx = 0;
@@ -309,13 +306,13 @@ static __global__ void __launch_bounds__(NORM_THREADS, NORM_BLOCKS)
         const float mean_gx = vq_block_sum(sum_gx) / static_cast<float>(E);
         for (int64_t j = threadIdx.x; j < n_packs; j += blockDim.x) {
             const pack p = in[j], q = d[j];
-            pack old = {}, result;
-            if (add) old = out[j];
+            pack more = {}, result;
+            if (plus) more = old[j];
             for (int l = 0; l < N; l++) {
                 float g = vq_load(q.x[l]);
                 if (weight) g *= vq_load_any(weight, weight_type, j * N + l);
                 float v = r * (g - mean_g - (vq_load(p.x[l]) - mu) * r * mean_gx);
-                if (add) v += vq_load(old.x[l]);
+                if (plus) v += vq_load(more.x[l]);
                 result.x[l] = vq_store<T>(v);
             }
             out[j] = result;
@@ -345,11 +342,14 @@ static vq_status norm_fwd(void *ctx, vq_tensor *y, float *mean, vq_tensor *rstd,
 template <bool CENTERED>
 static vq_status norm_bwd(void *ctx, vq_tensor *dx, const vq_tensor *dy, const vq_tensor *x,
                           const vq_tensor *weight, const float *mean, const vq_tensor *rstd,
-                          bool add)
+                          const vq_tensor *plus)
 {
     vq_cuda *cuda = static_cast<vq_cuda *>(ctx);
     const int64_t n = x->dim[0], E = x->dim[1];
-    const int pack = common_pack(E, vq_dtype_bytes(x->dtype), x->data, dx->data, dy->data);
+    const size_t bytes = vq_dtype_bytes(x->dtype);
+    const void *more = plus ? plus->data : NULL;
+    const int pack = VQ_MIN(common_pack(E, bytes, x->data, dx->data, dy->data),
+                            common_pack(E, bytes, more, NULL, NULL));
     if (n == 0) return VQ_OK;
     VQ_ACT_TYPE(x->dtype,
                 PACKED(pack, T,
@@ -357,7 +357,8 @@ static vq_status norm_bwd(void *ctx, vq_tensor *dx, const vq_tensor *dy, const v
                                  norm_threads(E, N), 0, static_cast<T *>(dx->data),
                                  static_cast<const T *>(dy->data), static_cast<const T *>(x->data),
                                  weight ? weight->data : NULL, weight ? weight->dtype : VQ_F32,
-                                 mean, static_cast<const float *>(rstd->data), n, E, add)));
+                                 mean, static_cast<const float *>(rstd->data),
+                                 static_cast<const T *>(more), n, E)));
     return VQ_OK;
 }
 
@@ -368,9 +369,9 @@ vq_status vq_cuda_rmsnorm_fwd(void *ctx, vq_tensor *y, vq_tensor *rstd, const vq
 }
 
 vq_status vq_cuda_rmsnorm_bwd(void *ctx, vq_tensor *dx, const vq_tensor *dy, const vq_tensor *x,
-                              const vq_tensor *weight, const vq_tensor *rstd, bool add)
+                              const vq_tensor *weight, const vq_tensor *rstd, const vq_tensor *plus)
 {
-    return norm_bwd<false>(ctx, dx, dy, x, weight, NULL, rstd, add);
+    return norm_bwd<false>(ctx, dx, dy, x, weight, NULL, rstd, plus);
 }
 
 vq_status vq_cuda_layernorm_fwd(void *ctx, vq_tensor *y, vq_tensor *mean, vq_tensor *rstd,
@@ -382,10 +383,10 @@ vq_status vq_cuda_layernorm_fwd(void *ctx, vq_tensor *y, vq_tensor *mean, vq_ten
 
 vq_status vq_cuda_layernorm_bwd(void *ctx, vq_tensor *dx, const vq_tensor *dy, const vq_tensor *x,
                                 const vq_tensor *weight, const vq_tensor *mean,
-                                const vq_tensor *rstd, bool add)
+                                const vq_tensor *rstd, const vq_tensor *plus)
 {
     return norm_bwd<true>(ctx, dx, dy, x, weight, static_cast<const float *>(mean->data), rstd,
-                          add);
+                          plus);
 }
 
 /* --- positions ------------------------------------------------------------------------------- */

@@ -132,13 +132,14 @@ vq_status vq_cuda_add(void *ctx, vq_tensor *y, const vq_tensor *x);
 vq_status vq_cuda_rmsnorm_fwd(void *ctx, vq_tensor *y, vq_tensor *rstd, const vq_tensor *x,
                               const vq_tensor *weight, double eps);
 vq_status vq_cuda_rmsnorm_bwd(void *ctx, vq_tensor *dx, const vq_tensor *dy, const vq_tensor *x,
-                              const vq_tensor *weight, const vq_tensor *rstd, bool add);
+                              const vq_tensor *weight, const vq_tensor *rstd,
+                              const vq_tensor *plus);
 vq_status vq_cuda_layernorm_fwd(void *ctx, vq_tensor *y, vq_tensor *mean, vq_tensor *rstd,
                                 const vq_tensor *x, const vq_tensor *weight, const vq_tensor *bias,
                                 double eps);
 vq_status vq_cuda_layernorm_bwd(void *ctx, vq_tensor *dx, const vq_tensor *dy, const vq_tensor *x,
                                 const vq_tensor *weight, const vq_tensor *mean,
-                                const vq_tensor *rstd, bool add);
+                                const vq_tensor *rstd, const vq_tensor *plus);
 vq_status vq_cuda_rope(void *ctx, vq_tensor *x, const vq_tensor *cos, const vq_tensor *sin,
                        int64_t first, bool inverse);
 vq_status vq_cuda_attention_fwd(void *ctx, vq_tensor *out, vq_tensor *lse, const vq_tensor *q,

@@ -204,17 +204,6 @@ static const vq_comm_ops nccl_ops = {.sum = nccl_sum,
 
 /* --- opening --------------------------------------------------------------------------------- */
 
-/* A number that names this rank's GPU in the whole job: host and PCI place. */
-static vq_status name_gpu(int device, uint64_t *name)
-{
-    struct cudaDeviceProp properties;
-    VQ_TRY(check_cuda(cudaGetDeviceProperties(&properties, device), "a look at the GPU"));
-    *name = UINT64_C(0xcbf29ce484222325);
-    for (size_t i = 0; i < sizeof properties.uuid.bytes; i++)
-        *name = (*name ^ (uint8_t)properties.uuid.bytes[i]) * UINT64_C(0x100000001b3);
-    return VQ_OK;
-}
-
 /* Every rank's GPU, from its place in a sum: as two halves, which f64 holds exactly. */
 static vq_status check_own_gpu(const state *s, int device, vq_arena *memory)
 {
@@ -225,7 +214,7 @@ static vq_status check_own_gpu(const state *s, int device, vq_arena *memory)
     size_t mark = vq_arena_mark(memory);
     VQ_TRY(VQ_NEW(memory, 2 * n, &halves));
     VQ_TRY(VQ_NEW(memory, n, &gpu));
-    VQ_TRY(vq_comm_agree(s->comm->base, name_gpu(device, &own)));
+    VQ_TRY(vq_comm_agree(s->comm->base, vq_cuda_name(device, &own)));
     for (int i = 0; i < 2 * n; i++) halves[i] = 0;
     halves[2 * s->comm->rank] = (double)(own >> 32);
     halves[2 * s->comm->rank + 1] = (double)(own & UINT32_MAX);

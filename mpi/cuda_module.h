@@ -9,7 +9,7 @@
 
 #include "backend.h"
 
-#define VQ_CUDA_ABI 4
+#define VQ_CUDA_ABI 5
 #define VQ_CUDA_SYMBOL "vq_cuda_module_table"
 
 typedef struct vq_cuda_module {
@@ -18,6 +18,7 @@ typedef struct vq_cuda_module {
     const char *version; /* VQ_VERSION of its build */
     int (*device_count)(void);
     vq_status (*describe)(int device, char *text, size_t size);
+    vq_status (*name)(int device, uint64_t *name);
     vq_status (*open)(vq_backend *be, int device, vq_dtype act);
     void (*close)(vq_backend *be);
     vq_status (*arena)(const vq_backend *be, const char *name, vq_arena *arena);

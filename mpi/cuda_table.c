@@ -14,6 +14,7 @@ const vq_cuda_module vq_cuda_module_table = {
     .version = VQ_VERSION,
     .device_count = vq_cuda_device_count,
     .describe = vq_cuda_describe,
+    .name = vq_cuda_name,
     .open = vq_cuda_open,
     .close = vq_cuda_close,
     .arena = vq_cuda_arena,

@@ -25,22 +25,21 @@ static size_t reserve_bytes(void)
 
 /* --- the GPU --------------------------------------------------------------------------------- */
 
-/* The number of this rank among those of its node, and the number of those into the job. */
-static vq_status place_on_node(vq_job *job, int *local)
+/* How many ranks have this number, and the place of this rank among them. Collective. */
+static vq_status count_same(vq_job *job, uint64_t own, int *n_same, int *place)
 {
     const int n = job->comm->size;
     const size_t mark = vq_arena_mark(&job->scratch);
-    const uint64_t own = vq_hash_bytes(VQ_HASH_START, job->comm->host, strlen(job->comm->host));
     const double mine = (double)(own >> 11); /* exact in f64 */
-    double *host;
-    VQ_TRY(VQ_NEW(&job->scratch, n, &host));
-    for (int i = 0; i < n; i++) host[i] = i == job->comm->rank ? mine : 0;
-    vq_tensor t = vq_tensor_1d(host, VQ_F64, n);
+    double *number;
+    VQ_TRY(VQ_NEW(&job->scratch, n, &number));
+    for (int i = 0; i < n; i++) number[i] = i == job->comm->rank ? mine : 0;
+    vq_tensor t = vq_tensor_1d(number, VQ_F64, n);
     VQ_TRY(vq_comm_sum(job->comm, &t));
-    *local = job->n_local = 0;
+    *n_same = *place = 0;
     for (int i = 0; i < n; i++) {
-        job->n_local += host[i] == mine;
-        *local += i < job->comm->rank && host[i] == mine;
+        *n_same += number[i] == mine;
+        *place += i < job->comm->rank && number[i] == mine;
     }
     vq_arena_reset(&job->scratch, mark);
     return VQ_OK;
@@ -94,14 +93,11 @@ static vq_status open_device(vq_job *job, int local)
     char text[160];
     job->device = n > 0 ? vq_topo_device(local, n) : 0;
     VQ_TRY(job->cuda->open(&job->be, job->device, VQ_BF16));
+    VQ_TRY(job->cuda->name(job->device, &job->gpu));
     for (int i = 0; i < VQ_N_ARENAS; i++) {
         VQ_TRY(job->cuda->arena(&job->be, arenas[i]->name, &job->twins[i]));
         arenas[i]->twin = &job->twins[i];
     }
-    size_t free_bytes, total_bytes;
-    VQ_TRY(vq_mem_info(&job->be, &free_bytes, &total_bytes));
-    job->hold_bytes =
-        HOLD_RATIO * (double)free_bytes / (double)VQ_CEIL_DIV(job->n_local, VQ_MAX(n, 1));
     VQ_TRY(job->cuda->describe(job->device, text, sizeof text));
     vq_log(VQ_LOG_INFO, "device   %s", text);
     return VQ_OK;
@@ -111,7 +107,7 @@ vq_status vq_job_connect(vq_job *job)
 {
     const vq_transport wanted = job->config->comm.transport;
     vq_comm *host = job->comm;
-    double shared = job->shares_device;
+    double shared = job->n_on_device > 1;
     vq_tensor t = vq_tensor_1d(&shared, VQ_F64, 1);
     if (!job->cuda || host->size == 1) return VQ_OK;
     VQ_TRY(vq_comm_sum(host, &t));
@@ -133,13 +129,22 @@ vq_status vq_job_connect(vq_job *job)
 /* The GPU, if the job runs on one, else the CPU. Collective. */
 static vq_status open_backend(vq_job *job)
 {
-    int local;
+    const char *host = job->comm->host;
+    int local, place;
+    size_t free_bytes, total_bytes;
     VQ_TRY(vq_comm_agree(job->comm, find_module(job)));
     VQ_TRY(agree_on_device(job));
-    VQ_TRY(place_on_node(job, &local));
-    if (job->cuda) VQ_TRY(vq_comm_agree(job->comm, open_device(job, local)));
-    if (!job->cuda) job->be = job->cpu;
-    job->shares_device = job->cuda && job->n_local > job->cuda->device_count();
+    VQ_TRY(
+        count_same(job, vq_hash_bytes(VQ_HASH_START, host, strlen(host)), &job->n_local, &local));
+    if (!job->cuda) {
+        job->be = job->cpu;
+        return VQ_OK;
+    }
+    VQ_TRY(vq_comm_agree(job->comm, open_device(job, local)));
+    /* By name: a rank may see no GPU but its own, as the first. */
+    VQ_TRY(count_same(job, job->gpu, &job->n_on_device, &place));
+    VQ_TRY(vq_mem_info(&job->be, &free_bytes, &total_bytes));
+    job->hold_bytes = HOLD_RATIO * (double)free_bytes / job->n_on_device;
     return VQ_OK;
 }
 

@@ -19,9 +19,10 @@ typedef struct vq_job {
     vq_arena step;                     /* activations kept for the backward */
     vq_arena scratch;                  /* inside one function */
     const struct vq_cuda_module *cuda; /* NULL: no GPU */
-    int device;                        /* the GPU of this rank */
+    int device;                        /* the GPU of this rank, of those that it sees */
+    uint64_t gpu;                      /* names it among those of all ranks */
     int n_local;                       /* ranks on this node */
-    bool shares_device;                /* another rank may have the same GPU */
+    int n_on_device;                   /* ranks that have this one's GPU */
     vq_arena twins[VQ_N_ARENAS];       /* of the four arenas, on the GPU */
     vq_comm own_comm;                  /* carries the GPU's tensors */
     vq_model model;

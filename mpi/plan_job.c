@@ -180,10 +180,10 @@ vq_status vq_plan_run(const vq_config *config, const vq_comm *comm)
  * of the same GPU of it. */
 static double memory_number(const vq_job *job)
 {
-    char name[256 + 16] = "";
-    (void)gethostname(name, 255);
-    if (job->cuda) (void)snprintf(name + strlen(name), 16, "/%d", job->device);
-    return (double)(vq_hash_text(VQ_HASH_START, name) >> 12);
+    char name[256] = "";
+    (void)gethostname(name, sizeof name - 1);
+    const uint64_t number = job->cuda ? job->gpu : vq_hash_text(VQ_HASH_START, name);
+    return (double)(number >> 12);
 }
 
 /* Every rank's host. Collective. */

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "cuda_ops.h"
+#include "fileio.h"
 
 /* What is mapped at once. Each piece can be given back alone. */
 #define STEP_BYTES ((size_t)16 << 20)
@@ -329,6 +330,15 @@ vq_status vq_cuda_describe(int device, char *text, size_t size)
     VQ_CUDA(cudaGetDeviceProperties(&prop, device));
     snprintf(text, size, "%s, %.1f GiB, compute capability %d.%d", prop.name,
              (double)prop.totalGlobalMem / (1 << 30), prop.major, prop.minor);
+    return VQ_OK;
+}
+
+vq_status vq_cuda_name(int device, uint64_t *name)
+{
+    struct cudaDeviceProp prop;
+    VQ_CUDA(cudaGetDeviceProperties(&prop, device));
+    *name = VQ_HASH_START;
+    *name = vq_hash_bytes(*name, prop.uuid.bytes, sizeof prop.uuid.bytes);
     return VQ_OK;
 }
 

@@ -18,6 +18,9 @@ int vq_cuda_device_count(void);
 /* "NVIDIA H100 80GB HBM3, 79.2 GiB, compute capability 9.0" into text. */
 vq_status vq_cuda_describe(int device, char *text, size_t size);
 
+/* A number that names GPU `device` among all GPUs of all machines. */
+vq_status vq_cuda_name(int device, uint64_t *name);
+
 /* An arena of device memory: the twin of a host arena. Lives no longer than the backend. */
 vq_status vq_cuda_arena(const vq_backend *be, const char *name, vq_arena *arena);
 

@@ -13,7 +13,8 @@
 #include "mpi/small_runs.h"
 
 #define ON_GPU                                                                                     \
-    "--device", "cuda", "--steps", "2", "--batch-size", "2", "--replicas", "2", "--no-eval"
+    "--device", "cuda", "--comm", "mpi", "--steps", "2", "--batch-size", "2", "--replicas", "2",   \
+        "--no-eval"
 
 /* Gradients that stay in their stage are added up by its replicas on the host: where the numbers
  * are kept changes none of them. */
@@ -136,6 +137,29 @@ static void test_nccl(void **state)
     }
 }
 
+#define BY_TWO                                                                                     \
+    LIST("quantize", "--model", "model", "--text", CALIB, "--bits", "2", "--K", "32", "--D", "8",  \
+         "--nsamples", "2", "--seqlen", "24", "--steps", "0", "--stages", "2", "--device", "cuda", \
+         "--no-eval")
+
+/* What carries tensors where nothing is asked for: NCCL, as each rank has a GPU of its own, though
+ * each sees one alone. Where they have one GPU it is MPI, and NCCL refuses. */
+static void test_own_gpus(void **state)
+{
+    (void)state;
+    make_model("rand-llama-gqa-tied", "model");
+    for (int i = 0; i < 2; i++) {
+        if (i) assert_int_equal(setenv("SHIM_ONE_GPU", "", 1), 0);
+        finish(start_ranks(2, VQROUND, BY_TWO, LIST("--out", text("run%d", i))));
+        expect_code(0);
+        expect_words(i ? "tensors between GPUs by MPI" : "tensors between GPUs by NCCL", NULL);
+    }
+    finish(start_ranks(2, VQROUND, BY_TWO, LIST("--comm", "nccl", "--out", "run")));
+    unsetenv("SHIM_ONE_GPU");
+    expect_code(8);
+    expect_words("ranks 0 and 1 have the same GPU", "Start fewer ranks a node", NULL);
+}
+
 /* Replicas sum up their Hessians through the host. */
 static void test_gptq_by_replicas(void **state)
 {
@@ -193,6 +217,7 @@ int main(void)
         cmocka_unit_test_teardown(test_parts_are_the_pool, clear_folder),
         cmocka_unit_test_teardown(test_start_by_stages, clear_folder),
         cmocka_unit_test_teardown(test_nccl, clear_folder),
+        cmocka_unit_test_teardown(test_own_gpus, clear_folder),
         cmocka_unit_test_teardown(test_gptq_by_replicas, clear_folder),
         cmocka_unit_test_teardown(test_shared_grids, clear_folder),
         cmocka_unit_test_teardown(test_start_from_rtn, clear_folder),

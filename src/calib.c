@@ -5,6 +5,7 @@
 
 #include "error.h"
 #include "fileio.h"
+#include "log.h"
 #include "rng.h"
 
 #define C4_EVAL_DOCUMENTS 1100
@@ -118,6 +119,11 @@ static vq_status stream_windows(vq_arena *arena, vq_arena *scratch, const vq_tok
              "%s: the text has %lld tokens, expected more than seqlen = %lld. Give a longer text, "
              "or lower --seqlen",
              text->documents[0].path, (long long)count, (long long)seqlen);
+    if (count < nsamples * seqlen / 2)
+        vq_log(VQ_LOG_WARN,
+               "%s: %lld tokens are few for %lld windows of %lld, which overlap: a longer text "
+               "calibrates better",
+               text->documents[0].path, (long long)count, (long long)nsamples, (long long)seqlen);
     vq_py_random_seed(&random, seed);
     for (int64_t i = 0; i < nsamples; i++)
         put_window(out, i, ids, 0, vq_py_randint(&random, 0, count - seqlen - 1));

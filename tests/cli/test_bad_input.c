@@ -800,6 +800,17 @@ static void words_to_skip(void **state)
     remove_all("run");
 }
 
+/* Windows that lie on each other are said, and no error. */
+static void few_tokens(void **state)
+{
+    (void)state;
+#define TOKENS "tokens", "--model", "m", "--text", "text.txt", "--seqlen", "32", "--out", "few.h5"
+    RUN_OK(TOKENS, "--nsamples", "4096");
+    expect_words("warning: text.txt: ", "are few for 4096 windows of 32", "a longer text", NULL);
+    RUN_OK(TOKENS, "--nsamples", "2");
+    assert_null(strstr(last.err, "are few for"));
+}
+
 static void places(void **state)
 {
     (void)state;
@@ -897,7 +908,8 @@ int main(void)
         cmocka_unit_test(huge_losses),    cmocka_unit_test(words_to_skip),
         cmocka_unit_test(packed_models),  cmocka_unit_test(shards),
         cmocka_unit_test(texts),          cmocka_unit_test(places),
-        cmocka_unit_test(read_only_disk), cmocka_unit_test(full_disk),
+        cmocka_unit_test(few_tokens),     cmocka_unit_test(read_only_disk),
+        cmocka_unit_test(full_disk),
     };
     return cmocka_run_group_tests(tests, prepare, clean_up);
 }

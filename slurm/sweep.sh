@@ -39,5 +39,6 @@ if [ ${#left[@]} = 0 ]; then
     echo "sweep.sh: all $(wc -l <<<"$rows") rows of $table are done" >&2
     exit
 fi
+kept=$(table_keep "$table" "$out")
 echo "sweep.sh: ${#left[@]} of $(wc -l <<<"$rows") rows are to be run" >&2
-sbatch --parsable --array="$(IFS=,; echo "${left[*]}")$at_once" "$@" "$here/sweep.sbatch" "$table" "$out"
+sbatch --parsable --array="$(IFS=,; echo "${left[*]}")$at_once" "$@" "$here/sweep.sbatch" "$kept" "$out"

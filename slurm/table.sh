@@ -104,3 +104,10 @@ table_value() { # LINE KEY
     fi
     echo "$value"
 }
+
+# A copy in OUT, which rows that wait in the queue read: the table may be changed meanwhile.
+table_keep() { # TABLE OUT
+    local copy
+    copy=$2/table-$(cksum <"$1" | cut -d ' ' -f 1).tsv
+    mkdir -p "$2" && cp "$1" "$copy" && echo "$copy"
+}

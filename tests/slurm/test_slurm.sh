@@ -198,6 +198,7 @@ collected() { # DONE
 }
 table 7 >table.tsv
 job=$(sweep %2) || fail "not submitted"
+: >table.tsv # rows that wait are of the table as it was
 most=0
 until is_over "$job"; do
     running=$(squeue --noheader --jobs="$job" --states=RUNNING | wc -l)

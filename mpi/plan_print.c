@@ -96,6 +96,13 @@ static const char *flops_text(double flops, char text[32])
     return text;
 }
 
+/* What helps a pipeline that waits for its one window. */
+static const char *idle_hint(const vq_plan *p)
+{
+    const bool waits = p->n_stages > 1 && p->input.config->slices == 1 && p->step.idle_ratio > 0.3;
+    return waits ? " (with more --slices less)" : "";
+}
+
 static void print_step(const vq_plan *p)
 {
     char forward[32], backward[32], pool[32], spent[32], flops[32];
@@ -112,7 +119,7 @@ static void print_step(const vq_plan *p)
                vq_bytes_text(p->step.reduce_bytes, pool),
                vq_bytes_text(p->step.broadcast_bytes, backward));
     printf("  operations         %s\n", flops_text(p->step.flops, flops));
-    printf("  pipeline idle      %.1f %%\n", 100 * p->step.idle_ratio);
+    printf("  pipeline idle      %.1f %%%s\n", 100 * p->step.idle_ratio, idle_hint(p));
     if (p->step.seconds > 0)
         printf("  time               %s at %.4g GFLOP/s a rank\n",
                vq_duration_text(p->step.seconds, spent), p->input.gflops);
@@ -235,7 +242,7 @@ void vq_plan_log(const vq_plan *p)
     if (vq_config_learns(p->input.config))
         vq_log(VQ_LOG_INFO,
                "plan     a step sends %s each way between stages, sums and broadcasts %s; pipeline "
-               "%.0f %% idle",
+               "%.0f %% idle%s",
                vq_bytes_text(p->step.backward_bytes, forward),
-               vq_bytes_text(p->step.reduce_bytes, pool), 100 * p->step.idle_ratio);
+               vq_bytes_text(p->step.reduce_bytes, pool), 100 * p->step.idle_ratio, idle_hint(p));
 }

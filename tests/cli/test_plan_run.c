@@ -37,6 +37,12 @@ static void test_needs_no_weights(void **state)
     assert_true(json_number_value(json_object_get(json_object_get(plan, "step"), "forward_bytes")) >
                 0);
     json_decref(plan);
+#define IN_STAGES                                                                                  \
+    "plan", "--model", "shapes", "--seqlen", "64", "--ranks", "2", "--plan.gflops", "100"
+    RUN_OK(IN_STAGES);
+    assert_non_null(strstr(last.out, "% (with more --slices less)"));
+    RUN_OK(IN_STAGES, "--slices", "8");
+    assert_null(strstr(last.out, "--slices"));
     RUN("plan", "--model", "shapes", "--ranks", "2", "--nodes", "3");
     EXPECT_FAILED(2, "--nodes 3", "2 ranks", "--ranks");
 }

@@ -46,9 +46,10 @@ static double peak_gflops(void)
         double sink = 0, start = vq_seconds();
 #pragma omp parallel reduction(+ : sink)
         {
-            /* Lanes that differ and are all used: otherwise the compiler does one of them. */
-            vec sum[CHAINS] = {{0}}, x;
+            /* Lanes and chains that differ and are all used: otherwise the compiler does one. */
+            vec sum[CHAINS], x;
             for (int l = 0; l < LANES; l++) x[l] = 0.5f - (float)l * 0x1p-10f;
+            for (int c = 0; c < CHAINS; c++) sum[c] = x * (float)c;
             for (int i = 0; i < ROUNDS; i++)
                 for (int c = 0; c < CHAINS; c++) sum[c] = sum[c] * x + x;
             for (int c = 0; c < CHAINS; c++)

@@ -8,15 +8,14 @@
 
 /* Operations that take as long as making a weight from its code, or adding its gradient to it. */
 #define ROUND_FLOPS 60.0
-/* Passes of our k-means over its sample, from its own start and from the shared one; and how long
- * one of its operations takes beside one of a matrix product. */
-#define KMEANS_PASSES_OWN 10.0
-#define KMEANS_PASSES_SHARED 4.0
-#define KMEANS_COST 2.0
+/* Passes of our k-means over its sample, from any start. Its operations take as long as those of a
+ * matrix product; FAISS's, longer. */
+#define KMEANS_PASSES 16.0
+#define KMEANS_FAISS_COST 5.0
 /* What a pass takes for a vector beside its comparisons, as such operations; by signs, where the
- * vectors of each pattern are gathered and their few codes compared. */
+ * vectors are sorted by their patterns and few codes compared. */
 #define KMEANS_VECTOR_FLOPS 1200.0
-#define KMEANS_SIGN_FLOPS 6000.0
+#define KMEANS_SIGN_FLOPS 2700.0
 /* The same of all arithmetic in f32 and f64 on a GPU, beside its products in bf16: by the data
  * sheets of A100 and H100. */
 #define GPU_EXACT_COST 16.0
@@ -34,18 +33,17 @@ static double init_work(const vq_plan_view *v)
         const double n_linears = v->own.codes / (double)(c->K * c->D * 4);
         const double sample =
             VQ_MIN(n_linears * (double)(c->kmeans.max_points_per_centroid * c->K), n_vec);
-        double passes = (double)c->kmeans.iters;
-        if (c->kmeans.engine == VQ_KMEANS_VQ)
-            passes = VQ_MIN(passes, c->kmeans.start == VQ_START_OWN ? KMEANS_PASSES_OWN
-                                                                    : KMEANS_PASSES_SHARED);
+        const bool faiss = c->kmeans.engine == VQ_KMEANS_FAISS;
+        const double iters = (double)c->kmeans.iters;
+        const double passes = faiss ? iters : VQ_MIN(iters, KMEANS_PASSES);
         /* A vector is compared with its own pattern's codes alone where there are enough. */
         const double patterns = c->kmeans.by_sign ? exp2((double)c->D) : 1;
         const double codes = (double)c->K / (patterns <= (double)c->K ? patterns : 1);
         const double compare = 2 * codes * (double)c->D;
-        flops = (passes * sample + n_vec) *
-                (on_gpu ? GPU_EXACT_COST * compare
-                        : KMEANS_COST * compare +
-                              (c->kmeans.by_sign ? KMEANS_SIGN_FLOPS : KMEANS_VECTOR_FLOPS));
+        const double beside = c->kmeans.by_sign ? KMEANS_SIGN_FLOPS : KMEANS_VECTOR_FLOPS;
+        flops = (passes * sample + n_vec) * (on_gpu  ? GPU_EXACT_COST * compare
+                                             : faiss ? KMEANS_FAISS_COST * compare
+                                                     : compare + beside);
     }
     if (vq_config_sweeps(c)) flops += 2 * n * v->own.weights;
     if (!vq_config_uses_gptq(c)) return flops;

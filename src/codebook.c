@@ -81,10 +81,12 @@ vq_status vq_codebook_count(vq_tensor *counts, const vq_tensor *idx, int64_t n_w
     VQ_ASSERT(n_vec == VQ_CEIL_DIV(n_weights, D));
     memset(count, 0, vq_tensor_bytes(counts));
     for (int64_t i = 0; i < n_vec; i++) {
-        int64_t k = index_at(idx, i), width = VQ_MIN(D, n_weights - i * D);
+        const int64_t k = index_at(idx, i);
         VQ_ASSERT(k < K);
-        for (int64_t d = 0; d < width; d++) count[k * D + d]++;
+        count[k * D]++;
     }
+    for (int64_t i = 0; i < K * D; i++) count[i] = count[i / D * D];
+    for (int64_t p = n_weights; p < n_vec * D; p++) count[index_at(idx, n_vec - 1) * D + p % D]--;
     return VQ_OK;
 }
 

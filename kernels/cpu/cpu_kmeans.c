@@ -190,6 +190,28 @@ vq_status vq_cpu_kmeans_assign(void *ctx, vq_tensor *idx, double *objective, con
     return VQ_OK;
 }
 
+/* Adds the vectors [first, end) whose codes are the n from `code` on to the sums [n][D + 1] of
+ * these, the last of each being their number. Which ones they are is found first, without branches,
+ * which nobody could foresee. */
+static void add_up(double *sums, const real *x, const uint32_t *code_of, int64_t first, int64_t end,
+                   int64_t D, int64_t code, int64_t n)
+{
+    int64_t found[BLOCK];
+    for (int64_t begin = first; begin < end; begin += BLOCK) {
+        int64_t n_found = 0;
+        for (int64_t i = begin; i < VQ_MIN(begin + BLOCK, end); i++) {
+            found[n_found] = i;
+            n_found += code_of[i] - (uint32_t)code < (uint32_t)n;
+        }
+        for (int64_t f = 0; f < n_found; f++) {
+            const real *v = x + found[f] * D;
+            double *sum = sums + (code_of[found[f]] - code) * (D + 1);
+            for (int64_t d = 0; d < D; d++) sum[d] += (double)v[d];
+            sum[D]++;
+        }
+    }
+}
+
 /* A thread goes over all of a part's vectors for a range of its codes, so that each code sums its
  * own in the order of their position, whatever the number of threads. Their number stands beside
  * the sum: threads that count in one line of the cache would wait for each other. */
@@ -199,7 +221,6 @@ vq_status vq_cpu_kmeans_update(void *ctx, vq_tensor *codes, vq_tensor *counts, c
     vq_cpu *cpu = ctx;
     const int64_t D = x->dim[1], K = codes->dim[0];
     const int64_t n_ranges = vq_part_blocks(K, n_parts, RANGE);
-    const uint32_t *code_of = idx->data;
     size_t mark = vq_arena_mark(&cpu->scratch);
     double *sums;
     VQ_TRY(VQ_NEW(&cpu->scratch, K * (D + 1), &sums));
@@ -212,14 +233,7 @@ vq_status vq_cpu_kmeans_update(void *ctx, vq_tensor *codes, vq_tensor *counts, c
         if (of.n <= 0) continue;
         double *own = sums + of.first * (D + 1);
         memset(own, 0, (size_t)(of.n * (D + 1)) * sizeof *own);
-        for (int64_t i = part->first; i < part->first + part->n; i++) {
-            const int64_t k = code_of[i] - of.first;
-            if (k < 0 || k >= of.n) continue;
-            const real *v = (const real *)x->data + i * D;
-            double *sum = own + k * (D + 1);
-            for (int64_t d = 0; d < D; d++) sum[d] += (double)v[d];
-            sum[D]++;
-        }
+        add_up(own, x->data, idx->data, part->first, part->first + part->n, D, of.first, of.n);
         for (int64_t k = 0; k < of.n; k++) {
             const double *sum = own + k * (D + 1);
             real *c = (real *)codes->data + (of.first + k) * D;

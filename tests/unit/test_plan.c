@@ -300,6 +300,31 @@ static void test_start_on_gpu(void **state)
     assert_true(p.seconds.init > host.seconds.init);
 }
 
+/* Ours ends by itself; by signs a vector is compared with few codes, if there are enough of them.
+ */
+static void test_time_of_kmeans(void **state)
+{
+    (void)state;
+    const vq_plan_model m = model_of(2);
+    vq_config c = defaults();
+    c.method = VQ_METHOD_VQROUND;
+    c.K = 2048;
+    const double own = make(&c, &m, 1, 1, 0).seconds.init;
+    c.kmeans.iters = 1000;
+    assert_true(make(&c, &m, 1, 1, 0).seconds.init == own);
+    c.kmeans.by_sign = true;
+    assert_true(make(&c, &m, 1, 1, 0).seconds.init < own / 4);
+    c.D = 16; /* more patterns than codes */
+    const double together = make(&c, &m, 1, 1, 0).seconds.init;
+    assert_true(together > own / 2 && together < 2 * own);
+    c.D = 8;
+    c.kmeans.by_sign = false;
+    c.kmeans.engine = VQ_KMEANS_FAISS;
+    const double faiss = make(&c, &m, 1, 1, 0).seconds.init;
+    c.kmeans.iters = 1;
+    assert_true(faiss > 20 * own && make(&c, &m, 1, 1, 0).seconds.init < faiss / 100);
+}
+
 static void test_bad_world(void **state)
 {
     (void)state;
@@ -320,6 +345,7 @@ int main(void)
         cmocka_unit_test(test_recompute_by_memory),
         cmocka_unit_test(test_gpu),
         cmocka_unit_test(test_start_on_gpu),
+        cmocka_unit_test(test_time_of_kmeans),
         cmocka_unit_test(test_bad_world),
         cmocka_unit_test(test_less_to_do),
     };

@@ -201,6 +201,22 @@ static void say_model(const vq_job *job)
            vq_dtype_name(job->model.embed.dtype));
 }
 
+/* What was rounded once has little left to gain, and nothing else shows it in a dense export. */
+static vq_status warn_of_export(vq_job *job)
+{
+    char *mark;
+    const size_t before = vq_arena_mark(&job->scratch);
+    VQ_TRY(vq_path_join(&job->scratch, job->config->model, VQ_EXPORT_MARK, &mark));
+    if (vq_file_exists(mark))
+        vq_log(
+            VQ_LOG_WARN,
+            "%s is a model that vqround has quantized (there is %s): expected the original. Give "
+            "its folder, if this is not meant",
+            job->config->model, VQ_EXPORT_MARK);
+    vq_arena_reset(&job->scratch, before);
+    return VQ_OK;
+}
+
 /* A word that leaves nothing out is a mistake, unless it is the default. */
 static void say_skips(const vq_job *job)
 {
@@ -253,6 +269,7 @@ static vq_status run(vq_job *job, vq_folder *folder, int argc, const char *const
 
     VQ_TRY(vq_model_require_dense(&job->model.config, c->model));
     say_model(job);
+    VQ_TRY(warn_of_export(job));
     say_skips(job);
     VQ_TRY(vq_export_check(job));
     vq_status opened = VQ_OK;

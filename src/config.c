@@ -682,9 +682,10 @@ static vq_status next(reader *r, item *out)
     yaml_event_t e;
     if (!yaml_parser_parse(&r->parser, &e)) {
         const char *problem = r->parser.problem ? r->parser.problem : "not readable";
-        VQ_FAIL(VQ_EUSAGE, "%s:%d: %s; expected YAML lines such as \"key: value\". Correct it",
-                r->path, (int)VQ_MAX(r->parser.problem_mark.line, r->parser.mark.line) + 1,
-                problem);
+        VQ_FAIL(
+            VQ_EUSAGE,
+            "%s:%d: %s; expected YAML lines such as \"key: value\", indented by spaces. Correct it",
+            r->path, (int)VQ_MAX(r->parser.problem_mark.line, r->parser.mark.line) + 1, problem);
     }
     vq_status status = VQ_OK;
     *out = (item){.type = e.type, .line = (int)e.start_mark.line + 1};

@@ -184,6 +184,7 @@ static void settings_files(void **state)
         {"bits: 2\nbits: 3\n", {2, {"c.yaml:2 bits", "twice", "line 1", "Remove"}}},
         {"model: [\n", {2, {"c.yaml:1 model", "expected", "--help"}}},
         {"train: {steps: 3\n", {2, {"c.yaml:", "expected YAML", "Correct"}}},
+        {"train:\n\tsteps: 3\n", {2, {"c.yaml:2", "indented by spaces", "Correct"}}},
         {"model: 'm\n", {2, {"c.yaml:", "expected YAML", "Correct"}}},
         {"- bits\n", {2, {"c.yaml:1", "expected lines", "--help"}}},
         {"\xff\xfe\x01", {2, {"c.yaml:", "expected YAML", "Correct"}}},
@@ -797,6 +798,10 @@ static void words_to_skip(void **state)
     assert_null(strstr(last.err, "lm_head"));
     assert_non_null(strstr(last.out, "size of the weights"));
     assert_null(strstr(last.out, "perplexity")); /* a table's head without a row */
+    RUN_OK("quantize", "--model", "run/model", "--text", "text.txt", "--nsamples", "2", "--seqlen",
+           "32", "--method", "rtn", "--no-eval", "--out", "again");
+    expect_words("warning: run/model is a model that vqround has quantized", "the original", NULL);
+    remove_all("again");
     remove_all("run");
 }
 

@@ -61,7 +61,8 @@ static vq_status compare_own(vq_job *job, vq_mode mode, double *sums)
 {
     const int64_t first = job->stage.first * VQ_N_KINDS, last = job->stage.last * VQ_N_KINDS;
     vq_progress p;
-    vq_progress_begin(&p, "errors", "layers", 0, job->stage.last - job->stage.first);
+    vq_progress_begin(&p, "errors", job->comm->size > 1 ? "layers of rank 0" : "layers", 0,
+                      job->stage.last - job->stage.first);
     for (int64_t slot = first; slot < last; slot++) {
         vq_progress_step(&p, (slot - first) / VQ_N_KINDS, NULL);
         const vq_vqlinear *l =

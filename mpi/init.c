@@ -369,7 +369,7 @@ static vq_status make_share(maker *m)
     int64_t n = 0, done = 0;
     FOR_EACH_LINEAR(job, slot, l) n += is_mine(job, slot);
     vq_progress p;
-    vq_progress_begin(&p, "init", "linears", 0, n);
+    vq_progress_begin(&p, "init", job->comm->size > 1 ? "linears of rank 0" : "linears", 0, n);
     FOR_EACH_LINEAR(job, slot, l)
     {
         if (!is_mine(job, slot)) continue;

@@ -126,6 +126,8 @@ timeout 60 srun --nodes=2 --ntasks-per-node=2 --mpi=pmix --kill-on-bad-exit=1 --
     "$program" quantize "${settings[@]}" --steps 30 --out "$dir/four" --threads 1 >four.out 2>&1 ||
     fail "code $?" four.out
 grep -q '"ranks": 4' four/results.json || fail "not 4 ranks" four/results.json
+grep -q '^init .* linears in' one.out && grep -q '^init .* linears of rank 0 in' four.out ||
+    fail "whose linears is not said" one.out four.out
 same_results four
 
 begin "USR1: a checkpoint, code 75, queued again, the same bits"

@@ -13,12 +13,14 @@
 #include "stream.h"
 
 #define KIND "blocks"
-#define LAYOUT 1
+#define LAYOUT 2
 #define PREFIX "blocks-"
 
 typedef struct loop {
     vq_job *job;
     const vq_config *config;
+    uint64_t key;              /* of the files */
+    const double *missing;     /* [N] layers that are to be trained; the others have been */
     vq_sweep teacher, student; /* their inputs of the layer at work; the teacher's outputs next */
     vq_stream stream;          /* an epoch of steps */
     int64_t *first, *n;        /* [stream.count] this replica's windows of a step, in the sweeps */
@@ -81,6 +83,86 @@ static vq_status pass_on(void *ctx, bool on)
     loop *L = ctx;
     VQ_TRY(vq_sweep_pass_on(&L->teacher, on));
     return vq_sweep_pass_on(&L->student, on);
+}
+
+/* --- files ----------------------------------------------------------------------------------- */
+
+/* Writes or reads the numbers of a slot. */
+static vq_status pass_slot(vq_h5 *h, vq_job *job, int64_t slot, bool write)
+{
+    vq_tensor part[] = {vq_pool_part(&job->pool, &job->pool.codes, slot),
+                        vq_pool_scales(&job->pool, &job->pool.codes, slot)};
+    static const char *const names[] = {"codes", "factor"};
+    char name[320];
+    for (int i = 0; i < 2; i++) {
+        if (!part[i].data) continue;
+        snprintf(name, sizeof name, "%s/%s", vq_pool_name(&job->model, slot), names[i]);
+        VQ_TRY(write ? vq_place_write(&job->be, &job->scratch, h, name, &part[i])
+                     : vq_place_read(&job->be, &job->scratch, h, name, &part[i]));
+    }
+    return VQ_OK;
+}
+
+static vq_status pass_layer(vq_h5 *h, vq_job *job, int64_t layer, bool write)
+{
+    for (int64_t slot = layer * VQ_N_KINDS; slot < (layer + 1) * VQ_N_KINDS; slot++)
+        if (vq_job_has_slot(job, slot)) VQ_TRY(pass_slot(h, job, slot, write));
+    return VQ_OK;
+}
+
+static vq_status path_of(vq_job *job, int64_t layer, char **path)
+{
+    return vq_job_path(job, path, PREFIX "%04lld.h5", (long long)layer);
+}
+
+/* Replicas have the same numbers: one of them keeps a layer. */
+static vq_status write_layer(loop *L, int64_t layer)
+{
+    vq_job *job = L->job;
+    char *path;
+    vq_h5 h;
+    if (job->topo.replica > 0) return VQ_OK;
+    VQ_TRY(path_of(job, layer, &path));
+    VQ_TRY(vq_h5_create(&job->run, path, KIND, LAYOUT, &h));
+    vq_status status = vq_h5_set_u64(&h, NULL, "key", L->key);
+    if (!status) status = pass_layer(&h, job, layer, true);
+    if (!status) return vq_h5_finish(&h);
+    vq_h5_close(&h);
+    return status;
+}
+
+/* Reads the layers of the stage that an earlier run has trained; missing: 1 for the others. */
+static vq_status read_layers(vq_job *job, uint64_t key, double *missing)
+{
+    for (int64_t i = job->stage.first; i < job->stage.last; i++) {
+        char *path;
+        vq_h5 h;
+        VQ_TRY(path_of(job, i, &path));
+        missing[i] = !vq_file_exists(path);
+        if (missing[i] > 0) continue;
+        VQ_TRY(vq_h5_open(&job->run, path, KIND, LAYOUT, &h));
+        vq_status status = vq_h5_check_u64(&h, "key", key, "the settings of the layers' training");
+        if (!status) status = pass_layer(&h, job, i, false);
+        vq_h5_close(&h);
+        VQ_TRY(status);
+    }
+    return VQ_OK;
+}
+
+/* The same on all ranks: missing is above 0 where a rank lacks a layer. Collective. */
+static vq_status find_layers(vq_job *job, uint64_t key, double *missing, int64_t *n_missing)
+{
+    const int64_t N = job->model.config.N;
+    for (int64_t i = 0; i < N; i++) missing[i] = 0;
+    VQ_TRY(vq_comm_agree(job->comm, read_layers(job, key, missing)));
+    vq_tensor sum = vq_tensor_1d(missing, VQ_F64, N);
+    VQ_TRY(vq_comm_sum(job->comm, &sum));
+    *n_missing = 0;
+    for (int64_t i = 0; i < N; i++) *n_missing += missing[i] > 0;
+    if (*n_missing < N)
+        vq_log(VQ_LOG_INFO, "blocks   %lld of %lld layers from an earlier run",
+               (long long)(N - *n_missing), (long long)N);
+    return VQ_OK;
 }
 
 /* --- a layer --------------------------------------------------------------------------------- */
@@ -188,12 +270,24 @@ static vq_status run_step(loop *L, int64_t layer, int64_t step)
     return set_scales(L, layer);
 }
 
-static vq_status train_layer(void *ctx, int64_t layer)
+/* A layer that has been trained: its outputs become the inputs of the next. */
+static vq_status pass_trained(loop *L, int64_t layer)
+{
+    VQ_TRY(set_scales(L, layer));
+    VQ_TRY(vq_sweep_pass(&L->teacher, layer, VQ_MODE_FLOAT));
+    VQ_TRY(vq_sweep_pass(&L->student, layer, vq_job_mode(L->job)));
+    vq_progress_step(&L->progress, layer + 1 - L->job->stage.first, "layer %lld", (long long)layer);
+    return VQ_OK;
+}
+
+static vq_status train_layer(void *ctx, int64_t layer, bool *is_made)
 {
     loop *L = ctx;
     vq_job *job = L->job;
     const int64_t steps = L->config->train.block_steps, epoch = L->stream.count;
     vq_comm_at(job->comm, "blocks, layer %lld", (long long)layer);
+    *is_made = L->missing[layer] > 0;
+    if (!*is_made) return pass_trained(L, layer);
     VQ_TRY(run_teacher(L, layer));
     L->adam.step = 0;
     double before = 0, after = 0;
@@ -205,72 +299,10 @@ static vq_status train_layer(void *ctx, int64_t layer)
         if (step < some) before += error;
         if (step >= steps - some) after += error;
     }
+    VQ_TRY(write_layer(L, layer));
     VQ_TRY(vq_sweep_pass(&L->student, layer, vq_job_mode(job)));
     vq_progress_step(&L->progress, layer + 1 - job->stage.first, "relative error %.3g -> %.3g",
                      before, after);
-    return VQ_OK;
-}
-
-/* --- the file -------------------------------------------------------------------------------- */
-
-/* Writes or reads the numbers of a slot. */
-static vq_status pass_slot(vq_h5 *h, vq_job *job, int64_t slot, bool write)
-{
-    vq_tensor part[] = {vq_pool_part(&job->pool, &job->pool.codes, slot),
-                        vq_pool_scales(&job->pool, &job->pool.codes, slot)};
-    static const char *const names[] = {"codes", "factor"};
-    char name[320];
-    for (int i = 0; i < 2; i++) {
-        if (!part[i].data) continue;
-        snprintf(name, sizeof name, "%s/%s", vq_pool_name(&job->model, slot), names[i]);
-        VQ_TRY(write ? vq_place_write(&job->be, &job->scratch, h, name, &part[i])
-                     : vq_place_read(&job->be, &job->scratch, h, name, &part[i]));
-    }
-    return VQ_OK;
-}
-
-static vq_status write_file(vq_job *job, uint64_t key)
-{
-    char *path;
-    vq_h5 h;
-    if (job->topo.replica > 0) return VQ_OK;
-    VQ_TRY(vq_job_path(job, &path, PREFIX "%04d.h5", job->comm->rank));
-    VQ_TRY(vq_h5_create(&job->run, path, KIND, LAYOUT, &h));
-    vq_status status = vq_h5_set_u64(&h, NULL, "key", key);
-    for (int64_t slot = 0; slot < job->pool.n_slots && !status; slot++)
-        if (vq_job_has_slot(job, slot)) status = pass_slot(&h, job, slot, true);
-    if (!status) return vq_h5_finish(&h);
-    vq_h5_close(&h);
-    return status;
-}
-
-/* Whether the files have all of the stage's linears; with `read`, reads them. */
-static vq_status look_in_files(vq_job *job, uint64_t key, bool read, bool *all)
-{
-    char **paths, name[320];
-    int64_t n;
-    bool *found;
-    const size_t mark = vq_arena_mark(&job->scratch);
-    VQ_TRY(vq_job_files(&job->scratch, job->config->out, PREFIX, &paths, &n));
-    VQ_TRY(VQ_NEW(&job->scratch, job->pool.n_slots, &found));
-    for (int64_t slot = 0; slot < job->pool.n_slots; slot++)
-        found[slot] = !vq_job_has_slot(job, slot);
-    for (int64_t i = 0; i < n; i++) {
-        vq_h5 h;
-        VQ_TRY(vq_h5_open(&job->scratch, paths[i], KIND, LAYOUT, &h));
-        vq_status status = vq_h5_check_u64(&h, "key", key, "the settings of the layers' training");
-        for (int64_t slot = 0; slot < job->pool.n_slots && !status; slot++) {
-            snprintf(name, sizeof name, "%s/codes", vq_pool_name(&job->model, slot));
-            if (found[slot] || !vq_h5_has(&h, name)) continue;
-            if (read) status = pass_slot(&h, job, slot, false);
-            found[slot] = true;
-        }
-        vq_h5_close(&h);
-        VQ_TRY(status);
-    }
-    *all = true;
-    for (int64_t slot = 0; slot < job->pool.n_slots; slot++) *all = *all && found[slot];
-    vq_arena_reset(&job->scratch, mark);
     return VQ_OK;
 }
 
@@ -293,10 +325,10 @@ static vq_status open_loop(loop *L, const vq_windows *windows)
     return open_sweeps(L, windows);
 }
 
-/* Trains this stage's layers and leaves its file. */
-static vq_status train_stage(vq_job *job, const vq_data *data, uint64_t key)
+/* Trains the layers of this stage that are missing and leaves their files. */
+static vq_status train_stage(vq_job *job, const vq_data *data, uint64_t key, const double *missing)
 {
-    loop L = {.job = job, .config = job->config};
+    loop L = {.job = job, .config = job->config, .key = key, .missing = missing};
     const size_t mark = vq_arena_mark(&job->step);
     L.teacher.file.id = L.student.file.id = -1;
     VQ_TRY(vq_comm_agree(job->comm, open_loop(&L, &data->calib)));
@@ -304,27 +336,21 @@ static vq_status train_stage(vq_job *job, const vq_data *data, uint64_t key)
     vq_sweep_close(&L.teacher);
     vq_sweep_close(&L.student);
     vq_arena_reset(&job->step, mark);
-    VQ_TRY(status);
-    return vq_comm_agree(job->comm, write_file(job, key));
+    return vq_comm_agree(job->comm, status);
 }
 
 vq_status vq_blocks_train(vq_job *job, const vq_data *data, double *seconds)
 {
     const double start_s = vq_seconds();
-    bool all = false;
+    int64_t n_missing;
+    double *missing;
     uint64_t key = vq_hash_u64(vq_config_phase_hash(job->config, VQ_PHASE_BLOCKS), job->init_key);
     key = vq_hash_u64(key, data->calib_hash);
     vq_comm_at(job->comm, "blocks");
-    vq_status status = vq_stage_learn_scales(&job->stage, &job->weights);
-    if (!status) status = look_in_files(job, key, false, &all);
-    VQ_TRY(vq_comm_agree(job->comm, status));
-    double missing = !all;
-    vq_tensor sum = vq_tensor_1d(&missing, VQ_F64, 1);
-    VQ_TRY(vq_comm_sum(job->comm, &sum));
-    if (missing > 0)
-        VQ_TRY(train_stage(job, data, key));
-    else
-        VQ_TRY(vq_comm_agree(job->comm, look_in_files(job, key, true, &all)));
+    VQ_TRY(VQ_NEW(&job->run, job->model.config.N, &missing));
+    VQ_TRY(vq_comm_agree(job->comm, vq_stage_learn_scales(&job->stage, &job->weights)));
+    VQ_TRY(find_layers(job, key, missing, &n_missing));
+    if (n_missing > 0) VQ_TRY(train_stage(job, data, key, missing));
     VQ_TRY(vq_stage_set_scales(&job->stage));
     *seconds = vq_seconds() - start_s;
     return job->pool.is_whole ? vq_job_share_pool(job) : VQ_OK;

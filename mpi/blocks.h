@@ -11,10 +11,12 @@
  * stage begins when the one before hands it the teacher's and the student's inputs of its first
  * layer, and replicas add up their gradients: any number of stages gives the same bits.
  *
- * Leaves RUN/blocks-RANK.h5: by linear's name codes and, of learned scales, factor. */
+ * Each layer leaves RUN/blocks-LAYER.h5: by linear's name codes and, of learned scales, factor. A
+ * run that was ended goes on with the layers that lack theirs. */
 #pragma once
 #include "sweep.h"
 
 /* Trains the layers or reads what an earlier run trained, on all ranks of the pool. Collective.
- * Fails: VQ_ENOTFINITE (with the layer); VQ_EFILE, VQ_EMEM, VQ_EPEER. */
+ * Fails: VQ_ENOTFINITE (with the layer); VQ_EFILE, VQ_EMEM, VQ_EPEER; VQ_ESTOPPED (asked for, after
+ * a layer). */
 vq_status vq_blocks_train(vq_job *job, const vq_data *data, double *seconds);

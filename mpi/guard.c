@@ -10,7 +10,8 @@
 #include "error.h"
 #include "log.h"
 
-#define ANSWER "stop     is asked for: at the end of this step or phase, whose work is kept\n"
+#define ANSWER                                                                                     \
+    "stop     is asked for: at the end of this step, layer or phase, whose work is kept\n"
 
 static volatile sig_atomic_t caught;
 static const char *answer; /* to the first signal: a phase may take much longer than a step */
@@ -47,6 +48,19 @@ const char *vq_guard_stop(double next_s)
         return text;
     }
     return limit_s > 0 && vq_seconds() - start_s + next_s > limit_s ? "max_hours" : NULL;
+}
+
+vq_status vq_guard_stopped(const char *out, int64_t layer, double next_s)
+{
+    const char *reason = vq_guard_stop(next_s);
+    VQ_FAIL(VQ_ESTOPPED,
+            "%s: stopped by %s after layer %lld, as asked. Run the same command again to go on",
+            out, reason ? reason : "another rank", (long long)layer);
+}
+
+vq_status vq_guard_layer(const char *out, int64_t layer, double next_s)
+{
+    return vq_guard_stop(next_s) ? vq_guard_stopped(out, layer, next_s) : VQ_OK;
 }
 
 vq_status vq_guard_check(const char *out)

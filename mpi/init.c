@@ -1,7 +1,6 @@
 /* init - grids and codebooks, made or read back. */
 #include "init.h"
 
-#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -9,6 +8,7 @@
 #include "codebook.h"
 #include "error.h"
 #include "grid.h"
+#include "guard.h"
 #include "log.h"
 #include "lowrank.h"
 #include "place.h"
@@ -16,10 +16,13 @@
 #include "sweep.h"
 
 #define KIND "init"
-#define LAYOUT 2
+#define LAYOUT 3
 #define PREFIX "init-"
+#define START_KIND "start"
+#define START PREFIX "start.h5"
 #define GRID_KIND "grid" /* what a sweep gives, for runs with other codebooks */
 #define GRID_PREFIX "grid-"
+#define SETTINGS "the model's weights, bits, groups, K and D, and GPTQ's windows"
 
 /* The settings in the form that grid and codebook take. */
 typedef struct settings {
@@ -133,32 +136,62 @@ static vq_vqlinear *start_linear(vq_job *job)
     return best;
 }
 
-/* Rank 0, which has layer 0, makes the start codebook; all ranks get it. It has no data where the
- * linears are too small for one, or each is to have its own start. */
-static vq_status make_start(vq_job *job, const settings *set, vq_tensor *start)
+static vq_status read_start(vq_job *job, const char *path, vq_tensor *codes)
+{
+    vq_h5 h;
+    VQ_TRY(vq_h5_open(&job->run, path, START_KIND, LAYOUT, &h));
+    vq_status status = vq_h5_check_u64(&h, "key", job->init_key, SETTINGS);
+    if (!status) status = vq_h5_read(&h, "codes", codes);
+    vq_h5_close(&h);
+    return status;
+}
+
+static vq_status write_start(vq_job *job, const char *path, const vq_tensor *codes)
+{
+    vq_h5 h;
+    VQ_TRY(vq_h5_create(&job->run, path, START_KIND, LAYOUT, &h));
+    vq_status status = vq_h5_set_u64(&h, NULL, "key", job->init_key);
+    if (!status) status = vq_h5_write(&h, "codes", codes);
+    if (!status) return vq_h5_finish(&h);
+    vq_h5_close(&h);
+    return status;
+}
+
+/* Rank 0, which has layer 0: the start codebook as an earlier run has left it, or made and left.
+ * There is none where the linears are too small for it. */
+static vq_status find_start(vq_job *job, const settings *set, vq_tensor *codes, bool *has_start)
+{
+    vq_vqlinear *l = start_linear(job);
+    const size_t mark = vq_arena_mark(&job->scratch);
+    vq_tensor rest;
+    char *path;
+    *has_start = l && vq_codebook_codes(&set->codebook, vq_tensor_count(&l->source->weight)) ==
+                          set->codebook.K;
+    if (!*has_start) return VQ_OK;
+    VQ_TRY(vq_job_path(job, &path, START));
+    if (vq_file_exists(path)) return read_start(job, path, codes);
+    VQ_TRY(residual(job, set, l, &rest));
+    VQ_TRY(vq_codebook_start(&job->be, &job->scratch, codes, &rest, &set->codebook));
+    vq_arena_reset(&job->scratch, mark);
+    return write_start(job, path, codes);
+}
+
+/* All ranks get rank 0's start codebook. It has no data where there is none, or each linear is to
+ * have its own. */
+static vq_status share_start(vq_job *job, const settings *set, vq_tensor *start)
 {
     const vq_config *c = job->config;
-    vq_status status = VQ_OK;
+    bool is_found = false;
     *start = (vq_tensor){0};
     if (!vq_config_has_codebook(c) || c->kmeans.engine != VQ_KMEANS_VQ ||
         c->kmeans.start != VQ_START_SHARED)
         return VQ_OK;
     vq_tensor codes;
-    int64_t has_start = 0;
     VQ_TRY(vq_tensor_new(&job->run, VQ_HOST, job->be.real,
                          VQ_DIMS(set->codebook.K, set->codebook.D), &codes));
-    if (job->comm->rank == 0) {
-        vq_vqlinear *l = start_linear(job);
-        has_start = l && vq_codebook_codes(&set->codebook, vq_tensor_count(&l->source->weight)) ==
-                             set->codebook.K;
-        size_t mark = vq_arena_mark(&job->scratch);
-        vq_tensor rest;
-        if (has_start) status = residual(job, set, l, &rest);
-        if (has_start && !status)
-            status = vq_codebook_start(&job->be, &job->scratch, &codes, &rest, &set->codebook);
-        vq_arena_reset(&job->scratch, mark);
-    }
-    VQ_TRY(vq_comm_agree(job->comm, status));
+    VQ_TRY(vq_comm_agree(job->comm,
+                         job->comm->rank == 0 ? find_start(job, set, &codes, &is_found) : VQ_OK));
+    int64_t has_start = is_found;
     vq_tensor flag = vq_tensor_1d(&has_start, VQ_I64, 1);
     VQ_TRY(vq_comm_broadcast(job->comm, &flag, 0));
     VQ_TRY(vq_comm_broadcast(job->comm, &codes, 0));
@@ -236,15 +269,107 @@ static bool is_mine(const vq_job *job, int64_t slot)
     return job->maker[slot] == job->topo.replica;
 }
 
+/* --- files ----------------------------------------------------------------------------------- */
+
+/* What is kept of each layer, in a file of every replica with its share: DIR/PREFIX-LAYER-REPLICA,
+ * each whole or not there. A layer is whole when all of its linears are found, whoever made them.
+ */
+typedef struct shelf {
+    const char *kind, *prefix;
+    const char *part; /* what a linear has there in any case */
+    uint64_t key;
+} shelf;
+
+static shelf init_shelf(const vq_job *job)
+{
+    return (shelf){.kind = KIND, .prefix = PREFIX, .part = "base", .key = job->init_key};
+}
+
+static shelf grid_shelf(const vq_job *job)
+{
+    return (shelf){.kind = GRID_KIND, .prefix = GRID_PREFIX, .part = "rest", .key = job->grid_key};
+}
+
+static vq_status create_layer(vq_job *job, const shelf *s, int64_t layer, vq_h5 *h)
+{
+    char *path;
+    VQ_TRY(vq_job_path(job, &path, "%s%04lld-%04d.h5", s->prefix, (long long)layer,
+                       job->topo.replica));
+    VQ_TRY(vq_h5_create(&job->run, path, s->kind, LAYOUT, h));
+    return vq_h5_set_u64(h, NULL, "key", s->key);
+}
+
+/* Notes which of the layer's linears are in the folder, but not those of which `found` says it
+ * already; with `read`, reads them. */
+static vq_status look_in_layer(vq_job *job, const shelf *s, const char *dir, int64_t layer,
+                               bool read, bool found[VQ_N_KINDS])
+{
+    char **paths, name[320];
+    int64_t n;
+    const size_t mark = vq_arena_mark(&job->scratch);
+    snprintf(name, sizeof name, "%s%04lld-", s->prefix, (long long)layer);
+    VQ_TRY(vq_job_files(&job->scratch, dir, name, &paths, &n));
+    for (int64_t i = 0; i < n; i++) {
+        vq_h5 h;
+        VQ_TRY(vq_h5_open(&job->scratch, paths[i], s->kind, LAYOUT, &h));
+        vq_status status = vq_h5_check_u64(&h, "key", s->key, SETTINGS);
+        for (int k = 0; k < VQ_N_KINDS && !status; k++) {
+            if (found[k] || !vq_job_has_slot(job, layer * VQ_N_KINDS + k)) continue;
+            vq_vqlinear *l = vq_stage_linear(&job->stage, layer, (vq_linear_kind)k);
+            snprintf(name, sizeof name, "%s/%s", l->source->name, s->part);
+            if (!vq_h5_has(&h, name)) continue;
+            if (read) status = read_linear(job, &h, l);
+            found[k] = true;
+        }
+        vq_h5_close(&h);
+        VQ_TRY(status);
+    }
+    vq_arena_reset(&job->scratch, mark);
+    return VQ_OK;
+}
+
+/* How many linears of each layer the run folder lacks, added up over the ranks; with `read`, those
+ * that are there are read, but not again what this rank has just made. Collective. */
+static vq_status look_in_folder(vq_job *job, const shelf *s, bool read, bool are_made,
+                                double *missing)
+{
+    vq_status status = VQ_OK;
+    for (int64_t i = 0; i < job->model.config.N; i++) missing[i] = 0;
+    for (int64_t i = job->stage.first; i < job->stage.last && !status; i++) {
+        bool found[VQ_N_KINDS];
+        for (int k = 0; k < VQ_N_KINDS; k++)
+            found[k] = are_made && is_mine(job, i * VQ_N_KINDS + k);
+        status = look_in_layer(job, s, job->config->out, i, read, found);
+        for (int k = 0; k < VQ_N_KINDS; k++)
+            missing[i] += vq_job_has_slot(job, i * VQ_N_KINDS + k) && !found[k];
+    }
+    VQ_TRY(vq_comm_agree(job->comm, status));
+    vq_tensor sum = vq_tensor_1d(missing, VQ_F64, job->model.config.N);
+    return vq_comm_sum(job->comm, &sum);
+}
+
+/* Whether no layer lacks a linear. */
+static bool is_whole(const vq_job *job, const double *missing)
+{
+    for (int64_t i = 0; i < job->model.config.N; i++)
+        if (missing[i] > 0) return false;
+    return true;
+}
+
+/* --- making ---------------------------------------------------------------------------------- */
+
 /* What making a linear needs. */
 typedef struct maker {
     vq_job *job;
     const settings *set;
     const vq_tensor *start;
-    vq_h5 file;
-    vq_h5 grid_out;  /* closed unless other runs are to have the grids */
-    vq_h5 *grids;    /* [n_grids] another run's; none: they are made */
-    int64_t n_grids; /* opened */
+    const double *missing; /* [N] a layer that lacks nothing is not made again */
+    const vq_share *share; /* of the grids */
+    bool is_quantized;     /* what a layer reads has passed through quantized layers */
+    vq_h5 file, grid_out;  /* of the layer at work; the latter only if other runs are to have it */
+    vq_h5 *grids;          /* [n_grids] of the layer at work: another run's */
+    int64_t n_grids;       /* opened */
+    size_t mark;           /* of what a layer takes of the step's memory */
 } maker;
 
 /* The logits of rest: themselves, or their best approximation of the factors' rank; by the host. */
@@ -327,7 +452,84 @@ static vq_status find_grid(maker *m, vq_vqlinear *l, vq_tensor *rest, double *er
     }
     VQ_FAIL(VQ_EFILE,
             "%s: no grid of %s: expected one of each linear. Delete the folder and run again",
-            m->grids[0].path, l->source->name);
+            m->share->dir, l->source->name);
+}
+
+/* Room for the integers of a layer that are not kept beyond it. */
+static vq_status take_ints(maker *m, int64_t layer)
+{
+    vq_job *job = m->job;
+    for (int k = 0; k < VQ_N_KINDS; k++) {
+        vq_vqlinear *l = vq_stage_linear(&job->stage, layer, (vq_linear_kind)k);
+        if (!vq_job_has_slot(job, layer * VQ_N_KINDS + k) || l->ints.data) continue;
+        VQ_TRY(vq_tensor_new(&job->step, job->be.place, l->quant.base.dtype, 2, l->quant.base.dim,
+                             &l->ints));
+    }
+    return VQ_OK;
+}
+
+static void drop_ints(maker *m, int64_t layer)
+{
+    for (int k = 0; k < VQ_N_KINDS && !vq_config_needs_ints(m->job->config); k++) {
+        vq_vqlinear *l = vq_stage_linear(&m->job->stage, layer, (vq_linear_kind)k);
+        if (l) l->ints = (vq_tensor){0};
+    }
+}
+
+/* Opens what another run has of a layer's grids. */
+static vq_status open_grids(maker *m, int64_t layer)
+{
+    vq_job *job = m->job;
+    char **paths, prefix[32];
+    int64_t n;
+    snprintf(prefix, sizeof prefix, GRID_PREFIX "%04lld-", (long long)layer);
+    VQ_TRY(vq_job_files(&job->step, m->share->dir, prefix, &paths, &n));
+    VQ_TRY(VQ_NEW(&job->step, n, &m->grids));
+    for (; m->n_grids < n; m->n_grids++)
+        VQ_TRY(vq_h5_open(&job->step, paths[m->n_grids], GRID_KIND, LAYOUT, &m->grids[m->n_grids]));
+    return vq_config_uses_gptq(job->config) ? take_ints(m, layer) : VQ_OK;
+}
+
+/* Starts the files of a layer in which this rank has a share. */
+static vq_status open_layer(maker *m, int64_t layer)
+{
+    vq_job *job = m->job;
+    const shelf inits = init_shelf(job), grids = grid_shelf(job);
+    bool has_share = false;
+    for (int k = 0; k < VQ_N_KINDS; k++)
+        has_share = has_share || is_mine(job, layer * VQ_N_KINDS + k);
+    if (!has_share) return VQ_OK;
+    if (m->share->is_found) VQ_TRY(open_grids(m, layer));
+    VQ_TRY(create_layer(job, &inits, layer, &m->file));
+    return m->share->dir && !m->share->is_found ? create_layer(job, &grids, layer, &m->grid_out)
+                                                : VQ_OK;
+}
+
+/* Before a layer, for the sweep: one that lacks nothing only passes its inputs on, with quantized
+ * propagation as its integers give them. */
+static vq_status begin_layer(void *ctx, int64_t layer, bool *is_found)
+{
+    maker *m = ctx;
+    vq_job *job = m->job;
+    const shelf inits = init_shelf(job);
+    bool found[VQ_N_KINDS] = {0};
+    m->mark = vq_arena_mark(&job->step);
+    *is_found = m->missing[layer] == 0;
+    if (!*is_found) return open_layer(m, layer);
+    if (!m->is_quantized || vq_config_needs_ints(job->config)) return VQ_OK;
+    VQ_TRY(take_ints(m, layer));
+    return look_in_layer(job, &inits, job->config->out, layer, true, found);
+}
+
+/* After it: its files appear, the grids first, so that a layer that lacks nothing has them. */
+static vq_status end_layer(void *ctx, int64_t layer)
+{
+    maker *m = ctx;
+    for (; m->n_grids > 0; m->n_grids--) vq_h5_close(&m->grids[m->n_grids - 1]);
+    drop_ints(m, layer);
+    vq_arena_reset(&m->job->step, m->mark);
+    if (m->grid_out.id >= 0) VQ_TRY(vq_h5_finish(&m->grid_out));
+    return m->file.id >= 0 ? vq_h5_finish(&m->file) : VQ_OK;
 }
 
 static bool is_rounded_here(void *ctx, const vq_vqlinear *l)
@@ -344,164 +546,132 @@ static bool is_rounded_here(void *ctx, const vq_vqlinear *l)
 /* This rank's share by what its linears read. */
 static vq_status sweep_share(maker *m, const vq_data *data)
 {
-    const vq_config *c = m->job->config;
-    const bool uses_gptq = vq_config_uses_gptq(c),
-               is_quantized = c->gptq.propagate == VQ_PROPAGATE_AUTO
-                                  ? c->method == VQ_METHOD_GPTQ
-                                  : c->gptq.propagate == VQ_PROPAGATE_QUANTIZED;
     vq_sweep s = {.job = m->job,
                   .stage = &m->job->stage,
                   .config = &m->set->gptq,
-                  .grid = uses_gptq ? NULL : &m->set->grid,
-                  .quantized = uses_gptq && is_quantized,
+                  .grid = vq_config_uses_gptq(m->job->config) ? NULL : &m->set->grid,
+                  .quantized = m->is_quantized,
+                  .begin = begin_layer,
                   .take = keep_rounded,
+                  .end = end_layer,
                   .is_mine = is_rounded_here,
                   .ctx = m,
                   .arena = &m->job->step};
     return vq_sweep_run(&s, &data->calib);
 }
 
-/* This rank's share by rounding to nearest, or with another run's grids. */
+/* A linear by rounding to nearest, or with another run's grid. */
+static vq_status make_linear(maker *m, vq_vqlinear *l)
+{
+    vq_job *job = m->job;
+    const size_t mark = vq_arena_mark(&job->scratch);
+    vq_tensor rest;
+    double error;
+    if (m->share->is_found) {
+        VQ_TRY(find_grid(m, l, &rest, &error));
+        VQ_TRY(keep_rounded(m, l, &rest, error));
+    } else {
+        VQ_TRY(residual(job, m->set, l, &rest));
+        VQ_TRY(keep_linear(m, l, &rest));
+    }
+    vq_arena_reset(&job->scratch, mark);
+    return VQ_OK;
+}
+
+/* This rank's share of the layers that lack something, without a sweep. */
 static vq_status make_share(maker *m)
 {
     vq_job *job = m->job;
+    vq_progress p;
     vq_vqlinear *l;
     int64_t n = 0, done = 0;
-    FOR_EACH_LINEAR(job, slot, l) n += is_mine(job, slot);
-    vq_progress p;
-    vq_progress_begin(&p, "init", job->comm->size > 1 ? "linears of rank 0" : "linears", 0, n);
     FOR_EACH_LINEAR(job, slot, l)
-    {
-        if (!is_mine(job, slot)) continue;
-        size_t mark = vq_arena_mark(&job->scratch);
-        vq_tensor rest;
-        if (m->n_grids > 0) {
-            double error;
-            VQ_TRY(find_grid(m, l, &rest, &error));
-            VQ_TRY(keep_rounded(m, l, &rest, error));
-        } else {
-            VQ_TRY(residual(job, m->set, l, &rest));
-            VQ_TRY(keep_linear(m, l, &rest));
+    n += is_mine(job, slot) && m->missing[slot / VQ_N_KINDS] > 0;
+    vq_progress_begin(&p, "init", job->comm->size > 1 ? "linears of rank 0" : "linears", 0, n);
+    for (int64_t i = job->stage.first; i < job->stage.last; i++) {
+        const double start_s = vq_seconds();
+        bool is_found;
+        VQ_TRY(begin_layer(m, i, &is_found));
+        for (int k = 0; k < VQ_N_KINDS && !is_found; k++) {
+            if (!is_mine(job, i * VQ_N_KINDS + k)) continue;
+            l = vq_stage_linear(&job->stage, i, (vq_linear_kind)k);
+            VQ_TRY(make_linear(m, l));
+            vq_progress_step(&p, ++done, "%s", l->source->name);
         }
-        vq_arena_reset(&job->scratch, mark);
-        vq_progress_step(&p, ++done, "%s", l->source->name);
+        VQ_TRY(end_layer(m, i));
+        if (!is_found && done < n)
+            VQ_TRY(vq_guard_layer(job->config->out, i, vq_seconds() - start_s));
     }
     p.note[0] = '\0';
     vq_progress_end(&p);
     return VQ_OK;
 }
 
-/* Opens what another run has left of the grids, or the file that is to have them. */
-static vq_status open_grids(maker *m, const vq_share *share)
-{
-    vq_job *job = m->job;
-    char **paths, *path;
-    int64_t n;
-    if (!share->is_found) {
-        VQ_TRY(vq_job_path(job, &path, GRID_PREFIX "%04d.h5", job->comm->rank));
-        return vq_h5_create(&job->run, path, GRID_KIND, LAYOUT, &m->grid_out);
-    }
-    VQ_TRY(vq_job_files(&job->run, share->dir, GRID_PREFIX, &paths, &n));
-    VQ_TRY(VQ_NEW(&job->run, n, &m->grids));
-    for (; m->n_grids < n; m->n_grids++)
-        VQ_TRY(vq_h5_open(&job->run, paths[m->n_grids], GRID_KIND, LAYOUT, &m->grids[m->n_grids]));
-    return VQ_OK;
-}
-
-static vq_status fill_file(maker *m, const vq_data *data, const vq_share *share)
-{
-    vq_job *job = m->job;
-    char *path;
-    VQ_TRY(vq_job_path(job, &path, PREFIX "%04d.h5", job->comm->rank));
-    VQ_TRY(vq_h5_create(&job->run, path, KIND, LAYOUT, &m->file));
-    VQ_TRY(vq_h5_set_u64(&m->file, NULL, "key", job->init_key));
-    if (m->start->data && job->comm->rank == 0) VQ_TRY(vq_h5_write(&m->file, "start", m->start));
-    if (share->dir) VQ_TRY(open_grids(m, share));
-    VQ_TRY(vq_config_sweeps(job->config) && m->n_grids == 0 ? sweep_share(m, data) : make_share(m));
-    if (m->grid_out.id >= 0) VQ_TRY(vq_h5_finish(&m->grid_out));
-    return vq_h5_finish(&m->file);
-}
-
 /* Makes this rank's share and writes it. */
-static vq_status make_file(vq_job *job, const settings *set, const vq_data *data,
-                           const vq_tensor *start, const vq_share *share)
+static vq_status make_layers(vq_job *job, const settings *set, const vq_data *data,
+                             const vq_tensor *start, const double *missing, const vq_share *share)
 {
-    maker m = {.job = job, .set = set, .start = start, .file = {.id = -1}, .grid_out = {.id = -1}};
-    vq_status status = fill_file(&m, data, share);
+    const vq_config *c = job->config;
+    maker m = {.job = job,
+               .set = set,
+               .start = start,
+               .missing = missing,
+               .share = share,
+               .is_quantized =
+                   vq_config_uses_gptq(c) && (c->gptq.propagate == VQ_PROPAGATE_AUTO
+                                                  ? c->method == VQ_METHOD_GPTQ
+                                                  : c->gptq.propagate == VQ_PROPAGATE_QUANTIZED),
+               .file.id = -1,
+               .grid_out.id = -1};
+    vq_status status =
+        vq_config_sweeps(c) && !share->is_found ? sweep_share(&m, data) : make_share(&m);
     vq_h5_close(&m.file);
     vq_h5_close(&m.grid_out);
     for (int64_t i = 0; i < m.n_grids; i++) vq_h5_close(&m.grids[i]);
     return status;
 }
 
-/* The run has no use for its grid file: its init file has all but the residual. */
-static vq_status remove_grid(vq_job *job)
+/* Grids that other runs are to have are made again where the run folder lacks them. Collective. */
+static vq_status add_missing_grids(vq_job *job, double *missing)
 {
-    char *path;
-    VQ_TRY(vq_job_path(job, &path, GRID_PREFIX "%04d.h5", job->comm->rank));
-    return unlink(path) == 0 || errno == ENOENT ? VQ_OK : vq_file_error(path, "removed");
+    const shelf grids = grid_shelf(job);
+    const size_t mark = vq_arena_mark(&job->step);
+    double *lacks;
+    VQ_TRY(VQ_NEW(&job->step, job->model.config.N, &lacks));
+    VQ_TRY(look_in_folder(job, &grids, false, false, lacks));
+    for (int64_t i = 0; i < job->model.config.N; i++) missing[i] += lacks[i];
+    vq_arena_reset(&job->step, mark);
+    return VQ_OK;
 }
 
-/* Makes all files. Grids by the inputs are shared with runs of other codebooks; others take less
- * time to make than to read. Collective. */
-static vq_status make_files(vq_job *job, const settings *set, const vq_data *data)
+/* Makes what is missing. Grids by the inputs are shared with runs of other codebooks; others take
+ * less time to make than to read. Collective. */
+static vq_status make_files(vq_job *job, const settings *set, const vq_data *data, double *missing)
 {
     const vq_config *c = job->config;
     vq_tensor start;
     vq_share share = {.job = job};
-    VQ_TRY(make_start(job, set, &start));
+    vq_status status = VQ_OK;
+    VQ_TRY(share_start(job, set, &start));
     if (vq_config_sweeps(c) && vq_config_learns(c))
         VQ_TRY(vq_share_begin(job, GRID_KIND, job->grid_key, GRID_PREFIX, false, &share));
     vq_comm_at(job->comm, "init");
-    VQ_TRY(
-        vq_share_end(&share, vq_comm_agree(job->comm, make_file(job, set, data, &start, &share))));
-    return share.dir ? vq_comm_agree(job->comm, remove_grid(job)) : VQ_OK;
+    if (share.dir && !share.is_found) status = add_missing_grids(job, missing);
+    if (!status)
+        status = vq_comm_agree(job->comm, make_layers(job, set, data, &start, missing, &share));
+    return vq_share_end(&share, status);
 }
 
-/* Reads what it finds of the stage's linears in the run's init files, but not again what this rank
- * has just made; how many it did not find. */
-static vq_status read_files(vq_job *job, bool are_made, int64_t *missing)
+/* The run has no use for its grid files: its init files have all but the residuals. Rank 0. */
+static vq_status remove_grids(vq_job *job)
 {
-    vq_vqlinear *l;
-    char **paths, name[320];
+    char **paths;
     int64_t n;
-    bool *found;
-    size_t mark = vq_arena_mark(&job->scratch);
-    VQ_TRY(vq_job_files(&job->scratch, job->config->out, PREFIX, &paths, &n));
-    VQ_TRY(VQ_NEW(&job->scratch, job->pool.n_slots, &found));
-    memset(found, 0, (size_t)job->pool.n_slots * sizeof *found);
-    FOR_EACH_LINEAR(job, slot, l) found[slot] = are_made && is_mine(job, slot);
-    for (int64_t i = 0; i < n; i++) {
-        vq_h5 h;
-        VQ_TRY(vq_h5_open(&job->scratch, paths[i], KIND, LAYOUT, &h));
-        vq_status status =
-            vq_h5_check_u64(&h, "key", job->init_key,
-                            "the model's weights, bits, groups, K and D, and GPTQ's windows");
-        FOR_EACH_LINEAR(job, slot, l)
-        {
-            snprintf(name, sizeof name, "%s/base", l->source->name);
-            if (status || found[slot] || !vq_h5_has(&h, name)) continue;
-            status = read_linear(job, &h, l);
-            found[slot] = true;
-        }
-        vq_h5_close(&h);
-        VQ_TRY(status);
-    }
-    *missing = 0;
-    FOR_EACH_LINEAR(job, slot, l) *missing += !found[slot];
+    const size_t mark = vq_arena_mark(&job->scratch);
+    VQ_TRY(vq_job_files(&job->scratch, job->config->out, GRID_PREFIX, &paths, &n));
+    for (int64_t i = 0; i < n; i++)
+        if (unlink(paths[i]) != 0) return vq_file_error(paths[i], "removed");
     vq_arena_reset(&job->scratch, mark);
-    return VQ_OK;
-}
-
-/* Whether the run folder has every linear, then read by the ranks that need it. Collective. */
-static vq_status read_all(vq_job *job, bool are_made, bool *all)
-{
-    int64_t missing = 0;
-    VQ_TRY(vq_comm_agree(job->comm, read_files(job, are_made, &missing)));
-    double total = (double)missing;
-    vq_tensor sum = vq_tensor_1d(&total, VQ_F64, 1);
-    VQ_TRY(vq_comm_sum(job->comm, &sum));
-    *all = total == 0;
     return VQ_OK;
 }
 
@@ -542,18 +712,36 @@ static vq_status prepare_linears(vq_job *job, const settings *set, vq_init_stats
     return VQ_OK;
 }
 
+/* Says what is not made again. */
+static void say_found(const vq_job *job, const double *missing)
+{
+    int64_t n = 0, n_found = 0;
+    for (int64_t i = 0; i < job->model.config.N; i++) {
+        bool is_quantized = false;
+        for (int k = 0; k < VQ_N_KINDS; k++)
+            is_quantized = is_quantized || vq_pool_codes(&job->pool, i * VQ_N_KINDS + k) > 0;
+        n += is_quantized;
+        n_found += is_quantized && missing[i] == 0;
+    }
+    if (n_found == n)
+        vq_log(VQ_LOG_INFO, "init     codebooks from an earlier run");
+    else if (n_found > 0)
+        vq_log(VQ_LOG_INFO, "init     %lld of %lld layers from an earlier run", (long long)n_found,
+               (long long)n);
+}
+
 /* Reads the codebooks, making them first where the run folder does not have them. Collective. */
 static vq_status find_or_make(vq_job *job, const settings *set, const vq_data *data)
 {
-    bool all;
-    VQ_TRY(read_all(job, false, &all));
-    if (all) {
-        vq_log(VQ_LOG_INFO, "init     codebooks from an earlier run");
-        return VQ_OK;
-    }
-    VQ_TRY(make_files(job, set, data));
-    VQ_TRY(read_all(job, true, &all));
-    VQ_ASSERT(all);
+    const shelf inits = init_shelf(job);
+    double *missing;
+    VQ_TRY(VQ_NEW(&job->run, job->model.config.N, &missing));
+    VQ_TRY(look_in_folder(job, &inits, true, false, missing));
+    say_found(job, missing);
+    if (is_whole(job, missing)) return VQ_OK;
+    VQ_TRY(make_files(job, set, data, missing));
+    VQ_TRY(look_in_folder(job, &inits, true, true, missing));
+    VQ_ASSERT(is_whole(job, missing));
     return VQ_OK;
 }
 
@@ -584,10 +772,12 @@ static vq_status prepare(vq_job *job, const settings *set, const vq_data *data,
 vq_status vq_init_read(vq_job *job, const vq_data *data, vq_init_stats *stats)
 {
     const settings set = settings_of(job->config, job->model.embed.dtype);
-    bool all;
+    double *missing;
     VQ_TRY(prepare(job, &set, data, stats));
-    VQ_TRY(read_all(job, false, &all));
-    VQ_CHECK(all, VQ_EFILE,
+    VQ_TRY(VQ_NEW(&job->run, job->model.config.N, &missing));
+    const shelf inits = init_shelf(job);
+    VQ_TRY(look_in_folder(job, &inits, true, false, missing));
+    VQ_CHECK(is_whole(job, missing), VQ_EFILE,
              "%s: its " PREFIX "*.h5 lack linears of the model: expected a finished run. Run the "
              "same quantize command again to finish it",
              job->config->out);
@@ -603,6 +793,7 @@ vq_status vq_init_codebooks(vq_job *job, const vq_data *data, vq_init_stats *sta
     VQ_TRY(vq_share_begin(job, KIND, job->init_key, PREFIX, true, &share));
     vq_comm_at(job->comm, "init");
     VQ_TRY(vq_share_end(&share, find_or_make(job, &set, data)));
+    VQ_TRY(vq_comm_agree(job->comm, job->comm->rank == 0 ? remove_grids(job) : VQ_OK));
     if (vq_config_learns(job->config) && job->pool.is_whole) VQ_TRY(vq_job_share_pool(job));
     vq_arena_trim(&job->scratch);
     stats->seconds = vq_seconds() - start_s;

@@ -1,8 +1,10 @@
 /* init.h - the first phase on the weights: grid, residual, codebook of every linear.
  *
- * Each rank makes a share of its stage's linears and leaves RUN/init-RANK.h5: by linear's name
- * base, scale, zero, with codebooks idx, counts, codes (and, of rank 0, the start codebook), with
- * GPTQ its own integers, ints. Any layout of ranks can read them. */
+ * Each rank makes a share of its stage's linears, layer after layer, and leaves
+ * RUN/init-LAYER-REPLICA.h5 with its share of a layer: by linear's name base, scale, zero, with
+ * codebooks idx, counts, codes, with GPTQ its own integers, ints; and rank 0 the start codebook,
+ * init-start.h5. Any layout of ranks can read them, and goes on with the layers that lack a
+ * linear. */
 #pragma once
 #include "feed.h"
 
@@ -16,7 +18,8 @@ typedef struct vq_init_stats {
 
 /* Collective. Makes or loads the integers and codebooks of the stage's linears and puts them into
  * the stage; the pool gets the codes of all layers; sets job->grid_key and init_key. Fails:
- * VQ_ENOTFINITE (a weight), VQ_EFILE (an init file of other settings), VQ_EMEM. */
+ * VQ_ENOTFINITE (a weight), VQ_EFILE (an init file of other settings), VQ_EMEM, VQ_ESTOPPED (asked
+ * for, after a layer). */
 vq_status vq_init_codebooks(vq_job *job, const vq_data *data, vq_init_stats *stats);
 
 /* The same from a run folder that has them all. Collective. Fails: VQ_EFILE (a linear is missing,

@@ -23,12 +23,18 @@
 static vq_status end_phase(vq_job *job)
 {
     vq_job_trim(job);
-    vq_status status = vq_comm_agree(job->comm, vq_guard_check(job->config->out));
-    VQ_CHECK(status != VQ_ESTOPPED || job->comm->rank != 0 || vq_error_message()[0], VQ_ESTOPPED,
-             "%s: stopped by a signal to another rank, as asked. Run the same command again to go "
-             "on",
-             job->config->out);
-    return status;
+    return vq_comm_agree(job->comm, vq_guard_check(job->config->out));
+}
+
+/* A job that was asked to stop: rank 0 says so, whoever was asked. */
+static vq_status say_stopped(const vq_config *c, int rank)
+{
+    const char *reason = vq_guard_stop(0);
+    if (rank != 0) vq_error_clear();
+    VQ_CHECK(rank != 0 || vq_error_message()[0], VQ_ESTOPPED,
+             "%s: stopped by %s, as asked. Run the same command again to go on", c->out,
+             reason ? reason : "another rank");
+    return VQ_ESTOPPED;
 }
 
 static vq_status evaluate(vq_job *job, const vq_data *data, vq_mode mode, const char *label,
@@ -322,6 +328,7 @@ vq_status vq_run(const vq_config *config, vq_comm *comm, int argc, const char *c
     vq_guard_init(config->max_hours, comm->rank == 0 && !config->quiet);
     vq_status status = vq_job_open(config, comm, &job);
     if (!status) status = run(&job, &folder, argc, argv);
+    if (status == VQ_ESTOPPED) status = say_stopped(config, comm->rank);
     vq_folder_close(&folder);
     vq_job_close(&job);
     return status;

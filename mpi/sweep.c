@@ -1,7 +1,10 @@
 /* sweep - Hessians, rounding, and the windows on to the next layer. */
 #include "sweep.h"
 
+#include <math.h>
+
 #include "error.h"
+#include "guard.h"
 #include "log.h"
 #include "place.h"
 
@@ -374,14 +377,46 @@ void vq_sweep_close(vq_sweep *s)
 
 /* --- all layers ------------------------------------------------------------------------------ */
 
-vq_status vq_sweep_in_turn(vq_job *job, vq_status (*pass_on)(void *ctx, bool on),
-                           vq_status (*layer)(void *ctx, int64_t l), void *ctx)
+/* Whether one of the stage's ranks is to stop. */
+static vq_status ask(vq_job *job, double next_s, bool *stop)
 {
-    const int64_t first = job->stage.first, last = job->stage.last;
-    vq_status status = first > 0 ? pass_on(ctx, false) : VQ_OK;
-    for (int64_t l = first; l < last && !status; l++) status = layer(ctx, l);
-    if (!status && last < job->model.config.N) status = pass_on(ctx, true);
+    double asked = vq_guard_stop(next_s) != NULL;
+    vq_tensor t = vq_tensor_1d(&asked, VQ_F64, 1);
+    VQ_TRY(vq_job_sum_replicas(job, &t));
+    *stop = asked > 0;
+    return VQ_OK;
+}
+
+/* Tells the next stage (on) that the job stops after a layer, or not (-1); or hears it. */
+static vq_status pass_stop(vq_job *job, bool on, int64_t *after)
+{
+    const vq_topo *topo = &job->topo;
+    const int peer = vq_topo_rank(topo, topo->stage + (on ? 1 : -1), topo->replica);
+    vq_tensor t = vq_tensor_1d(after, VQ_I64, 1);
+    return on ? vq_job_send(job, &t, peer, VQ_TAG_FORWARD)
+              : vq_job_receive(job, &t, peer, VQ_TAG_FORWARD);
+}
+
+vq_status vq_sweep_in_turn(vq_job *job, vq_status (*pass_on)(void *ctx, bool on),
+                           vq_status (*layer)(void *ctx, int64_t l, bool *is_made), void *ctx)
+{
+    const int64_t first = job->stage.first, last = job->stage.last, N = job->model.config.N;
+    int64_t after = -1;
+    double next_s = -INFINITY;
+    vq_status status = first > 0 ? pass_stop(job, false, &after) : VQ_OK;
+    if (!status && after < 0 && first > 0) status = pass_on(ctx, false);
+    for (int64_t l = first; l < last && !status && after < 0; l++) {
+        const double start_s = vq_seconds();
+        bool is_made, stop = false;
+        status = layer(ctx, l, &is_made);
+        if (!status && is_made) next_s = vq_seconds() - start_s;
+        if (!status && l + 1 < N) status = ask(job, next_s, &stop);
+        if (stop) after = l;
+    }
+    if (!status && last < N) status = pass_stop(job, true, &after);
+    if (!status && after < 0 && last < N) status = pass_on(ctx, true);
     if (status) vq_comm_die(job->comm, status);
+    if (!status && after >= 0) status = vq_guard_stopped(job->config->out, after, next_s);
     return status;
 }
 
@@ -397,16 +432,23 @@ static vq_status pass_on(void *ctx, bool on)
     return vq_sweep_pass_on(((run *)ctx)->sweep, on);
 }
 
-static vq_status run_layer(void *ctx, int64_t layer)
+static vq_status run_layer(void *ctx, int64_t layer, bool *is_made)
 {
     run *r = ctx;
     vq_sweep *s = r->sweep;
     const int64_t done = layer + 1 - s->stage->first;
+    bool is_found = false;
     double error;
     if (layer == 0) VQ_TRY(embed_share(s, r->windows));
     vq_comm_at(s->job->comm, "%s, layer %lld", r->progress.name, (long long)layer);
-    VQ_TRY(vq_sweep_layer(s, layer, &error));
-    if (s->grid)
+    if (s->begin) VQ_TRY(s->begin(s->ctx, layer, &is_found));
+    if (is_found)
+        VQ_TRY(vq_sweep_pass(s, layer, s->quantized ? VQ_MODE_GPTQ : VQ_MODE_FLOAT));
+    else
+        VQ_TRY(vq_sweep_layer(s, layer, &error));
+    if (s->end) VQ_TRY(s->end(s->ctx, layer));
+    *is_made = !is_found;
+    if (is_found || s->grid)
         vq_progress_step(&r->progress, done, "layer %lld", (long long)layer);
     else
         vq_progress_step(&r->progress, done, "output error %.3g", error);

@@ -31,6 +31,10 @@ typedef struct vq_sweep {
     bool quantized;               /* a layer reads what the quantized layers before it give; only
                                      without a grid */
     vq_sweep_fn take;             /* is called for the linears of which is_mine is true */
+    /* Before and after a layer: one that is found, which all replicas agree on, has been rounded
+     * before, and its inputs only pass through it. NULL: all are rounded. */
+    vq_status (*begin)(void *ctx, int64_t layer, bool *is_found);
+    vq_status (*end)(void *ctx, int64_t layer);
     bool (*is_mine)(void *ctx, const vq_vqlinear *linear); /* NULL: all */
     void *ctx;
     vq_arena *arena;  /* borrowed; the inputs, and what a layer needs for a while */
@@ -41,16 +45,19 @@ typedef struct vq_sweep {
 } vq_sweep;
 
 /* The whole sweep over the calibration windows: all layers of every rank's stage. job, stage,
- * config, quantized, take, is_mine, ctx and arena are set by the caller. Collective: with several
- * ranks a failure ends the job. Fails: as vq_sweep_layer; VQ_EPEER. */
+ * config, quantized, take, begin, end, is_mine, ctx and arena are set by the caller. Collective:
+ * with several ranks a failure ends the job. Fails: as vq_sweep_layer, begin, end; VQ_EPEER;
+ * VQ_ESTOPPED, as vq_sweep_in_turn. */
 vq_status vq_sweep_run(vq_sweep *s, const vq_windows *windows);
 
-/* The layers of the whole model one after the other, each on the ranks that have it: layer(ctx, l)
- * there, and between two stages pass_on(ctx, true) on the one and pass_on(ctx, false) on the next.
- * Collective; layer shows its progress, for which the others wait. A failure ends the job, since
- * they may be waiting for what this rank hands on. */
+/* The layers of the whole model one after the other, each on the ranks that have it: layer(ctx, l,
+ * &is_made) there, and between two stages pass_on(ctx, true) on the one and pass_on(ctx, false) on
+ * the next. Collective; layer shows its progress, for which the others wait. A failure ends the
+ * job, since they may be waiting for what this rank hands on. Fails: VQ_ESTOPPED after a layer, if
+ * one of the ranks that have it is asked to stop or, once it has made one, would pass its time
+ * limit; on those ranks and on the later stages' alone. */
 vq_status vq_sweep_in_turn(vq_job *job, vq_status (*pass_on)(void *ctx, bool on),
-                           vq_status (*layer)(void *ctx, int64_t l), void *ctx);
+                           vq_status (*layer)(void *ctx, int64_t l, bool *is_made), void *ctx);
 
 /* --- its parts, all local but for the sum in vq_sweep_layer ----------------------------------- */
 

@@ -105,18 +105,27 @@ static inline void remove_all(const char *path)
     nftw(path, remove_one, 16, FTW_DEPTH | FTW_PHYS);
 }
 
-/* The first name in a folder that begins and ends so, or NULL. */
+/* The first name in a folder, in their order, that begins and ends so, or NULL. */
 static inline const char *find_name(const char *dir, const char *start, const char *end)
 {
     DIR *d = opendir(dir);
-    const char *found = NULL;
-    for (struct dirent *e; d && !found && (e = readdir(d));) {
+    char first[NAME_MAX + 1] = "";
+    for (struct dirent *e; d && (e = readdir(d));) {
         const size_t n = strlen(e->d_name), m = strlen(end);
-        if (!strncmp(e->d_name, start, strlen(start)) && n >= m && !strcmp(e->d_name + n - m, end))
-            found = text("%s/%s", dir, e->d_name);
+        if (!strncmp(e->d_name, start, strlen(start)) && n >= m &&
+            !strcmp(e->d_name + n - m, end) && (!first[0] || strcmp(e->d_name, first) < 0))
+            snprintf(first, sizeof first, "%s", e->d_name);
     }
     if (d) closedir(d);
-    return found;
+    return first[0] ? text("%s/%s", dir, first) : NULL;
+}
+
+/* The file's number, which a file that replaces it does not have. */
+static inline ino_t number_of(const char *path)
+{
+    struct stat st;
+    if (stat(path, &st) != 0) fail_msg("%s is not there", path);
+    return st.st_ino;
 }
 
 /* Changes n bytes of a file from `at` on. */

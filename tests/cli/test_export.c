@@ -406,7 +406,7 @@ static void bad_runs(void **state)
     RUN("export", "--run", "good", "--out", "good");
     EXPECT_FAILED(2, "--out good", "the run to read", "expected", "Choose another");
     RUN("export", "--run", "good", "--model", MODELS "tiny-opt", "--out", "to");
-    EXPECT_FAILED(3, "good/init-0000.h5", "the model's weights", "expected");
+    EXPECT_FAILED(3, "good/init-0000-0000.h5", "the model's weights", "expected");
     assert_false(exists("to/config.json"));
     make_model("rand-llama3-rope", "stranger");
     RUN("export", "--run", "good", "--out", "stranger");
@@ -430,7 +430,7 @@ static void bad_runs(void **state)
     RUN("export", "--run", "good", "--model", "moved", "--out", "to");
     EXPECT_FAILED(3, "good: ", "step 0 of 3", "expected a finished run", "quantize command again");
     assert_true(rename("kept.h5", checkpoint) == 0);
-    unlink("good/init-0000.h5");
+    unlink("good/init-0001-0000.h5");
     RUN("export", "--run", "good", "--model", "moved", "--out", "to");
     EXPECT_FAILED(3, "good: ", "init-*.h5 lack", "expected a finished run",
                   "quantize command again");

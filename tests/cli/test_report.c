@@ -302,14 +302,14 @@ static void damaged_files(void **state)
     free(page);
 
     make_sweep();
-    write_text("sweep/deep/b/init-0000.h5", "no HDF5");
+    write_text("sweep/deep/b/init-0000-0000.h5", "no HDF5");
     char *metrics = read_file("sweep/a/metrics.jsonl", NULL);
     metrics[strlen(metrics) - 40] = '\0'; /* as it is while it is written */
     write_text("sweep/a/metrics.jsonl", metrics);
     free(metrics);
     write_text("sweep/killed/results.json", "[]");
     RUN_OK("report", "sweep", "--json");
-    expect_words("warning", "init-0000.h5", NULL);
+    expect_words("warning", "init-0000-0000.h5", NULL);
     row = last_json();
     assert_true(json_number(row, "failed") == 2 && json_number(row, "done") == 2);
     json_decref(row);

@@ -84,8 +84,10 @@ static void killed_in_every_phase(void **state)
         const char *dir, *name, *end;
     } moments[] = {{"killed", "config", ".yaml"},
                    {"killed", "tokens", ".h5"},
-                   {"killed", "init-", ".tmp"},
-                   {"killed", "init-", ".h5"},
+                   {"killed", "init-0000-", ".tmp"},
+                   {"killed", "init-0000-", ".h5"},
+                   {"killed", "init-0001-", ".tmp"},
+                   {"killed", "init-0001-", ".h5"},
                    {"killed", "teacher-", ".h5"},
                    {"killed", "metrics", ".jsonl"},
                    {"killed", "ckpt-0000000010", ".tmp"},
@@ -162,7 +164,7 @@ static void signals_stop_after_a_phase(void **state)
     finish(pid);
     expect_code(75);
     expect_words("early", "signal 15", "Run the same command again", NULL);
-    expect_words("\nstop     is asked for: at the end of this step or phase", NULL);
+    expect_words("\nstop     is asked for: at the end of this step, layer or phase", NULL);
     assert_non_null(find_name("early", "init-", ".h5"));
     assert_null(find_name("early", "ckpt-", ".h5"));
     RUN_OK(JOB, "early", "--quiet");
@@ -174,6 +176,10 @@ static void time_limit_stops(void **state)
     (void)state;
     RUN(SHORT, "limited", "--max-hours", "1e-9");
     expect_code(75);
+    expect_words("limited", "max_hours", "after layer 0", "Run the same command again", NULL);
+    assert_true(!exists("limited/ckpt-0000000001.h5"));
+    RUN(SHORT, "limited", "--max-hours", "1e-9");
+    expect_code(75);
     expect_words("limited", "max_hours", "after step 1 of 6", "Run the same command again", NULL);
     assert_true(exists("limited/ckpt-0000000001.h5"));
     RUN(SHORT, "limited", "--max-hours", "1e-9");
@@ -181,6 +187,187 @@ static void time_limit_stops(void **state)
     RUN_OK(SHORT, "limited");
     expect_same_runs("short", "limited");
 }
+
+/* --- layer by layer -------------------------------------------------------------------------- */
+
+#define N_LAYERS 4
+#define LAYERS                                                                                     \
+    "quantize", "--model", MODELS "tiny-llama", "--text", CALIB, "--K", "32", "--D", "8",          \
+        "--nsamples", "3", "--seqlen", "24", "--eval-max-windows", "2", "--threads", "1",          \
+        "--kmeans.iters", "10", "--bits", "2", "--steps", "2"
+
+/* What makes layers: codebooks alone, and GPTQ with what the layers before gave or would give,
+ * its integers kept or not, and groups of scattered columns. */
+static const char *const makers[][3] = {
+    {"--init=rtn", "--eval-start", "--sym"},
+    {"--grid=output", "--method=lora", "--learn-scale"},
+    {"--init=gptq", "--kmeans.engine=faiss", "--group-size=16"},
+    {"--init=gptq", "--gptq.propagate=quantized", "--no-eval-start"},
+    {"--method=gptq", "--gptq.act_order", "--group-size=16"},
+    {"--init=gptq", "--gptq.act_order=true", "--gptq.static_groups=off"},
+};
+
+#define MAKER(i) makers[i][0], makers[i][1], makers[i][2]
+
+/* The layer's file is there or not, and those of the layers before are still the same. */
+static void expect_layers(const char *out, const char *start, int n, ino_t number[N_LAYERS])
+{
+    for (int l = 0; l < N_LAYERS; l++) {
+        const char *path = find_name(out, text("%s%04d", start, l), ".h5");
+        if (!path != (l >= n))
+            fail_msg("%d layers in %s, but of %s%04d %s", n, out, start, l, path);
+        if (l < n - 1 && number_of(path) != number[l]) fail_msg("%s was made again", path);
+        if (l == n - 1) number[l] = number_of(path);
+    }
+}
+
+/* A time limit that has passed stops after every layer; the next start goes on with the next one,
+ * to the bits of a run that was never stopped. */
+static void every_layer_is_kept(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < sizeof makers / sizeof *makers; i++) {
+        ino_t number[N_LAYERS];
+        RUN_OK(LAYERS, MAKER(i), "--out", "whole", "--quiet");
+        for (int layer = 0; layer < N_LAYERS - 1; layer++) {
+            RUN(LAYERS, MAKER(i), "--out", "parts", "--max-hours", "1e-9");
+            expect_code(75);
+            expect_words("parts", "stopped by max_hours", text("after layer %d,", layer), NULL);
+            if (layer > 0) expect_words(text("%d of 4 layers from an earlier run", layer), NULL);
+            expect_layers("parts", "init-", layer + 1, number);
+            assert_null(find_name("parts", "", ".tmp"));
+            assert_null(find_name("parts", "sweep-", ""));
+        }
+        RUN_OK(LAYERS, MAKER(i), "--out", "parts");
+        expect_words("3 of 4 layers from an earlier run", NULL);
+        expect_layers("parts", "init-", N_LAYERS, number);
+        expect_same_files("whole/model/model.safetensors", "parts/model/model.safetensors");
+        expect_same_files("whole/layers.jsonl", "parts/layers.jsonl");
+        json_t *p = load_json("whole/results.json"), *q = load_json("parts/results.json");
+        assert_true(json_equal(json_object_get(p, "perplexity"), json_object_get(q, "perplexity")));
+        json_decref(p);
+        json_decref(q);
+        remove_all("whole");
+        remove_all("parts");
+    }
+}
+
+/* The same of layers that are trained one by one. */
+static void every_trained_layer_is_kept(void **state)
+{
+    (void)state;
+    static const char *const more[][2] = {{"--learn-scale", "--init=gptq"},
+                                          {"--rounding=hard", "--method=adaround"}};
+#define BLOCKS(i) LAYERS, "--block-steps", "3", more[i][0], more[i][1], "--out"
+    for (size_t i = 0; i < sizeof more / sizeof *more; i++) {
+        ino_t number[N_LAYERS];
+        RUN_OK(BLOCKS(i), "whole", "--quiet");
+        RUN_OK(BLOCKS(i), "parts", "--quiet");
+        expect_same_runs("whole", "parts");
+        remove_all("parts/results.json");
+        for (int step = 1; step <= 2; step++) remove_all(text("parts/ckpt-%010d.h5", step));
+        for (int layer = 0; layer < N_LAYERS; layer++)
+            remove_all(text("parts/blocks-%04d.h5", layer));
+        for (int layer = 0; layer < N_LAYERS - 1; layer++) {
+            RUN(BLOCKS(i), "parts", "--max-hours", "1e-9");
+            expect_code(75);
+            expect_words("parts", "stopped by max_hours", text("after layer %d,", layer), NULL);
+            if (layer > 0)
+                expect_words(text("blocks   %d of 4 layers from an earlier run", layer), NULL);
+            expect_layers("parts", "blocks-", layer + 1, number);
+        }
+        RUN_OK(BLOCKS(i), "parts");
+        expect_words("blocks   3 of 4 layers from an earlier run", NULL);
+        expect_layers("parts", "blocks-", N_LAYERS, number);
+        expect_same_runs("whole", "parts");
+        remove_all("whole");
+        remove_all("parts");
+    }
+#undef BLOCKS
+}
+
+/* Killed while a layer is made and when it is there, again and again. */
+static void killed_in_every_layer(void **state)
+{
+    (void)state;
+    static const char *const starts[] = {"init-", "blocks-"}, *const ends[] = {".tmp", ".h5"};
+    int n_killed = 0;
+#define KILLED LAYERS, "--init", "gptq", "--block-steps", "20", "--out"
+    RUN_OK(KILLED, "whole", "--quiet");
+    for (int i = 0; i < 2 * N_LAYERS * 2; i++) {
+        const char *start_of = text("%s%04d", starts[i / (2 * N_LAYERS)], i / 2 % N_LAYERS);
+        pid_t pid = start(ARGS(KILLED, "felled"));
+        if (!wait_for(pid, "felled", start_of, ends[i % 2])) {
+            expect_code(0); /* it was faster than we looked */
+            continue;
+        }
+        kill_now(pid);
+        n_killed += last.code == 128 + SIGKILL;
+    }
+    assert_true(n_killed > 0);
+    RUN_OK(KILLED, "felled", "--quiet");
+    expect_same_runs("whole", "felled");
+    assert_null(find_name("felled", "", ".tmp"));
+    remove_all("whole");
+#undef KILLED
+}
+
+/* A layer that is missing or half-written is made again, alone; one that is damaged is refused. */
+static void missing_layers_alone_are_made(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < sizeof makers / sizeof *makers; i++) {
+        RUN_OK(LAYERS, MAKER(i), "--out", "whole", "--quiet");
+        copy_folder("whole", "parts");
+        remove_all("parts/results.json");
+        for (int step = 1; step <= 2; step++) remove_all(text("parts/ckpt-%010d.h5", step));
+        const ino_t first = number_of("parts/init-0000-0000.h5"),
+                    third = number_of("parts/init-0002-0000.h5");
+        remove_all("parts/init-0001-0000.h5");
+        assert_int_equal(rename("parts/init-0003-0000.h5", "parts/init-0003-0000.h5.tmp"), 0);
+        RUN_OK(LAYERS, MAKER(i), "--out", "parts");
+        expect_words("2 of 4 layers from an earlier run", NULL);
+        assert_true(number_of("parts/init-0000-0000.h5") == first);
+        assert_true(number_of("parts/init-0002-0000.h5") == third);
+        for (int l = 0; l < N_LAYERS; l++)
+            expect_same_files(text("whole/init-%04d-0000.h5", l),
+                              text("parts/init-%04d-0000.h5", l));
+        expect_same_files("whole/model/model.safetensors", "parts/model/model.safetensors");
+        remove_all("parts/results.json");
+        assert_int_equal(truncate("parts/init-0002-0000.h5", 1000), 0);
+        RUN(LAYERS, MAKER(i), "--out", "parts", "--quiet");
+        EXPECT_FAILED(3, "parts/init-0002-0000.h5", "Expected a whole file", "delete it");
+        remove_all("whole");
+        remove_all("parts");
+    }
+}
+
+/* The start codebook, which all linears share, is kept by itself. */
+static void start_is_kept(void **state)
+{
+    (void)state;
+#define START                                                                                      \
+    "quantize", "--model", ROOT_DIR "/configs/demo-model", "--text", CALIB, "--no-eval", "--bits", \
+        "2", "--K", "64", "--kmeans.start", "shared", "--nsamples", "2", "--seqlen", "48",         \
+        "--steps", "1", "--threads", "2", "--out"
+    RUN_OK(START, "whole", "--quiet");
+    RUN(START, "parts", "--max-hours", "1e-9");
+    expect_code(75);
+    const ino_t number = number_of("parts/init-start.h5");
+    RUN_OK(START, "parts", "--quiet");
+    assert_true(number_of("parts/init-start.h5") == number);
+    expect_same_files("whole/init-start.h5", "parts/init-start.h5");
+    expect_same_files("whole/init-0001-0000.h5", "parts/init-0001-0000.h5");
+    expect_same_files("whole/model/model.safetensors", "parts/model/model.safetensors");
+    remove_all("parts/results.json");
+    remove_all("parts/init-0001-0000.h5");
+    assert_int_equal(truncate("parts/init-start.h5", 1000), 0);
+    RUN(START, "parts", "--quiet");
+    EXPECT_FAILED(3, "parts/init-start.h5", "Expected a whole file", "delete it");
+#undef START
+}
+
+/* --- files that are not ours ----------------------------------------------------------------- */
 
 static void other_settings_are_refused(void **state)
 {
@@ -371,7 +558,7 @@ static void leftovers_do_not_disturb(void **state)
     copy_folder("short", "left");
     unlink("left/results.json");
     unlink(find_name("left", "teacher-", ".h5"));
-    const char *const left[] = {"left/ckpt-0000000003.h5.tmp", "left/init-0000.h5.tmp",
+    const char *const left[] = {"left/ckpt-0000000003.h5.tmp", "left/init-0000-0000.h5.tmp",
                                 "left/results.json.tmp", "left/teacher-0000.h5.tmp",
                                 "left/model/model.safetensors.tmp"};
     for (size_t i = 0; i < sizeof left / sizeof *left; i++) write_text(left[i], "half");
@@ -427,6 +614,11 @@ int main(void)
         cmocka_unit_test(signals_stop_after_a_step),
         cmocka_unit_test(signals_stop_after_a_phase),
         cmocka_unit_test(time_limit_stops),
+        cmocka_unit_test(every_layer_is_kept),
+        cmocka_unit_test(every_trained_layer_is_kept),
+        cmocka_unit_test(killed_in_every_layer),
+        cmocka_unit_test(missing_layers_alone_are_made),
+        cmocka_unit_test(start_is_kept),
         cmocka_unit_test(other_settings_are_refused),
         cmocka_unit_test(other_inputs_are_refused),
         cmocka_unit_test(mistakes_can_be_corrected),

@@ -68,7 +68,7 @@ static void made_once_by_runs_at_the_same_time(void **state)
     for (int i = 0; i < N; i++) finish(pid[i]);
     for (int i = 0; i < N; i++) expect_same_files("alone" MODEL, text("run%d" MODEL, i));
     expect_links(text("%s/tokens.h5", shared("s", "tokens")), N);
-    expect_links(text("%s/init-0000.h5", shared("s", "init")), N);
+    expect_links(text("%s/init-0001-0000.h5", shared("s", "init")), N);
     expect_links(text("%s/teacher-0000.h5", shared("s", "teacher")), N);
 
     expect_same_json("alone/eval.json", "run0/eval.json");
@@ -101,11 +101,60 @@ static void grids_of_gptq_serve_other_codebooks(void **state)
     json_decref(a);
     json_decref(b);
     assert_null(find_name("first", "grid-", ".h5"));
-    expect_links(text("%s/grid-0000.h5", shared("g", "grid")), 0);
+    expect_links(text("%s/grid-0001-0000.h5", shared("g", "grid")), 0);
 
     /* Other settings, other grids. */
     RUN_OK(BASE, "--init", "gptq", "--K", "16", "--sym", "--out", "third", "--share", "g");
     expect_words("grid made for", NULL);
+}
+
+/* What GPTQ has made of a run that is stopped serves it when it goes on, with its own grids or
+ * those that another run has made in the meantime. */
+static void stopped_runs_go_on_with_grids(void **state)
+{
+    (void)state;
+#define GPTQ(k, out) BASE, "--init", "gptq", "--K", k, "--out", out
+    RUN_OK(GPTQ("16", "alone16"));
+    RUN_OK(GPTQ("24", "alone24"));
+    RUN(GPTQ("16", "stopped"), "--share", "h", "--max-hours", "1e-9");
+    expect_code(75);
+    expect_words("after layer 0", NULL);
+    copy_folder("stopped", "behind");
+    assert_true(exists("stopped/grid-0000-0000.h5") && exists("behind/init-0000-0000.h5"));
+    const ino_t init = number_of("stopped/init-0000-0000.h5"),
+                grid = number_of("stopped/grid-0000-0000.h5");
+
+    RUN_OK(GPTQ("16", "stopped"), "--share", "h");
+    expect_words("1 of 2 layers from an earlier run", "grid made for", "init made for", NULL);
+    assert_true(number_of("stopped/init-0000-0000.h5") == init);
+    assert_true(number_of(text("%s/grid-0000-0000.h5", shared("h", "grid"))) == grid);
+    assert_null(find_name("stopped", "grid-", ".h5"));
+    expect_same_files("alone16" MODEL, "stopped" MODEL);
+
+    RUN_OK(GPTQ("24", "ahead"), "--share", "h");
+    expect_words("grid from another run", NULL);
+    expect_same_files("alone24" MODEL, "ahead" MODEL);
+
+    /* Without the codebooks of the run that was first. */
+    const char *grids = shared("h", "grid");
+    assert_int_equal(mkdir("h2", 0777), 0);
+    assert_int_equal(rename(grids, text("h2%s", strchr(grids, '/'))), 0);
+    const ino_t late = number_of("behind/init-0000-0000.h5");
+    RUN_OK(GPTQ("16", "behind"), "--share", "h2");
+    expect_words("1 of 2 layers from an earlier run", "grid from another run", NULL);
+    if (strstr(last.err, "gptq     ")) fail_msg("GPTQ ran again: %s", last.err);
+    assert_true(number_of("behind/init-0000-0000.h5") == late);
+    assert_null(find_name("behind", "grid-", ".h5"));
+    expect_same_files("alone16" MODEL, "behind" MODEL);
+
+    /* A run that made its first layers for itself alone makes their grids for others. */
+    RUN(GPTQ("16", "private"), "--max-hours", "1e-9");
+    expect_code(75);
+    RUN_OK(GPTQ("16", "private"), "--share", "h3");
+    expect_words("grid made for", NULL);
+    assert_true(exists(text("%s/grid-0000-0000.h5", shared("h3", "grid"))));
+    expect_same_files("alone16" MODEL, "private" MODEL);
+#undef GPTQ
 }
 
 static bool is_said(const char *words)
@@ -173,6 +222,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(made_once_by_runs_at_the_same_time),
         cmocka_unit_test(grids_of_gptq_serve_other_codebooks),
+        cmocka_unit_test(stopped_runs_go_on_with_grids),
         cmocka_unit_test(holder_that_is_silent_loses_what_it_makes),
         cmocka_unit_test(run_that_is_killed_leaves_it_to_the_next),
         cmocka_unit_test(bad_folder_says_why),

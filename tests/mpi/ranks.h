@@ -167,15 +167,19 @@ static inline void expect_same_run(const char *a, const char *b, int steps)
     vq_arena_reset(&arena, mark);
 }
 
-/* Every linear of a run, from whichever rank's file it is in: name/what. */
-static inline vq_tensor load_part(const char *run, int n_files, const char *name, const char *what,
+/* A part of a linear, from whichever of the run's init files it is in. */
+static inline vq_tensor load_part(const char *run, const char *name, const char *what,
                                   double *error)
 {
     vq_tensor t = {0};
-    for (int i = 0; i < n_files; i++) {
+    char **names;
+    int64_t n;
+    EXPECT_OK(vq_folder_list(&arena, run, ".h5", &names, &n));
+    for (int64_t i = 0; i < n; i++) {
         vq_h5 h;
         const char *whole = text("%s/%s", name, what);
-        EXPECT_OK(vq_h5_open(&arena, text("%s/init-%04d.h5", run, i), NULL, 0, &h));
+        if (strncmp(names[i], "init-", 5) != 0) continue;
+        EXPECT_OK(vq_h5_open(&arena, text("%s/%s", run, names[i]), NULL, 0, &h));
         if (vq_h5_has(&h, whole)) {
             assert_null(t.data); /* nothing is made twice */
             EXPECT_OK(vq_h5_load(&h, &arena, whole, &t));
@@ -189,33 +193,35 @@ static inline vq_tensor load_part(const char *run, int n_files, const char *name
 
 /* Runs of GPTQ, a's by one rank: integers the same but for one in ten thousand; where all are, the
  * errors of the two sweeps, which are sums over the inverse of H, within 1e-6. */
-static inline void expect_near_run(const char *a, const char *b, int n_files)
+static inline void expect_near_run(const char *a, const char *b)
 {
     char **names;
-    int64_t n, n_linears = 0, n_weights = 0, n_different = 0;
-    vq_h5 h;
+    int64_t n = 0, n_linears = 0, n_weights = 0, n_different = 0;
     const size_t mark = vq_arena_mark(&arena);
-    EXPECT_OK(vq_h5_open(&arena, text("%s/init-0000.h5", a), NULL, 0, &h));
-    EXPECT_OK(vq_h5_list(&h, &arena, &names, &n));
-    vq_h5_close(&h);
-    for (int64_t i = 0; i < n; i++) {
-        char *end = strrchr(names[i], '/');
-        if (!end || strcmp(end, "/ints") != 0) continue;
-        double x, y;
-        *end = '\0';
-        const vq_tensor p = load_part(a, 1, names[i], "ints", &x),
-                        q = load_part(b, n_files, names[i], "ints", &y);
-        assert_true(vq_tensor_same_shape(&p, &q) && p.dtype == VQ_U8); /* two in a byte */
-        int64_t differ = 0;
-        for (int64_t j = 0; j < vq_tensor_count(&p); j++) {
-            const int both = ((uint8_t *)p.data)[j] ^ ((uint8_t *)q.data)[j];
-            differ += ((both & 15) != 0) + (both > 15);
+    for (int layer = 0; exists(text("%s/init-%04d-0000.h5", a, layer)); layer++) {
+        vq_h5 h;
+        EXPECT_OK(vq_h5_open(&arena, text("%s/init-%04d-0000.h5", a, layer), NULL, 0, &h));
+        EXPECT_OK(vq_h5_list(&h, &arena, &names, &n));
+        vq_h5_close(&h);
+        for (int64_t i = 0; i < n; i++) {
+            char *end = strrchr(names[i], '/');
+            if (!end || strcmp(end, "/ints") != 0) continue;
+            double x, y;
+            *end = '\0';
+            const vq_tensor p = load_part(a, names[i], "ints", &x),
+                            q = load_part(b, names[i], "ints", &y);
+            assert_true(vq_tensor_same_shape(&p, &q) && p.dtype == VQ_U8); /* two in a byte */
+            int64_t differ = 0;
+            for (int64_t j = 0; j < vq_tensor_count(&p); j++) {
+                const int both = ((uint8_t *)p.data)[j] ^ ((uint8_t *)q.data)[j];
+                differ += ((both & 15) != 0) + (both > 15);
+            }
+            if (differ == 0 && fabs(y / x - 1) > 1e-6)
+                fail_msg("%s: the error of %s is %.9g, of %s %.9g", names[i], a, x, b, y);
+            n_linears++;
+            n_weights += 2 * vq_tensor_count(&p);
+            n_different += differ;
         }
-        if (differ == 0 && fabs(y / x - 1) > 1e-6)
-            fail_msg("%s: the error of %s is %.9g, of %s %.9g", names[i], a, x, b, y);
-        n_linears++;
-        n_weights += 2 * vq_tensor_count(&p);
-        n_different += differ;
     }
     assert_true(n_linears >= 6 && n_weights > 0);
     if (n_different * 10000 >= n_weights)

@@ -238,10 +238,12 @@ static void test_teacher_not_finite(void **state)
 static void test_bad_checkpoint(void **state)
 {
     (void)state;
-    expect_end(start_ranks(
-        2, VQROUND, COMMON,
-        LIST("--model", "model", "--steps", "2", "--out", "run", "--max-hours", "1e-9")));
-    expect_code(75);
+    while (!exists("run/ckpt-0000000001.h5")) {
+        expect_end(start_ranks(
+            2, VQROUND, COMMON,
+            LIST("--model", "model", "--steps", "2", "--out", "run", "--max-hours", "1e-9")));
+        expect_code(75);
+    }
     write_text("run/ckpt-0000000001.h5", "nothing");
     expect_end(
         start_ranks(3, VQROUND, COMMON, LIST("--model", "model", "--steps", "2", "--out", "run")));
@@ -330,6 +332,35 @@ static void test_killed(void **state)
     expect_same_steps("run");
 }
 
+/* In the middle of GPTQ: what is there of it stays, and is not made again. */
+static void test_killed_in_gptq(void **state)
+{
+    (void)state;
+    static const char *const runs[] = {"killed", "stopped"};
+    static const char *const layers[] = {"killed/init-0000-0000.h5", "stopped/init-0000-0000.h5"};
+    for (int i = 0; i < 2; i++) {
+        const char *const *more =
+            LIST("--model", "model", "--init", "gptq", "--out", runs[i], LONG);
+        pid_t pid = start_ranks(4, VQROUND, COMMON, more);
+        while (!exists(layers[i])) {
+            if (has_ended(pid)) fail_msg("the job ended with code %d: %s", last.code, last.err);
+            sleep_ms(1);
+        }
+        const ino_t number = number_of(layers[i]);
+        kill(i == 0 ? find_rank(2) : pid, i == 0 ? SIGKILL : SIGUSR1);
+        expect_end(pid);
+        expect_code(i == 0 ? 137 : 75);
+        assert_int_equal(count_errors(), 0);
+        expect_end(start_ranks(2, VQROUND, COMMON,
+                               LIST("--model", "model", "--init", "gptq", "--out", runs[i], LONG,
+                                    "--max-hours", "1e-9")));
+        expect_code(75);
+        expect_words("stopped by max_hours", "Run the same command again", NULL);
+        expect_written(runs[i], 75);
+        assert_true(number_of(layers[i]) == number);
+    }
+}
+
 static void test_crashed(void **state)
 {
     (void)state;
@@ -394,6 +425,7 @@ int main(void)
         TEST(test_no_addresses),
         TEST(test_no_memory_in_a_phase),
         TEST(test_killed),
+        TEST(test_killed_in_gptq),
         TEST(test_crashed),
         TEST(test_asleep),
         TEST(test_asleep_early),

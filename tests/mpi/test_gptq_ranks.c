@@ -27,7 +27,6 @@
                  "--out", "four");                                                                 \
         expect_same_model("one/model", "two/model");                                               \
         expect_same_model("one/model", "four/model");                                              \
-        assert_true(exists("four/init-0003.h5") && !exists("one/init-0001.h5"));                   \
         clear_folder(NULL);                                                                        \
     } while (0)
 
@@ -78,8 +77,8 @@ static void replicas(const char *model, const char *propagate)
              "--replicas", "3", "--out", "three");
     QUANTIZE(4, model, "--method", "gptq", "--gptq.propagate", propagate, "--threads", "1",
              "--replicas", "2", "--stages", "2", "--out", "square");
-    expect_near_run("one", "three", 3);
-    expect_near_run("one", "square", 4);
+    expect_near_run("one", "three");
+    expect_near_run("one", "square");
     clear_folder(NULL);
 }
 

@@ -1,9 +1,11 @@
 /* test_hessians - the Hessians that replicas sum up beside those of one rank that has all windows;
  * layers that stages take in turn. Under mpiexec: every rank is a replica, or a stage. */
+#include <signal.h>
 #include <stdlib.h>
 #include <time.h>
 
 #include "fixture.h"
+#include "guard.h"
 #include "log.h"
 #include "mpi/world.h"
 #include "rng.h"
@@ -99,13 +101,14 @@ static void test_replicas(void **state)
 
 /* --- in turn --------------------------------------------------------------------------------- */
 
-enum { LAYERS = 12, LAYER_MS = 330 };
+enum { LAYERS = 12, LAYER_MS = 330, STOP_AT = 5 };
 
 /* A stage's layers, and how many are done of all: what stages hand on. */
 typedef struct turns {
     vq_job *job;
     vq_progress progress;
     double done;
+    int64_t stop_at; /* the layer in which a signal comes; -1: none does */
 } turns;
 
 static vq_status pass_turn(void *ctx, bool on)
@@ -116,9 +119,11 @@ static vq_status pass_turn(void *ctx, bool on)
               : vq_job_receive(t->job, &done, comm.rank - 1, VQ_TAG_FORWARD);
 }
 
-static vq_status take_turn(void *ctx, int64_t l)
+static vq_status take_turn(void *ctx, int64_t l, bool *is_made)
 {
     turns *t = ctx;
+    *is_made = true;
+    if (l == t->stop_at) raise(SIGUSR1);
     assert_true(l >= t->job->stage.first && l < t->job->stage.last);
     assert_true(t->done == (double)l);
     nanosleep(&(struct timespec){.tv_nsec = LAYER_MS * 1000000}, NULL);
@@ -126,16 +131,25 @@ static vq_status take_turn(void *ctx, int64_t l)
     return VQ_OK;
 }
 
+/* A job whose ranks are stages. */
+static vq_job staged(const vq_config *config)
+{
+    return (vq_job){.comm = &comm,
+                    .config = config,
+                    .model.config.N = LAYERS,
+                    .topo = {.n_stages = comm.size, .n_replicas = 1, .stage = comm.rank},
+                    .stage.first = LAYERS * comm.rank / comm.size,
+                    .stage.last = LAYERS * (comm.rank + 1) / comm.size};
+}
+
 /* All layers together take longer than a rank may wait for another; one does not. */
 static void test_layers_in_turn(void **state)
 {
     (void)state;
     const double limit_s = comm.limit_s;
-    vq_job job = {.comm = &comm,
-                  .model.config.N = LAYERS,
-                  .stage.first = LAYERS * comm.rank / comm.size,
-                  .stage.last = LAYERS * (comm.rank + 1) / comm.size};
-    turns t = {.job = &job};
+    const vq_config config = {.out = "run"};
+    vq_job job = staged(&config);
+    turns t = {.job = &job, .stop_at = -1};
     vq_progress_begin(&t.progress, "test", "layers", 0, LAYERS);
     comm.limit_s = 2.5; /* a busy machine keeps a rank from its core for a while */
     assert_true(LAYERS * LAYER_MS > 1.5 * 2500);
@@ -145,10 +159,35 @@ static void test_layers_in_turn(void **state)
     comm.limit_s = limit_s;
 }
 
+/* A signal ends the turns after the layer at work, on its stage and those that wait. */
+static void test_stop_in_turn(void **state)
+{
+    (void)state;
+    const vq_config config = {.out = "run"};
+    vq_job job = staged(&config);
+    turns t = {.job = &job, .stop_at = STOP_AT};
+    vq_guard_init(0, false);
+    vq_progress_begin(&t.progress, "test", "layers", 0, LAYERS);
+    const vq_status status = vq_sweep_in_turn(&job, pass_turn, take_turn, &t);
+    if (job.stage.last <= STOP_AT) {
+        assert_int_equal(status, VQ_OK);
+        assert_true(t.done == (double)job.stage.last);
+    } else {
+        assert_int_equal(status, VQ_ESTOPPED);
+        assert_non_null(strstr(vq_error_message(), "run: stopped by"));
+        assert_non_null(strstr(vq_error_message(), "after layer 5"));
+        assert_true(t.done == (job.stage.first <= STOP_AT ? STOP_AT + 1 : 0));
+    }
+    assert_int_equal(vq_comm_agree(&comm, status), VQ_ESTOPPED);
+    vq_error_clear();
+    vq_guard_init(0, false);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_replicas),
-                                       cmocka_unit_test(test_layers_in_turn)};
+                                       cmocka_unit_test(test_layers_in_turn),
+                                       cmocka_unit_test(test_stop_in_turn)};
     world_open(60);
     return world_close(cmocka_run_group_tests(tests, NULL, NULL));
 }

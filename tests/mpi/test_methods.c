@@ -76,6 +76,59 @@ static void test_blocks_are_not_trained_again(void **state)
     expect_words("train.block_steps (4, now 5)", NULL);
 }
 
+/* GPTQ and the layers' own training, each start in another world and stopped after one layer. */
+static void test_layers_go_on_elsewhere(void **state)
+{
+    (void)state;
+    static const int worlds[] = {3, 0, 2, 4, 2};
+    static const char *const more[][3] = {{"vqround", "--init=gptq", "--gptq.propagate=quantized"},
+                                          {"lora", "--init=gptq", "--train.pool_max=0"}};
+#define BLOCKS(i) METHOD(more[i][0], more[i][1], more[i][2]), "--block-steps", "3", "--out"
+    for (int i = 0; i < VQ_COUNT(more); i++) {
+        int n = 0;
+        QUANTIZE(0, MODELS "tiny-llama", BLOCKS(i), "whole");
+        for (int found = 0; found < 3; found++) /* GPTQ, but for the last layer */
+            ONE_UNIT(worlds[n++ % 5], MODELS "tiny-llama", BLOCKS(i), "parts");
+        assert_true(exists("parts/init-0002-0000.h5") && !exists("parts/init-0003-0000.h5"));
+        for (int found = 0; found < 3; found++)
+            ONE_UNIT(worlds[n++ % 5], MODELS "tiny-llama", BLOCKS(i), "parts");
+        assert_true(exists("parts/blocks-0002.h5") && !exists("parts/blocks-0003.h5"));
+        ONE_UNIT(worlds[n++ % 5], MODELS "tiny-llama", BLOCKS(i), "parts");
+        expect_words("after step 1", NULL);
+        assert_true(exists("parts/blocks-0003.h5") && !find_name("parts", "sweep-", ""));
+        QUANTIZE(2, MODELS "tiny-llama", BLOCKS(i), "parts");
+        expect_same_run("whole", "parts", 5);
+        clear_folder(NULL);
+    }
+#undef BLOCKS
+}
+
+/* Replicas share a layer's linears: it is whole when all of their files are there. */
+static void test_layers_of_replicas_go_on(void **state)
+{
+    (void)state;
+    static const char *const more[][2] = {{"--init=gptq", "--gptq.propagate=quantized"},
+                                          {"--init=rtn", "--grid=output"},
+                                          {"--init=rtn", "--grid=minmax"}};
+#define SQUARE(i)                                                                                  \
+    METHOD("vqround"), more[i][0], more[i][1], "--batch-size", "4", "--stages", "2", "--out"
+    for (int i = 0; i < VQ_COUNT(more); i++) {
+        QUANTIZE(4, MODELS "tiny-llama", SQUARE(i), "whole");
+        ONE_UNIT(4, MODELS "tiny-llama", SQUARE(i), "parts");
+        ino_t first = number_of("parts/init-0000-0001.h5");
+        remove_all("parts/init-0000-0000.h5");
+        ONE_UNIT(4, MODELS "tiny-llama", SQUARE(i), "parts");
+        assert_true(exists("parts/init-0000-0000.h5"));
+        assert_true(number_of("parts/init-0000-0001.h5") != first);
+        first = number_of("parts/init-0000-0001.h5");
+        QUANTIZE(4, MODELS "tiny-llama", SQUARE(i), "parts");
+        assert_true(number_of("parts/init-0000-0001.h5") == first);
+        expect_same_run("whole", "parts", 5);
+        clear_folder(NULL);
+    }
+#undef SQUARE
+}
+
 /* Where the numbers are kept changes none of them. */
 static void test_parts_are_the_pool(void **state)
 {
@@ -171,6 +224,8 @@ int main(void)
         cmocka_unit_test_teardown(test_lora, clear_folder),
         cmocka_unit_test_teardown(test_blocks, clear_folder),
         cmocka_unit_test_teardown(test_blocks_are_not_trained_again, clear_folder),
+        cmocka_unit_test_teardown(test_layers_go_on_elsewhere, clear_folder),
+        cmocka_unit_test_teardown(test_layers_of_replicas_go_on, clear_folder),
         cmocka_unit_test_teardown(test_parts_are_the_pool, clear_folder),
         cmocka_unit_test_teardown(test_damaged_parts_are_passed_over, clear_folder),
         cmocka_unit_test_teardown(test_replicas_of_parts, clear_folder),

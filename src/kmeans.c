@@ -439,21 +439,25 @@ static vq_status fit_squashed(const vq_backend *be, vq_arena *scratch, vq_tensor
     return VQ_OK;
 }
 
-/* A pattern's vectors side by side, in `some`; their indices, in some_idx, back to their places. */
+/* A pattern's vectors side by side, in `some`, and their indices back to their places. Both loops
+ * go through memory in as many streams as there are patterns; order is no longer needed when place
+ * [n], its inverse, is known. */
 static vq_status fit_sorted(const vq_backend *be, vq_arena *scratch, vq_tensor *codes,
                             vq_tensor *idx, const vq_tensor *x, const vq_kmeans_config *c,
-                            const vq_kmeans_part *parts, int64_t n_parts, const uint32_t *order,
-                            vq_tensor *some, vq_tensor *some_idx, vq_kmeans_result *result)
+                            const vq_kmeans_part *parts, int64_t n_parts, uint32_t *order,
+                            uint32_t *place, vq_tensor *some, vq_kmeans_result *result)
 {
     const int64_t n = x->dim[0], D = x->dim[1];
 #pragma omp parallel for if (n > GRAIN)
-    for (int64_t i = 0; i < n; i++)
-        memcpy((float *)some->data + i * D, (const float *)x->data + order[i] * D,
-               (size_t)D * sizeof(float));
-    VQ_TRY(cluster(be, scratch, codes, some_idx, some, NULL, c, parts, n_parts, result));
+    for (int64_t i = 0; i < n; i++) place[order[i]] = (uint32_t)i;
 #pragma omp parallel for if (n > GRAIN)
     for (int64_t i = 0; i < n; i++)
-        ((uint32_t *)idx->data)[order[i]] = ((const uint32_t *)some_idx->data)[i];
+        memcpy((float *)some->data + place[i] * D, (const float *)x->data + i * D,
+               (size_t)D * sizeof(float));
+    vq_tensor some_idx = vq_tensor_1d(order, VQ_U32, n);
+    VQ_TRY(cluster(be, scratch, codes, &some_idx, some, NULL, c, parts, n_parts, result));
+#pragma omp parallel for if (n > GRAIN)
+    for (int64_t i = 0; i < n; i++) ((uint32_t *)idx->data)[i] = order[place[i]];
     return VQ_OK;
 }
 
@@ -480,9 +484,8 @@ static vq_status fit_by_sign(const vq_backend *be, vq_arena *scratch, vq_tensor 
     if (patterns > K) {
         VQ_TRY(fit_squashed(be, scratch, codes, idx, x, c, &some, result));
     } else {
-        vq_tensor some_idx = vq_tensor_1d(other, VQ_U32, n);
         share_codes(parts, shares, patterns, K, n);
-        VQ_TRY(fit_sorted(be, scratch, codes, idx, x, c, parts, patterns, order, &some, &some_idx,
+        VQ_TRY(fit_sorted(be, scratch, codes, idx, x, c, parts, patterns, order, other, &some,
                           result));
     }
     result->patterns = patterns;

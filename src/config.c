@@ -1207,6 +1207,13 @@ const char *vq_config_key(int i)
     return i < VQ_COUNT(keys) ? keys[i].name : NULL;
 }
 
+bool vq_config_uses(const vq_config *config, int i)
+{
+    const unsigned before_training = VQ_PHASE_GRID | VQ_PHASE_TOKENS;
+    return vq_config_learns(config) || !(keys[i].phases & VQ_PHASE_TRAIN) ||
+           (keys[i].phases & before_training);
+}
+
 const char *vq_config_value(const vq_config *config, int i, char *text, size_t size)
 {
     const key *k = &keys[i];

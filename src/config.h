@@ -253,6 +253,9 @@ int vq_config_diff(const vq_config *a, const vq_config *b, unsigned phases, char
 /* A hash of the values of those keys. */
 uint64_t vq_config_phase_hash(const vq_config *config, unsigned phases);
 
+/* Whether key i may change what comes out: a baseline has no codebooks and no training. */
+bool vq_config_uses(const vq_config *config, int i);
+
 /* Key i, NULL after the last; and its value as text without quotes, a list's items with blanks
  * between them, "" where it is not set, into text (cut to size). Returns text. */
 const char *vq_config_key(int i);

@@ -96,20 +96,21 @@ static bool is_main_setting(const char *key)
     return false;
 }
 
-/* From config.yaml; where that cannot be read, what the results say. */
+static bool uses(const vq_run_info *run, int key)
+{
+    return run->has_config ? vq_config_uses(&run->config, key) : run->has_results;
+}
+
+/* From config.yaml; where that cannot be read, what the results say; "" where it means nothing. */
 static const char *setting(const vq_run_info *run, int key, char text[512])
 {
     char name[64];
     text[0] = '\0';
+    if (!uses(run, key)) return text;
     if (run->has_config) return vq_config_value(&run->config, key, text, 512);
     for (int i = 0; run->has_results && vq_results_field(i, name); i++)
         if (!strcmp(name, vq_config_key(key))) vq_results_value(&run->results, i, text);
     return text;
-}
-
-static bool has_settings(const vq_run_info *run)
-{
-    return run->has_config || run->has_results;
 }
 
 static bool differs(const page *p, int key)
@@ -117,7 +118,7 @@ static bool differs(const page *p, int key)
     char first[512] = "", text[512];
     bool has_first = false;
     for (int64_t i = 0; i < p->n; i++) {
-        if (!has_settings(&p->runs[i])) continue;
+        if (!uses(&p->runs[i], key)) continue;
         if (has_first && strcmp(setting(&p->runs[i], key, text), first) != 0) return true;
         if (!has_first) setting(&p->runs[i], key, first);
         has_first = true;
@@ -396,12 +397,13 @@ static void put_table(const page *p)
 static void put_common(const page *p)
 {
     char text[512];
-    const vq_run_info *first = NULL;
     int n = 0;
-    for (int64_t i = p->n; i-- > 0;)
-        if (has_settings(&p->runs[i])) first = &p->runs[i];
-    for (int k = 0; first && vq_config_key(k); k++) {
+    for (int k = 0; vq_config_key(k); k++) {
         if (!is_main_setting(vq_config_key(k)) || differs(p, k)) continue;
+        const vq_run_info *first = NULL;
+        for (int64_t i = p->n; i-- > 0;)
+            if (uses(&p->runs[i], k)) first = &p->runs[i];
+        if (!first) continue;
         if (n++ == 0) fprintf(p->to, "<p class=\"common\">%s", p->n > 1 ? "The same in all: " : "");
         fputs(" <span>", p->to);
         put_text(p->to, vq_config_key(k));

@@ -164,6 +164,17 @@ static void layers_have_their_errors(void **state)
     EXPECT_IN(page, "Weights not rounded to nearest, %");
     EXPECT_IN(page, "fc1</li>");
     free(page);
+
+    /* A baseline has no value where a setting means nothing to it. */
+    RUN_OK("report", "layers-vqround", "layers-rtn", "--out", "both");
+    char *csv = read_file("both/report.csv", NULL);
+    assert_string_equal(csv_field(csv, "layers-rtn,", "bits"), "3");
+    assert_string_equal(csv_field(csv, "layers-rtn,", "train.steps"), "");
+    assert_string_equal(csv_field(csv, "layers-vqround,", "train.steps"), "30");
+    free(csv);
+    page = read_file("both/report.html", NULL);
+    EXPECT_IN(page, "train.steps&nbsp;<b>30</b>");
+    free(page);
 }
 
 /* Everything in the page, nothing outside it, and texts as texts. */

@@ -12,10 +12,10 @@
  * matrix product; FAISS's, longer. */
 #define KMEANS_PASSES 16.0
 #define KMEANS_FAISS_COST 5.0
-/* What a pass takes for a vector beside its comparisons, as such operations; by signs, where the
- * vectors are sorted by their patterns and few codes compared. */
-#define KMEANS_VECTOR_FLOPS 1200.0
-#define KMEANS_SIGN_FLOPS 2700.0
+/* What a pass takes for a vector beside its comparisons, as such operations, and what each vector
+ * takes once: its logits, sorting by signs, counting. */
+#define KMEANS_VECTOR_FLOPS 1700.0
+#define KMEANS_ONCE_FLOPS 5300.0
 /* The same of all arithmetic in f32 and f64 on a GPU, beside its products in bf16: by the data
  * sheets of A100 and H100. */
 #define GPU_EXACT_COST 16.0
@@ -40,10 +40,10 @@ static double init_work(const vq_plan_view *v)
         const double patterns = c->kmeans.by_sign ? exp2((double)c->D) : 1;
         const double codes = (double)c->K / (patterns <= (double)c->K ? patterns : 1);
         const double compare = 2 * codes * (double)c->D;
-        const double beside = c->kmeans.by_sign ? KMEANS_SIGN_FLOPS : KMEANS_VECTOR_FLOPS;
-        flops = (passes * sample + n_vec) * (on_gpu  ? GPU_EXACT_COST * compare
-                                             : faiss ? KMEANS_FAISS_COST * compare
-                                                     : compare + beside);
+        const double a_pass = on_gpu  ? GPU_EXACT_COST * compare
+                              : faiss ? KMEANS_FAISS_COST * compare
+                                      : compare + KMEANS_VECTOR_FLOPS;
+        flops = (passes * sample + n_vec) * a_pass + (on_gpu ? 0 : n_vec * KMEANS_ONCE_FLOPS);
     }
     if (vq_config_sweeps(c)) flops += 2 * n * v->own.weights;
     if (!vq_config_uses_gptq(c)) return flops;

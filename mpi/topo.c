@@ -41,7 +41,7 @@ vq_status vq_topo_make(const vq_config *config, const vq_model_config *model, in
     if (!replicas) replicas = size / stages;
     VQ_CHECK(stages >= 1 && replicas >= 1 && stages * replicas == size, VQ_EUSAGE,
              "--stages %lld --replicas %lld: the job has %d rank%s: expected stages x replicas = "
-             "%d. Leave both out, or start %lld ranks",
+             "%d. Leave both out, or start %lld ranks (mpirun -n, srun)",
              (long long)config->stages, (long long)config->replicas, size, size == 1 ? "" : "s",
              size, (long long)(VQ_MAX(config->stages, 1) * VQ_MAX(config->replicas, 1)));
     VQ_CHECK(stages <= model->N && stages <= MAX_STAGES, VQ_EUSAGE,

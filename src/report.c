@@ -283,6 +283,8 @@ double vq_results_peak_bytes(const vq_results *r)
     return peak;
 }
 
+#define UNDECIDED 1.05 /* hard above soft */
+
 void vq_results_print(const vq_results *r)
 {
     vq_results_row rows[VQ_RESULTS_ROWS];
@@ -303,6 +305,8 @@ void vq_results_print(const vq_results *r)
         if (i > 0 && fp > 0) printf("  %+.1f %%", 100 * (x / fp - 1));
         puts("");
     }
+    if (r->perplexity.hard > UNDECIDED * r->perplexity.soft && r->perplexity.soft > 0)
+        printf("\n  Roundings were undecided when training ended: raise --steps or --lr\n");
     printf("%s  %-24s %12s  %s packed\n", any ? "\n" : "", "size of the weights",
            vq_bytes_text(r->model_bytes.before, a), vq_bytes_text(r->model_bytes.after, b));
     printf("  %-24s %12s  training %s\n", "time", vq_duration_text(r->seconds.total, a),

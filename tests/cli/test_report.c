@@ -103,6 +103,29 @@ static void runs_are_tables(void **state)
     free(csv);
 }
 
+static void set_perplexity(const char *path, const char *name, double x)
+{
+    json_t *root = load_json(path);
+    json_object_set_new(json_object_get(root, "perplexity"), name, json_real(x));
+    assert_int_equal(json_dump_file(root, path, JSON_INDENT(2)), 0);
+    json_decref(root);
+}
+
+/* A finished run's table, as its command prints it again. */
+static void undecided_roundings_are_said(void **state)
+{
+    (void)state;
+    make_sweep();
+    for (int i = 0; i < 2; i++) {
+        set_perplexity("sweep/a/results.json", "soft", 10);
+        set_perplexity("sweep/a/results.json", "hard", i ? 10.6 : 10.4);
+        RUN_OK("quantize", "--model", "m", "--bits", "2", "--steps", "6", "--out", "sweep/a",
+               SMALL);
+        EXPECT_IN(last.out, i ? "10.60" : "10.40");
+        assert_true(!strstr(last.out, "undecided when training ended: raise --steps") == !i);
+    }
+}
+
 /* |Wq - W| / |W| of a linear, from the two models. */
 static double error_between(const char *quantized, const char *source, const char *name)
 {
@@ -416,15 +439,11 @@ static void failures_leave_their_message(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(runs_are_tables),
-        cmocka_unit_test(runs_are_a_page),
-        cmocka_unit_test(layers_have_their_errors),
-        cmocka_unit_test(lines_are_of_like_runs),
-        cmocka_unit_test(many_runs),
-        cmocka_unit_test(report_without_gnuplot),
-        cmocka_unit_test(damaged_files),
-        cmocka_unit_test(wrong_commands),
-        cmocka_unit_test(failures_leave_their_message),
+        cmocka_unit_test(runs_are_tables),          cmocka_unit_test(runs_are_a_page),
+        cmocka_unit_test(layers_have_their_errors), cmocka_unit_test(undecided_roundings_are_said),
+        cmocka_unit_test(lines_are_of_like_runs),   cmocka_unit_test(many_runs),
+        cmocka_unit_test(report_without_gnuplot),   cmocka_unit_test(damaged_files),
+        cmocka_unit_test(wrong_commands),           cmocka_unit_test(failures_leave_their_message),
     };
     return cmocka_run_group_tests(tests, enter_folder, leave_folder);
 }

@@ -9,7 +9,7 @@
 
 #include "backend.h"
 
-#define VQ_CUDA_ABI 5
+#define VQ_CUDA_ABI 6
 #define VQ_CUDA_SYMBOL "vq_cuda_module_table"
 
 typedef struct vq_cuda_module {
@@ -32,7 +32,7 @@ typedef struct vq_cuda_module {
 #define VQ_CUDA_SIZES                                                                              \
     (((sizeof(vq_ops) * 1021 + sizeof(vq_tensor)) * 1021 + sizeof(vq_quant)) * 1021 +              \
      sizeof(vq_arena) + sizeof(vq_comm) + sizeof(vq_comm_ops) + sizeof(vq_topo) +                  \
-     sizeof(vq_sweep_rule))
+     sizeof(vq_sweep_rule) + sizeof(vq_kmeans_part))
 
 /* Opens the module: vq_cuda.so beside the program, or in ../lib/vqround. It stays open.
  * Fails: VQ_EUNSUPPORTED (none there, one of another build, or CUDA libraries that it lacks; the

@@ -128,7 +128,9 @@ static bool is_message(const char *message, size_t length)
     enum { NEAR = 200 };
     char parts[512];
     assert_true(length < sizeof parts);
-    memcpy(parts, message, length);
+    const size_t skipped = strncmp(message, "... ", 4) ? 0 : 4; /* else each place begins one */
+    length -= skipped;
+    memcpy(parts, message + skipped, length);
     parts[length] = '\0';
     char *next = strstr(parts, "...");
     if (next) *next = '\0';

@@ -43,11 +43,14 @@ static size_t aligned(int64_t count, size_t size)
 
 size_t vq_kmeans_scratch_bytes(const vq_kmeans_config *c, int64_t n, int64_t K, int64_t D)
 {
-    const int64_t n_train = training_vectors(c, n, K), most = c->by_sign ? K : 1;
+    /* A part trains on fewer vectors than one more for each of its codes. */
+    const int64_t n_train =
+        c->by_sign ? VQ_MIN(n, (c->max_points_per_centroid + 1) * K) : training_vectors(c, n, K);
+    const int64_t most = c->by_sign ? K : 1;
     const size_t parts = aligned(most, sizeof(vq_kmeans_part)) + aligned(most, sizeof(run)) +
                          2 * aligned(most, sizeof(double));
-    const size_t fit = parts + aligned(K, sizeof(uint32_t)) + aligned(K * D, sizeof(float)) +
-                       (n_train < n ? aligned(n_train * D, sizeof(float)) : 0);
+    const size_t train = c->by_sign || n_train < n ? aligned(n_train * D, sizeof(float)) : 0;
+    const size_t fit = parts + train + aligned(K, sizeof(uint32_t)) + aligned(K * D, sizeof(float));
     if (!c->by_sign) return fit;
     return fit + 2 * aligned(n, sizeof(uint32_t)) + aligned(n * D, sizeof(float)) +
            aligned(K, sizeof(vq_kmeans_part)) + aligned(K, sizeof(share)) +

@@ -191,15 +191,20 @@ static void test_update_is_the_mean(void **state)
     }
 }
 
-/* Clusters x, and checks that idx and the objective are those of the codes. */
+/* Clusters x, and checks that idx and the objective are those of the codes, and that no more memory
+ * was taken than planned. */
 static vq_kmeans_result cluster(const vq_backend *with, vq_tensor *codes, vq_tensor *idx,
                                 const vq_tensor *x, const vq_tensor *start,
                                 const vq_kmeans_config *c)
 {
     vq_kmeans_result result;
     size_t before = vq_arena_mark(&arena);
+    arena.peak_bytes = before;
     assert_int_equal(vq_kmeans(with, &arena, codes, idx, x, start, c, &result), VQ_OK);
     assert_int_equal(vq_arena_mark(&arena), before);
+    assert_true(arena.peak_bytes - before <=
+                vq_kmeans_scratch_bytes(c, x->dim[0], codes->dim[0], x->dim[1]) +
+                    12 * VQ_ALIGN); /* gaps between the blocks */
     double sum = 0;
     for (int64_t i = 0; i < x->dim[0]; i++)
         sum += distance2(x, i, codes, ((uint32_t *)idx->data)[i]);
@@ -425,12 +430,12 @@ static void test_by_sign_is_each_by_itself(void **state)
 static void test_by_sign(void **state)
 {
     (void)state;
-    static const int64_t cases[][3] = {{5000, 100, 3}, {5000, 64, 6}, {300, 290, 2},
-                                       {40, 40, 8},    {37, 37, 64},  {600, 600, 13}};
-    const vq_kmeans_config c = {
-        .iters = 12, .seed = 4, .max_points_per_centroid = 256, .by_sign = true};
+    static const int64_t cases[][3] = {{5000, 100, 3}, {5000, 64, 6},  {300, 290, 2},  {40, 40, 8},
+                                       {37, 37, 64},   {600, 600, 13}, {2999, 1000, 9}};
+    vq_kmeans_config c = {.iters = 12, .seed = 4, .by_sign = true};
     for (int i = 0; i < VQ_COUNT(cases); i++)
         for (int skew = 0; skew < 3; skew++) {
+            c.max_points_per_centroid = (i + skew) % 2 ? 256 : 2; /* 2: parts train on some */
             const int64_t n = cases[i][0], D = cases[i][2];
             vq_arena_reset(&arena, 0);
             vq_tensor x = random_vectors(n, D, 1, false);

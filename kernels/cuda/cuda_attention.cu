@@ -8,8 +8,9 @@
  *
  * Products are the tensor cores' (cuda_mma.cuh), so of halves; rows in shared memory are 8 elements
  * longer than heads are wide: then neither the 8 rows of a fragment nor those of a transposed one
- * meet in a bank. What is f32 (tests), or wider than 128, goes by plain kernels: a thread a query
- * or key, its scores made again for each part of the head. */
+ * meet in a bank. The next tile is on its way while one is multiplied. What is f32 (tests), or
+ * wider than 128, goes by plain kernels: a thread a query or key, its scores made again for each
+ * part of the head. */
 #include "cuda_mma.cuh"
 
 #define THREADS 128
@@ -48,8 +49,8 @@ static bool is_aligned(const vq_tensor *x)
 
 /* --- tiles and fragments --------------------------------------------------------------------- */
 
-/* Rows [0, n) of from into a tile of `rows` rows of WIDE + PAD elements; zeros behind rows and
- * heads. The block's threads. */
+/* Begins to bring rows [0, n) of from into a tile of `rows` rows of WIDE + PAD elements; zeros
+ * behind rows and heads. The block's threads; vq_wait_copies and a barrier follow. */
 template <class T, int WIDE>
 static __device__ __forceinline__ void load_tile(T *tile, const T *from, int64_t stride, int64_t n,
                                                  int rows, const shape &s)
@@ -57,15 +58,23 @@ static __device__ __forceinline__ void load_tile(T *tile, const T *from, int64_t
     constexpr int PACKS = WIDE / 8;
     for (int i = threadIdx.x; i < rows * PACKS; i += THREADS) {
         const int row = i / PACKS, column = i % PACKS * 8;
-        vq_pack<T, 8> x;
-        for (int j = 0; j < 8; j++) x.x[j] = vq_store<T>(0);
-        if (row < n && s.vectors && column < s.S)
-            x = *reinterpret_cast<const vq_pack<T, 8> *>(from + row * stride + column);
-        else if (row < n)
+        const T *source = from + row * stride + column;
+        T *to = tile + row * (WIDE + PAD) + column;
+        if (s.vectors)
+            vq_begin_copy<16>(to, source, row < n && column < s.S);
+        else
             for (int j = 0; j < 8; j++)
-                if (column + j < s.S) x.x[j] = from[row * stride + column + j];
-        *reinterpret_cast<vq_pack<T, 8> *>(tile + row * (WIDE + PAD) + column) = x;
+                to[j] = row < n && column + j < s.S ? source[j] : vq_store<T>(0);
     }
+}
+
+/* The same for two tensors, into tiles that lie one after the other. */
+template <class T, int WIDE>
+static __device__ __forceinline__ void load_two(T *tiles, const T *a, const T *b, int64_t stride,
+                                                int64_t n, int rows, const shape &s)
+{
+    load_tile<T, WIDE>(tiles, a, stride, n, rows, s);
+    load_tile<T, WIDE>(tiles + rows * (WIDE + PAD), b, stride, n, rows, s);
 }
 
 /* a: the tile's rows [row, row + 16), columns [column, column + 16). */
@@ -174,28 +183,35 @@ template <class T, int WIDE>
 static __global__ void __launch_bounds__(THREADS)
     attend(T *out, float *lse, const T *q, const T *k, const T *v, shape s)
 {
-    VQ_DYNAMIC_SHARED(T, k_tile); /* the queries' first */
-    T *v_tile = k_tile + FWD_KEYS * (WIDE + PAD);
+    constexpr int TILE = FWD_KEYS * (WIDE + PAD);
+    VQ_DYNAMIC_SHARED(T, tiles); /* keys, values, and those that come next: the queries first */
     const int warp = threadIdx.x / VQ_WARP, lane = threadIdx.x % VQ_WARP;
     const int64_t b = blockIdx.z, h = blockIdx.y, group = h / s.heads;
     const int64_t t0 = int64_t(gridDim.x - 1 - blockIdx.x) * ROWS; /* the longest begin first */
     const int64_t n = VQ_MIN(ROWS, s.T - t0), keys = s.prefix + t0 + n;
     const int64_t first = ((b * s.T + t0) * s.H + h) * s.S, row0 = t0 + warp * 16 + lane / 4;
-    const T *k0 = k + b * s.k_batch + group * s.S, *v0 = v + b * s.k_batch + group * s.S;
+    const int64_t key0 = b * s.k_batch + group * s.S, row = s.G * s.S;
     const float to_log2 = s.scale * LOG2_E;
 
     uint32_t own[WIDE / 16][4];
-    load_tile<T, WIDE>(k_tile, q + first, s.H * s.S, n, ROWS, s);
+    load_tile<T, WIDE>(tiles + 2 * TILE, q + first, s.H * s.S, n, ROWS, s);
+    load_two<T, WIDE>(tiles, k + key0, v + key0, row, s.T_k, FWD_KEYS, s);
+    vq_wait_copies();
     __syncthreads();
     VQ_UNROLL
-    for (int j = 0; j < WIDE / 16; j++) load_a<T, WIDE>(own[j], k_tile, warp * 16, j * 16);
+    for (int j = 0; j < WIDE / 16; j++)
+        load_a<T, WIDE>(own[j], tiles + 2 * TILE, warp * 16, j * 16);
 
     float sum[WIDE / 8][4] = {}, top[2] = {-INFINITY, -INFINITY}, total[2] = {};
-    for (int64_t u0 = 0; u0 < keys; u0 += FWD_KEYS) {
-        __syncthreads(); /* the tile before is read */
-        load_tile<T, WIDE>(k_tile, k0 + u0 * s.G * s.S, s.G * s.S, s.T_k - u0, FWD_KEYS, s);
-        load_tile<T, WIDE>(v_tile, v0 + u0 * s.G * s.S, s.G * s.S, s.T_k - u0, FWD_KEYS, s);
-        __syncthreads();
+    int side = 0;
+    for (int64_t u0 = 0; u0 < keys; u0 += FWD_KEYS, side ^= 1) {
+        const T *k_tile = tiles + side * 2 * TILE, *v_tile = k_tile + TILE;
+        const int64_t next = u0 + FWD_KEYS, at = key0 + next * row;
+        vq_wait_copies();
+        __syncthreads(); /* this tile is there, and the one before is read */
+        if (next < keys)
+            load_two<T, WIDE>(tiles + (side ^ 1) * 2 * TILE, k + at, v + at, row, s.T_k - next,
+                              FWD_KEYS, s);
         float p[FWD_KEYS / 8][4] = {}, most[2] = {top[0], top[1]};
         add_scores<T, WIDE, FWD_KEYS / 8>(p, own, k_tile);
         VQ_UNROLL
@@ -249,7 +265,7 @@ static __global__ void __launch_bounds__(THREADS)
 
 /* --- backward -------------------------------------------------------------------------------- */
 
-#define BWD_OTHERS 32 /* keys, or queries, that a block goes over at a time */
+#define BWD_OTHERS 32 /* keys, or queries, that a block goes over at a time: ROWS / 2 */
 
 /* mean[b, h, t] = sum_u p dp = dout . out: one warp a row. */
 template <class T>
@@ -280,26 +296,27 @@ static __global__ void __launch_bounds__(THREADS)
     attend_back_q(T *dq, const T *dout, const T *q, const T *k, const T *v, const float *lse,
                   const float *mean, shape s)
 {
-    VQ_DYNAMIC_SHARED(T, tile); /* of queries, then of keys and of values */
-    T *k_tile = tile, *v_tile = tile + BWD_OTHERS * (WIDE + PAD);
+    constexpr int TILE = BWD_OTHERS * (WIDE + PAD);
+    VQ_DYNAMIC_SHARED(T, tiles); /* keys, values, and those that come next: own rows first */
     const int warp = threadIdx.x / VQ_WARP, lane = threadIdx.x % VQ_WARP;
     const int64_t b = blockIdx.z, h = blockIdx.y, group = h / s.heads;
     const int64_t t0 = int64_t(gridDim.x - 1 - blockIdx.x) * ROWS;
     const int64_t n = VQ_MIN(ROWS, s.T - t0), keys = s.prefix + t0 + n;
     const int64_t first = ((b * s.T + t0) * s.H + h) * s.S, row0 = t0 + warp * 16 + lane / 4;
-    const T *k0 = k + b * s.k_batch + group * s.S, *v0 = v + b * s.k_batch + group * s.S;
+    const int64_t key0 = b * s.k_batch + group * s.S, row = s.G * s.S;
     const float to_log2 = s.scale * LOG2_E;
 
     uint32_t own_q[WIDE / 16][4], own_d[WIDE / 16][4];
-    load_tile<T, WIDE>(tile, q + first, s.H * s.S, n, ROWS, s);
+    load_two<T, WIDE>(tiles, q + first, dout + first, s.H * s.S, n, ROWS, s);
+    vq_wait_copies();
     __syncthreads();
     VQ_UNROLL
-    for (int j = 0; j < WIDE / 16; j++) load_a<T, WIDE>(own_q[j], tile, warp * 16, j * 16);
+    for (int j = 0; j < WIDE / 16; j++) {
+        load_a<T, WIDE>(own_q[j], tiles, warp * 16, j * 16);
+        load_a<T, WIDE>(own_d[j], tiles, ROWS + warp * 16, j * 16);
+    }
     __syncthreads();
-    load_tile<T, WIDE>(tile, dout + first, s.H * s.S, n, ROWS, s);
-    __syncthreads();
-    VQ_UNROLL
-    for (int j = 0; j < WIDE / 16; j++) load_a<T, WIDE>(own_d[j], tile, warp * 16, j * 16);
+    load_two<T, WIDE>(tiles, k + key0, v + key0, row, s.T_k, BWD_OTHERS, s);
 
     float lse2[2], m[2];
     for (int i = 0; i < 2; i++) {
@@ -308,11 +325,15 @@ static __global__ void __launch_bounds__(THREADS)
         m[i] = t < s.T ? mean[at] : 0;
     }
     float sum[WIDE / 8][4] = {};
-    for (int64_t u0 = 0; u0 < keys; u0 += BWD_OTHERS) {
-        __syncthreads();
-        load_tile<T, WIDE>(k_tile, k0 + u0 * s.G * s.S, s.G * s.S, s.T_k - u0, BWD_OTHERS, s);
-        load_tile<T, WIDE>(v_tile, v0 + u0 * s.G * s.S, s.G * s.S, s.T_k - u0, BWD_OTHERS, s);
-        __syncthreads();
+    int side = 0;
+    for (int64_t u0 = 0; u0 < keys; u0 += BWD_OTHERS, side ^= 1) {
+        const T *k_tile = tiles + side * 2 * TILE, *v_tile = k_tile + TILE;
+        const int64_t next = u0 + BWD_OTHERS, at = key0 + next * row;
+        vq_wait_copies();
+        __syncthreads(); /* this tile is there, and the one before is read */
+        if (next < keys)
+            load_two<T, WIDE>(tiles + (side ^ 1) * 2 * TILE, k + at, v + at, row, s.T_k - next,
+                              BWD_OTHERS, s);
         float p[BWD_OTHERS / 8][4] = {}, ds[BWD_OTHERS / 8][4] = {};
         add_scores<T, WIDE, BWD_OTHERS / 8>(p, own_q, k_tile);
         add_scores<T, WIDE, BWD_OTHERS / 8>(ds, own_d, v_tile);
@@ -342,66 +363,74 @@ static __global__ void __launch_bounds__(THREADS)
     attend_back_kv(T *dk, T *dv, const T *dout, const T *q, const T *k, const T *v,
                    const float *lse, const float *mean, shape s)
 {
-    VQ_DYNAMIC_SHARED(T, k_tile);
-    VQ_SHARED(float, lse2, [BWD_OTHERS]);
-    VQ_SHARED(float, m, [BWD_OTHERS]);
-    T *v_tile = k_tile + ROWS * (WIDE + PAD), *q_tile = v_tile + ROWS * (WIDE + PAD),
-      *d_tile = q_tile + BWD_OTHERS * (WIDE + PAD);
+    constexpr int TILE = BWD_OTHERS * (WIDE + PAD);
+    VQ_DYNAMIC_SHARED(T, k_tile); /* own rows; queries, their gradients, and those that come next */
+    VQ_SHARED(float, stats, [2][2][BWD_OTHERS]); /* theirs: lse and mean */
+    T *v_tile = k_tile + ROWS * (WIDE + PAD), *tiles = v_tile + ROWS * (WIDE + PAD);
     const int warp = threadIdx.x / VQ_WARP, lane = threadIdx.x % VQ_WARP;
     const int64_t b = blockIdx.z, group = blockIdx.y, u0 = int64_t(blockIdx.x) * ROWS;
     const int64_t n = VQ_MIN(ROWS, s.T_k - u0), row = s.G * s.S, row0 = u0 + warp * 16 + lane / 4;
     const int64_t at_k = b * s.k_batch + u0 * row + group * s.S;
     const int64_t begin = VQ_MAX(u0 - s.prefix, 0) / BWD_OTHERS * BWD_OTHERS;
     const float to_log2 = s.scale * LOG2_E;
+    /* The queries from `begin` on of one head after the other. */
+    const int a_head = int(VQ_CEIL_DIV(s.T - begin, BWD_OTHERS)), n_tiles = int(s.heads) * a_head;
+    const auto load = [&](int tile) {
+        const int64_t h = group * s.heads + tile / a_head;
+        const int64_t t0 = begin + int64_t(tile % a_head) * BWD_OTHERS, t = t0 + threadIdx.x;
+        const int64_t first = ((b * s.T + t0) * s.H + h) * s.S, at = (b * s.H + h) * s.T + t;
+        const int side = tile % 2;
+        load_two<T, WIDE>(tiles + side * 2 * TILE, q + first, dout + first, s.H * s.S, s.T - t0,
+                          BWD_OTHERS, s);
+        if (threadIdx.x < BWD_OTHERS) {
+            vq_begin_copy<4>(&stats[side][0][threadIdx.x], lse + at, t < s.T);
+            vq_begin_copy<4>(&stats[side][1][threadIdx.x], mean + at, t < s.T);
+        }
+    };
 
-    load_tile<T, WIDE>(k_tile, k + at_k, row, n, ROWS, s);
-    load_tile<T, WIDE>(v_tile, v + at_k, row, n, ROWS, s);
+    load_two<T, WIDE>(k_tile, k + at_k, v + at_k, row, n, ROWS, s);
+    load(0);
     float dk_sum[WIDE / 8][4] = {}, dv_sum[WIDE / 8][4] = {};
-    for (int64_t h = group * s.heads; h < (group + 1) * s.heads; h++)
-        for (int64_t t0 = begin; t0 < s.T; t0 += BWD_OTHERS) {
-            const int64_t first = ((b * s.T + t0) * s.H + h) * s.S;
-            __syncthreads();
-            load_tile<T, WIDE>(q_tile, q + first, s.H * s.S, s.T - t0, BWD_OTHERS, s);
-            load_tile<T, WIDE>(d_tile, dout + first, s.H * s.S, s.T - t0, BWD_OTHERS, s);
-            if (threadIdx.x < BWD_OTHERS) {
-                const int64_t t = t0 + threadIdx.x, at = (b * s.H + h) * s.T + t;
-                lse2[threadIdx.x] = t < s.T ? lse[at] * LOG2_E : 0;
-                m[threadIdx.x] = t < s.T ? mean[at] : 0;
-            }
-            __syncthreads();
-            float p[BWD_OTHERS / 8][4] = {}, ds[BWD_OTHERS / 8][4] = {};
+    for (int tile = 0; tile < n_tiles; tile++) {
+        const T *q_tile = tiles + tile % 2 * 2 * TILE, *d_tile = q_tile + TILE;
+        const float *lse_tile = stats[tile % 2][0], *m = stats[tile % 2][1];
+        const int64_t t0 = begin + int64_t(tile % a_head) * BWD_OTHERS;
+        vq_wait_copies();
+        __syncthreads(); /* this tile is there, and the one before is read */
+        if (tile + 1 < n_tiles) load(tile + 1);
+        float p[BWD_OTHERS / 8][4] = {}, ds[BWD_OTHERS / 8][4] = {};
+        VQ_UNROLL
+        for (int j = 0; j < WIDE / 16; j++) {
+            uint32_t own_k[4], own_v[4], other[2];
+            load_a<T, WIDE>(own_k, k_tile, warp * 16, j * 16);
+            load_a<T, WIDE>(own_v, v_tile, warp * 16, j * 16);
             VQ_UNROLL
-            for (int j = 0; j < WIDE / 16; j++) {
-                uint32_t own_k[4], own_v[4], other[2];
-                load_a<T, WIDE>(own_k, k_tile, warp * 16, j * 16);
-                load_a<T, WIDE>(own_v, v_tile, warp * 16, j * 16);
-                VQ_UNROLL
-                for (int i = 0; i < BWD_OTHERS / 8; i++) {
-                    load_b<T, WIDE>(other, q_tile, i * 8, j * 16);
-                    vq_mma<T>(p[i], own_k, other);
-                    load_b<T, WIDE>(other, d_tile, i * 8, j * 16);
-                    vq_mma<T>(ds[i], own_v, other);
-                }
-            }
-            VQ_UNROLL
-            for (int j = 0; j < BWD_OTHERS / 8; j++) {
-                VQ_UNROLL
-                for (int i = 0; i < 4; i++) {
-                    const int column = j * 8 + lane % 4 * 2 + i % 2;
-                    const int64_t u = row0 + i / 2 * 8, t = t0 + column;
-                    make_ds(&p[j][i], &ds[j][i], t < s.T && u <= s.prefix + t, to_log2,
-                            lse2[column], m[column]);
-                }
-            }
-            VQ_UNROLL
-            for (int j = 0; j < BWD_OTHERS / 16; j++) {
-                uint32_t a[4];
-                round_a<T>(a, p + 2 * j);
-                add_rows<T, WIDE>(dv_sum, a, d_tile, j * 16);
-                round_a<T>(a, ds + 2 * j);
-                add_rows<T, WIDE>(dk_sum, a, q_tile, j * 16);
+            for (int i = 0; i < BWD_OTHERS / 8; i++) {
+                load_b<T, WIDE>(other, q_tile, i * 8, j * 16);
+                vq_mma<T>(p[i], own_k, other);
+                load_b<T, WIDE>(other, d_tile, i * 8, j * 16);
+                vq_mma<T>(ds[i], own_v, other);
             }
         }
+        VQ_UNROLL
+        for (int j = 0; j < BWD_OTHERS / 8; j++) {
+            VQ_UNROLL
+            for (int i = 0; i < 4; i++) {
+                const int column = j * 8 + lane % 4 * 2 + i % 2;
+                const int64_t u = row0 + i / 2 * 8, t = t0 + column;
+                make_ds(&p[j][i], &ds[j][i], t < s.T && u <= s.prefix + t, to_log2,
+                        lse_tile[column] * LOG2_E, m[column]);
+            }
+        }
+        VQ_UNROLL
+        for (int j = 0; j < BWD_OTHERS / 16; j++) {
+            uint32_t a[4];
+            round_a<T>(a, p + 2 * j);
+            add_rows<T, WIDE>(dv_sum, a, d_tile, j * 16);
+            round_a<T>(a, ds + 2 * j);
+            add_rows<T, WIDE>(dk_sum, a, q_tile, j * 16);
+        }
+    }
     const float once[2] = {1, 1}, factor[2] = {s.scale, s.scale};
     const int64_t to = b * s.dk_batch + (u0 + warp * 16) * row + group * s.S;
     store_rows<T, WIDE>(dk + to, row, dk_sum, factor, n - warp * 16, true, s);
@@ -546,7 +575,7 @@ static vq_status run_fwd(vq_cuda *cuda, T *out, float *lse, const T *q, const T 
     if constexpr (sizeof(T) == 2)
         if (s.S <= MOST_WIDE) {
             BY_WIDTH(s.S, VQ_LAUNCH(cuda, (attend<T, WIDE>), blocks_of(s.T, s.H, B), THREADS,
-                                    TILE_BYTES(2 * FWD_KEYS), out, lse, q, k, v, s));
+                                    TILE_BYTES(4 * FWD_KEYS), out, lse, q, k, v, s));
             return VQ_OK;
         }
     VQ_LAUNCH(cuda, attend_plain<T>, vq_cuda_blocks(n, THREADS), THREADS, 0, out, lse, q, k, v, n,
@@ -578,10 +607,9 @@ static vq_status run_bwd(vq_cuda *cuda, T *dq, T *dk, T *dv, const T *dout, cons
     if constexpr (sizeof(T) == 2)
         if (s.S <= MOST_WIDE) {
             BY_WIDTH(s.S, VQ_LAUNCH(cuda, (attend_back_q<T, WIDE>), blocks_of(s.T, s.H, B), THREADS,
-                                    TILE_BYTES(VQ_MAX(ROWS, 2 * BWD_OTHERS)), dq, dout, q, k, v,
-                                    lse, mean, s));
+                                    TILE_BYTES(4 * BWD_OTHERS), dq, dout, q, k, v, lse, mean, s));
             BY_WIDTH(s.S, VQ_LAUNCH(cuda, (attend_back_kv<T, WIDE>), blocks_of(s.T_k, s.G, B),
-                                    THREADS, TILE_BYTES(2 * ROWS + 2 * BWD_OTHERS), dk, dv, dout, q,
+                                    THREADS, TILE_BYTES(2 * ROWS + 4 * BWD_OTHERS), dk, dv, dout, q,
                                     k, v, lse, mean, s));
             return VQ_OK;
         }

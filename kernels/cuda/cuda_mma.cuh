@@ -1,4 +1,5 @@
-/* cuda_mma.cuh - products of a warp on tensor cores: PTX's mma.m16n8k16, and ldmatrix.
+/* cuda_mma.cuh - products of a warp on tensor cores: PTX's mma.m16n8k16, and ldmatrix; and copies
+ * to shared memory that go on while a thread computes: cp.async.
  *
  * With lane = 4 g + t, each register holding two neighbours along the row of a [16, 16], along the
  * column of b [16, 8]:
@@ -27,6 +28,13 @@ __device__ __forceinline__ void vq_mma(float *d, const uint32_t *a, const uint32
  * All lanes. */
 __device__ __forceinline__ void vq_load_transposed(uint32_t *m, const void *row);
 
+/* Begins to copy BYTES (16, aligned to it, or 4) from device to shared memory; zeros where it is
+ * not there, whose address is not read. The thread's own are through after vq_wait_copies, and
+ * others' after the barrier that follows theirs. */
+template <int BYTES>
+__device__ __forceinline__ void vq_begin_copy(void *shared, const void *from, bool is_there);
+__device__ __forceinline__ void vq_wait_copies();
+
 #ifdef __CUDACC__
 #define VQ_MMA(type, name)                                                                         \
     template <>                                                                                    \
@@ -49,7 +57,40 @@ __device__ __forceinline__ void vq_load_transposed(uint32_t *m, const void *row)
                  : "r"(at)
                  : "memory");
 }
+
+template <int BYTES>
+__device__ __forceinline__ void vq_begin_copy(void *shared, const void *from, bool is_there)
+{
+    static_assert(BYTES == 4 || BYTES == 16, "what cp.async copies here");
+    const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+    const uint64_t source = __cvta_generic_to_global(from);
+    const int size = is_there ? BYTES : 0;
+    if constexpr (BYTES == 16)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(source),
+                     "r"(size)
+                     : "memory");
+    else
+        asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(at), "l"(source),
+                     "r"(size)
+                     : "memory");
+}
+
+__device__ __forceinline__ void vq_wait_copies()
+{
+    asm volatile("cp.async.wait_all;" ::: "memory");
+}
 #else
+template <int BYTES>
+__device__ __forceinline__ void vq_begin_copy(void *shared, const void *from, bool is_there)
+{
+    shim_begin_copy(shared, is_there ? from : nullptr, BYTES);
+}
+
+__device__ __forceinline__ void vq_wait_copies()
+{
+    shim_wait_copies();
+}
+
 /* By the definition, with what the other lanes have. */
 template <class T> static inline float shim_half(uint64_t pair, int which)
 {

@@ -54,12 +54,20 @@ struct fiber {
     char *stack;
 };
 
+/* To shared memory, not made yet. */
+struct copy {
+    void *to;
+    const void *from; /* NULL: zeros */
+    size_t bytes;
+};
+
 struct thread {
     fiber *on; /* NULL: not begun, or ended */
     uint3 index;
     wait_kind wait;
     const char *what; /* it waits at: a file or an operation */
     int line;
+    std::vector<copy> copies;
 };
 
 /* Lanes of one warp that exchange under one mask. Values are kept twice: a lane may begin the next
@@ -233,6 +241,7 @@ void run_thread(thread *t)
     threadIdx = t->index;
     go(&scheduler, &t->on->state);
     if (t->wait != ENDED) return;
+    if (!t->copies.empty()) report("a thread has ended and has not waited for its copies");
     idle.push_back(t->on);
     t->on = nullptr;
 }
@@ -353,6 +362,23 @@ void shim_barrier(const char *file, int line)
             report("threads stand at different barriers");
         t.wait = READY;
     }
+}
+
+void shim_begin_copy(void *shared, const void *from, size_t bytes)
+{
+    const uintptr_t both = (uintptr_t)shared | (uintptr_t)from;
+    if (both % bytes != 0) report("a copy to shared memory is not aligned to its size");
+    running->copies.push_back({shared, from, bytes});
+}
+
+void shim_wait_copies(void)
+{
+    for (const copy &c : running->copies)
+        if (c.from)
+            memcpy(c.to, c.from, c.bytes);
+        else
+            memset(c.to, 0, c.bytes);
+    running->copies.clear();
 }
 
 const uint64_t *shim_exchange(unsigned mask, uint64_t value, const char *operation)

@@ -80,6 +80,10 @@ void *shim_dynamic_shared(void);
 
 void shim_barrier(const char *file, int line);
 
+/* Copies to shared memory (NULL: zeros) that are made when their thread waits for them. */
+void shim_begin_copy(void *shared, const void *from, size_t bytes);
+void shim_wait_copies(void);
+
 /* Waits for the lanes of mask. Each lane gives its value; what all gave is at `values` until the
  * lane's next exchange. */
 const uint64_t *shim_exchange(unsigned mask, uint64_t value, const char *operation);

@@ -37,7 +37,8 @@ static void plan_disk(vq_plan *p)
     const vq_plan_input *in = &p->input;
     const vq_config *c = in->config;
     const vq_plan_sums all = vq_plan_sum(c, &in->model->config, 0, in->model->config.N);
-    p->disk_bytes.init = all.integers + all.codes;
+    p->disk_bytes.init =
+        all.integers + all.codes + (vq_config_needs_ints(c) ? 0 : all.gptq); /* in integers */
     if (vq_config_learns(c) && c->train.block_steps > 0) p->disk_bytes.init += all.codes;
     if (vq_config_has_teacher(c) && c->teacher.cache)
         p->disk_bytes.teacher = (double)(c->nsamples * c->seqlen * in->teacher->config.E_embed) *

@@ -47,6 +47,7 @@ vq_plan_sums vq_plan_sum(const vq_config *c, const vq_model_config *m, int64_t f
         s.packed += packed > 0 ? n : 0;
         s.packed_bytes += packed;
         const vq_tensor ints = vq_quant_ints((int)c->bits, out, in);
+        s.gptq += vq_config_uses_gptq(c) ? (double)vq_tensor_bytes(&ints) : 0;
         s.integers += (double)vq_grid_bytes(&grid, out, in) +
                       (vq_config_needs_ints(c) ? (double)vq_tensor_bytes(&ints) : 0) +
                       (vq_config_scatters(c) ? (double)in * sizeof(int32_t) : 0);

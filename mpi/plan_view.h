@@ -26,6 +26,7 @@ typedef struct vq_plan_input {
 typedef struct vq_plan_sums {
     double weights, quantized;   /* of linears */
     double integers, codes;      /* bytes; codes: what is trained, once */
+    double gptq;                 /* bytes of GPTQ's integers, which its files have in any case */
     double largest;              /* weights of the largest linear */
     double packed, packed_bytes; /* weights that the exported model has packed, and their bytes */
 } vq_plan_sums;

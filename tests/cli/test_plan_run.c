@@ -179,6 +179,40 @@ static void test_peak_is_as_planned(void **state)
 }
 
 /* The states of 65,536 windows are more than any memory: said before anything is read. */
+/* What the first phases leave takes the room on disk that the plan says. */
+static void test_disk_is_as_planned(void **state)
+{
+    (void)state;
+    static const char *const starts[][3] = {{"--init=rtn", "--method=vqround", "--eval-start"},
+                                            {"--init=gptq", "--method=adaround", "--eval-start"},
+                                            {"--init=gptq", "--no-eval-start", "--block-steps=1"},
+                                            {"--init=rtn", "--method=gptq", "--no-eval-start"}};
+#define DISK                                                                                       \
+    "--model", MODELS "tiny-llama", "--bits", "2", "--D", "8", "--K", "512", "--kmeans.iters",     \
+        "2", "--nsamples", "2", "--seqlen", "16", "--steps", "1", starts[i][0], starts[i][1],      \
+        starts[i][2]
+    for (int i = 0; i < 4; i++) {
+        double bytes = 0;
+        RUN_OK("plan", DISK, "--json");
+        json_t *plan = last_json();
+        const double planned = json_number(plan, "disk_bytes/init");
+        json_decref(plan);
+        RUN_OK("quantize", DISK, "--text", CALIB, "--no-eval", "--quiet", "--out", "disk");
+        for (int layer = 0; layer < 4; layer++) {
+            const char *const paths[] = {text("disk/init-%04d-0000.h5", layer),
+                                         text("disk/blocks-%04d.h5", layer)};
+            struct stat st;
+            for (int k = 0; k < 2; k++)
+                if (stat(paths[k], &st) == 0) bytes += (double)st.st_size;
+        }
+        if (!(fabs(bytes / planned - 1) < 0.05))
+            fail_msg("%s %s %s: %.0f bytes planned, files of %.0f: expected 5 %%", starts[i][0],
+                     starts[i][1], starts[i][2], planned, bytes);
+        remove_all("disk");
+    }
+#undef DISK
+}
+
 static void test_does_not_fit(void **state)
 {
     (void)state;
@@ -210,8 +244,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_needs_no_weights),   cmocka_unit_test(test_configs),
-        cmocka_unit_test(test_peak_is_as_planned), cmocka_unit_test(test_does_not_fit),
-        cmocka_unit_test(test_inputs_in_a_file),
+        cmocka_unit_test(test_peak_is_as_planned), cmocka_unit_test(test_disk_is_as_planned),
+        cmocka_unit_test(test_does_not_fit),       cmocka_unit_test(test_inputs_in_a_file),
     };
     return cmocka_run_group_tests(tests, enter_folder, leave_folder);
 }

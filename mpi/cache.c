@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "error.h"
+#include "guard.h"
 #include "log.h"
 #include "place.h"
 #include "share.h"
@@ -13,6 +14,7 @@
 #define KIND "teacher"
 #define LAYOUT 1
 #define PREFIX "teacher-"
+#define PARTS 16 /* of the windows, each in files of its own: a run that ends loses one at most */
 
 static const vq_model *teacher_model(const vq_job *job)
 {
@@ -40,7 +42,7 @@ static bool has_cache_duty(const vq_job *job)
 typedef struct writing {
     vq_teacher *teacher;
     vq_h5 file;
-    int64_t n;          /* rows written */
+    int64_t n, before;  /* rows written into the file; windows before it */
     int64_t not_finite; /* the first window whose states are not finite; -1: none */
     vq_progress progress;
 } writing;
@@ -76,7 +78,8 @@ static vq_status write_window(writing *w, int64_t window, const vq_tensor *ids, 
     VQ_TRY(vq_h5_write_rows(&w->file, "hidden", w->n++, &rows));
     if (window == 0) VQ_TRY(measure_kl(t, hidden, &kept, &t->kl));
     vq_arena_reset(&job->step, mark);
-    vq_progress_step(&w->progress, VQ_MIN(w->n * job->topo.n_replicas, w->progress.total), NULL);
+    vq_progress_step(&w->progress,
+                     VQ_MIN(w->before + w->n * job->topo.n_replicas, w->progress.total), NULL);
     return VQ_OK;
 }
 
@@ -90,23 +93,33 @@ static vq_status write_windows(void *ctx, int64_t first, int64_t count, const vq
     return VQ_OK;
 }
 
-/* The windows that this replica passes, in order. */
+/* The windows that this replica passes in what is left of the stream, in order. */
 static vq_status own_windows(const vq_stream *s, vq_arena *arena, int64_t **windows, int64_t *n)
 {
     int64_t first, count;
     *n = 0;
     VQ_TRY(VQ_NEW(arena, s->windows->n, windows));
-    for (int64_t m = 0; m < s->count; m++) {
+    for (int64_t m = s->next; m < s->count; m++) {
         vq_stream_share(s, m, s->job->topo.replica, &first, &count);
         for (int64_t i = 0; i < count; i++) (*windows)[(*n)++] = first + i;
     }
     return VQ_OK;
 }
 
-static vq_status start_file(writing *w, const char *path, uint64_t key, const vq_tensor *windows,
-                            int64_t T)
+/* A file that is not there: earlier runs, on other ranks, may have cut the windows otherwise. */
+static vq_status new_path(vq_job *job, char **path)
+{
+    for (int i = 0;; i++) {
+        VQ_TRY(vq_job_path(job, path, PREFIX "%04d-%04d.h5", job->comm->rank, i));
+        if (!vq_file_exists(*path)) return VQ_OK;
+    }
+}
+
+static vq_status start_file(writing *w, uint64_t key, const vq_tensor *windows, int64_t T)
 {
     vq_teacher *t = w->teacher;
+    char *path;
+    VQ_TRY(new_path(t->job, &path));
     const vq_tensor shape =
         vq_tensor_3d(NULL, t->dtype, windows->dim[0], T, vq_stage_out_width(&t->stage));
     VQ_TRY(vq_h5_create(&t->job->run, path, KIND, LAYOUT, &w->file));
@@ -115,40 +128,85 @@ static vq_status start_file(writing *w, const char *path, uint64_t key, const vq
     return vq_h5_make(&w->file, "hidden", &shape);
 }
 
-/* All windows once through the teacher, each replica its own. */
-static vq_status run_teacher(vq_teacher *t, const vq_data *data, const char *path, uint64_t key)
+static vq_status finish_file(writing *w)
+{
+    /* Said only here, where nobody waits for this rank's next message. */
+    VQ_CHECK(w->not_finite < 0, VQ_ENOTFINITE,
+             "%s: the teacher's states of window %lld are not finite: expected numbers. Check the "
+             "weights, or leave this text out",
+             teacher_model(w->teacher->job)->dir, (long long)w->not_finite);
+    if (w->file.id < 0) return VQ_OK;
+    VQ_TRY(vq_h5_set_f64(&w->file, NULL, "kl", w->teacher->kl));
+    return vq_h5_finish(&w->file);
+}
+
+/* The windows of messages [next, count) through the teacher, each replica its own. */
+static vq_status run_messages(writing *w, const vq_data *data, int64_t batch, int64_t next,
+                              int64_t count, uint64_t key)
+{
+    vq_teacher *t = w->teacher;
+    vq_job *job = t->job;
+    vq_stream stream;
+    int64_t *own, n;
+    VQ_TRY(vq_stream_pass(&job->step, job, &data->calib, batch, next, count, &stream));
+    VQ_TRY(own_windows(&stream, &job->step, &own, &n));
+    const vq_tensor windows = vq_tensor_1d(own, VQ_I64, n);
+    w->n = 0;
+    w->before = next * batch * job->topo.n_replicas;
+    if (has_cache_duty(job) && n > 0) VQ_TRY(start_file(w, key, &windows, data->calib.T));
+    while (stream.next < stream.count) {
+        VQ_TRY(vq_pipeline_forward(job, &t->stage, VQ_MODE_FLOAT, &stream, 1, job->together,
+                                   write_windows, w));
+        vq_progress_step(&w->progress,
+                         VQ_MIN(stream.next * batch * job->topo.n_replicas, data->calib.n), NULL);
+    }
+    VQ_TRY(vq_stream_close(&stream));
+    return finish_file(w);
+}
+
+/* The same, ended by all ranks alike. */
+static vq_status run_part(writing *w, const vq_data *data, int64_t batch, int64_t next,
+                          int64_t count, uint64_t key)
+{
+    vq_job *job = w->teacher->job;
+    const double start_s = vq_seconds();
+    const size_t mark = vq_arena_mark(&job->step);
+    vq_status status = run_messages(w, data, batch, next, count, key);
+    vq_h5_close(&w->file);
+    if (status != VQ_ENOTFINITE) vq_comm_end(job->comm, status);
+    vq_arena_reset(&job->step, mark);
+    const int64_t end = count * batch * job->topo.n_replicas;
+    if (!status && end < data->calib.n)
+        status = vq_guard_unit(job->config->out, "window", end - 1, vq_seconds() - start_s);
+    return vq_comm_agree(job->comm, status);
+}
+
+/* Whether one of the windows [first, end) is missing. */
+static bool is_missing(const double *missing, int64_t first, int64_t end)
+{
+    for (int64_t i = first; i < end; i++)
+        if (missing[i] > 0) return true;
+    return false;
+}
+
+/* The windows through the teacher, but for parts of which none is missing. */
+static vq_status run_teacher(vq_teacher *t, const vq_data *data, const double *missing,
+                             uint64_t key)
 {
     vq_job *job = t->job;
     /* As many as a replica's share of a step: its stages overlap. */
     const int64_t batch = VQ_CEIL_DIV(max_micro(job), job->together) * job->together;
+    const int64_t messages = vq_stream_messages(job, &data->calib, batch),
+                  windows = batch * job->topo.n_replicas, step = VQ_CEIL_DIV(messages, PARTS);
     writing w = {.teacher = t, .file.id = -1, .not_finite = -1};
-    vq_stream stream;
-    int64_t *own, n;
-    VQ_TRY(vq_stage_hold(&t->stage, &job->step, job->hold_bytes));
-    VQ_TRY(vq_stream_pass(&job->step, job, &data->calib, batch, &stream));
-    VQ_TRY(own_windows(&stream, &job->step, &own, &n));
-    const vq_tensor windows = vq_tensor_1d(own, VQ_I64, n);
+    vq_status status =
+        vq_comm_end(job->comm, vq_stage_hold(&t->stage, &job->step, job->hold_bytes));
     vq_progress_begin(&w.progress, "teacher", "windows", 0, data->calib.n);
-    vq_status status = VQ_OK;
-    if (has_cache_duty(job) && n > 0) status = start_file(&w, path, key, &windows, data->calib.T);
-    while (!status && stream.next < stream.count) {
-        status = vq_pipeline_forward(job, &t->stage, VQ_MODE_FLOAT, &stream, 1, job->together,
-                                     write_windows, &w);
-        vq_progress_step(&w.progress,
-                         VQ_MIN(stream.next * batch * job->topo.n_replicas, data->calib.n), NULL);
+    for (int64_t next = 0; next < messages && !status; next += step) {
+        const int64_t count = VQ_MIN(next + step, messages);
+        if (is_missing(missing, next * windows, VQ_MIN(count * windows, data->calib.n)))
+            status = run_part(&w, data, batch, next, count, key);
     }
-    if (!status) status = vq_stream_close(&stream);
-    /* Said only here, where nobody waits for this rank's next message. */
-    if (!status && w.not_finite >= 0)
-        status = vq_error_set(VQ_ENOTFINITE, __FILE__, __LINE__,
-                              "%s: the teacher's states of window %lld are not finite: expected "
-                              "numbers. Check the weights, or leave this text out",
-                              teacher_model(job)->dir, (long long)w.not_finite);
-    if (!status && w.file.id >= 0) {
-        status = vq_h5_set_f64(&w.file, NULL, "kl", t->kl);
-        if (!status) status = vq_h5_finish(&w.file);
-    }
-    vq_h5_close(&w.file);
     vq_stage_drop(&t->stage);
     vq_progress_end(&w.progress);
     return status;
@@ -201,20 +259,22 @@ static vq_status open_files(vq_teacher *t, uint64_t key, int64_t n_windows)
     return VQ_OK;
 }
 
-/* Whether every last stage finds every window. Collective. */
-static vq_status find_all(vq_teacher *t, uint64_t key, int64_t n_windows, bool *all)
+/* How many last stages miss each window, and how many windows are missed. Collective. */
+static vq_status find_all(vq_teacher *t, uint64_t key, int64_t n_windows, double *missing,
+                          int64_t *n_missing)
 {
     vq_job *job = t->job;
-    double missing = 0;
     vq_status status = VQ_OK;
+    memset(missing, 0, (size_t)n_windows * sizeof *missing);
     if (has_cache_duty(job)) {
         status = open_files(t, key, n_windows);
-        for (int64_t i = 0; !status && i < n_windows; i++) missing += t->in_file[i] < 0;
+        for (int64_t i = 0; !status && i < n_windows; i++) missing[i] = t->in_file[i] < 0;
     }
     VQ_TRY(vq_comm_agree(job->comm, status));
-    vq_tensor sum = vq_tensor_1d(&missing, VQ_F64, 1);
+    vq_tensor sum = vq_tensor_1d(missing, VQ_F64, n_windows);
     VQ_TRY(vq_comm_sum(job->comm, &sum));
-    *all = missing == 0;
+    *n_missing = 0;
+    for (int64_t i = 0; i < n_windows; i++) *n_missing += missing[i] > 0;
     return VQ_OK;
 }
 
@@ -222,19 +282,22 @@ static vq_status find_all(vq_teacher *t, uint64_t key, int64_t n_windows, bool *
 static vq_status find_or_make(vq_teacher *t, const vq_data *data, uint64_t key)
 {
     vq_job *job = t->job;
-    char *path;
-    bool all;
-    VQ_TRY(vq_job_path(job, &path, PREFIX "%04d.h5", job->comm->rank));
-    VQ_TRY(find_all(t, key, data->calib.n, &all));
-    if (all) return VQ_OK;
-    vq_teacher_close(t);
-    size_t mark = vq_arena_mark(&job->step);
-    vq_status status = run_teacher(t, data, path, key);
-    if (status != VQ_ENOTFINITE) vq_comm_end(job->comm, status);
-    VQ_TRY(vq_comm_agree(job->comm, status)); /* then every file is there */
+    const int64_t n = data->calib.n;
+    const size_t mark = vq_arena_mark(&job->step);
+    int64_t n_missing;
+    double *missing;
+    VQ_TRY(VQ_NEW(&job->step, n, &missing));
+    VQ_TRY(find_all(t, key, n, missing, &n_missing));
+    if (n_missing > 0) {
+        if (n_missing < n)
+            vq_log(VQ_LOG_INFO, "teacher  %lld of %lld windows from an earlier run",
+                   (long long)(n - n_missing), (long long)n);
+        vq_teacher_close(t);
+        VQ_TRY(run_teacher(t, data, missing, key));
+        VQ_TRY(find_all(t, key, n, missing, &n_missing));
+        VQ_ASSERT(n_missing == 0);
+    }
     vq_arena_reset(&job->step, mark);
-    VQ_TRY(find_all(t, key, data->calib.n, &all));
-    VQ_ASSERT(all);
     return VQ_OK;
 }
 

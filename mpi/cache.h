@@ -1,10 +1,10 @@
 /* cache.h - the teacher's final hidden states, kept so that the teacher runs once.
  *
  * lm_head is not quantized, so its input is all that is needed to have the teacher's logits again:
- * 6 to 148 times less than the logits. Each replica's last stage writes RUN/teacher-RANK.h5 with
- * "hidden" [n, T, E_embed] of its windows in the model's own type, and which windows they are; any
- * later layout of ranks can read them.
- * With teacher.cache off the teacher runs in every step. */
+ * 6 to 148 times less than the logits. Part by part each replica's last stage writes
+ * RUN/teacher-RANK-PART.h5 with "hidden" [n, T, E_embed] of its windows in the model's own type,
+ * and which windows they are; any later layout of ranks can read them, and makes the parts that
+ * lack one. With teacher.cache off the teacher runs in every step. */
 #pragma once
 #include "pipeline.h"
 
@@ -25,7 +25,8 @@ typedef struct vq_teacher {
 
 /* Runs the teacher over the calibration windows, or finds what an earlier run left. Nothing is done
  * for the lm loss. Collective.
- * Fails: VQ_ENOTFINITE (a state that is not finite, with its window), VQ_EFILE, VQ_EMEM. */
+ * Fails: VQ_ENOTFINITE (a state that is not finite, with its window), VQ_EFILE, VQ_EMEM,
+ * VQ_ESTOPPED (asked for, after a part). */
 vq_status vq_cache_teacher(vq_job *job, const vq_data *data, vq_teacher *teacher);
 
 /* Makes ready for the steps [next, count) of training; memory in arena. Collective. */

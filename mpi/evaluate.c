@@ -49,7 +49,8 @@ static vq_status run_pass(const pass *p, const vq_windows *w, vq_progress *progr
     const int64_t micro = vq_pipeline_windows(w->T), together = brings ? job->together : 1,
                   batch = micro * together;
     vq_stream stream;
-    VQ_TRY(vq_stream_pass(&job->step, job, w, batch, &stream));
+    VQ_TRY(
+        vq_stream_pass(&job->step, job, w, batch, 0, vq_stream_messages(job, w, batch), &stream));
     while (stream.next < stream.count) {
         VQ_TRY(vq_pipeline_forward(job, p->stage, p->mode, &stream, micro, together, window_losses,
                                    (void *)(uintptr_t)p));

@@ -50,17 +50,17 @@ const char *vq_guard_stop(double next_s)
     return limit_s > 0 && vq_seconds() - start_s + next_s > limit_s ? "max_hours" : NULL;
 }
 
-vq_status vq_guard_stopped(const char *out, int64_t layer, double next_s)
+vq_status vq_guard_stopped(const char *out, const char *unit, int64_t i, double next_s)
 {
     const char *reason = vq_guard_stop(next_s);
     VQ_FAIL(VQ_ESTOPPED,
-            "%s: stopped by %s after layer %lld, as asked. Run the same command again to go on",
-            out, reason ? reason : "another rank", (long long)layer);
+            "%s: stopped by %s after %s %lld, as asked. Run the same command again to go on", out,
+            reason ? reason : "another rank", unit, (long long)i);
 }
 
-vq_status vq_guard_layer(const char *out, int64_t layer, double next_s)
+vq_status vq_guard_unit(const char *out, const char *unit, int64_t i, double next_s)
 {
-    return vq_guard_stop(next_s) ? vq_guard_stopped(out, layer, next_s) : VQ_OK;
+    return vq_guard_stop(next_s) ? vq_guard_stopped(out, unit, i, next_s) : VQ_OK;
 }
 
 vq_status vq_guard_check(const char *out)

@@ -2,9 +2,9 @@
  *
  * SIGUSR1 (Slurm: --signal=USR1@120), SIGTERM and the first Ctrl-C only set a flag; the training
  * loop sees it at the end of a step, writes a checkpoint and leaves with VQ_ESTOPPED; phases that
- * go layer by layer see it at the end of one, whose file is there by then; others are finished
- * first, since their files are whole or not there. Who sends it is told so at once. A second Ctrl-C
- * ends the process at once. */
+ * go layer by layer, or through the windows part by part, see it at the end of one, whose file is
+ * there by then; others are finished first, since their files are whole or not there. Who sends it
+ * is told so at once. A second Ctrl-C ends the process at once. */
 #pragma once
 #include "base.h"
 
@@ -16,12 +16,12 @@ void vq_guard_init(double max_hours, bool says);
  * will take: the limit is kept, not passed; -INFINITY: signals alone. */
 const char *vq_guard_stop(double next_s);
 
-/* VQ_ESTOPPED if the job should stop now, after a layer whose work is kept; the next takes next_s.
- */
-vq_status vq_guard_layer(const char *out, int64_t layer, double next_s);
+/* VQ_ESTOPPED if the job should stop now, after unit i ("layer", "window"), whose work is kept;
+ * what comes next takes next_s. */
+vq_status vq_guard_unit(const char *out, const char *unit, int64_t i, double next_s);
 
-/* Fails so: the job stops after this layer, for this rank's reason or another's. */
-vq_status vq_guard_stopped(const char *out, int64_t layer, double next_s);
+/* Fails so: the job stops after this unit, for this rank's reason or another's. */
+vq_status vq_guard_stopped(const char *out, const char *unit, int64_t i, double next_s);
 
 /* VQ_ESTOPPED if a signal came, for the end of a phase: what was made is in the run folder out. */
 vq_status vq_guard_check(const char *out);

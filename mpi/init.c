@@ -600,7 +600,7 @@ static vq_status make_share(maker *m)
         }
         VQ_TRY(end_layer(m, i));
         if (!is_found && done < n)
-            VQ_TRY(vq_guard_layer(job->config->out, i, vq_seconds() - start_s));
+            VQ_TRY(vq_guard_unit(job->config->out, "layer", i, vq_seconds() - start_s));
     }
     p.note[0] = '\0';
     vq_progress_end(&p);

@@ -79,14 +79,15 @@ vq_status vq_stream_steps(vq_arena *arena, vq_job *job, const vq_windows *window
     return stream_open(arena, s, VQ_CEIL_DIV(batch, job->topo.n_replicas));
 }
 
-vq_status vq_stream_pass(vq_arena *arena, vq_job *job, const vq_windows *windows, int64_t batch,
-                         vq_stream *s)
+int64_t vq_stream_messages(const vq_job *job, const vq_windows *windows, int64_t batch)
 {
-    const int64_t n_batches = VQ_CEIL_DIV(windows->n, batch);
-    *s = (vq_stream){.job = job,
-                     .windows = windows,
-                     .batch = batch,
-                     .count = VQ_CEIL_DIV(n_batches, job->topo.n_replicas)};
+    return VQ_CEIL_DIV(VQ_CEIL_DIV(windows->n, batch), job->topo.n_replicas);
+}
+
+vq_status vq_stream_pass(vq_arena *arena, vq_job *job, const vq_windows *windows, int64_t batch,
+                         int64_t next, int64_t count, vq_stream *s)
+{
+    *s = (vq_stream){.job = job, .windows = windows, .batch = batch, .next = next, .count = count};
     return stream_open(arena, s, batch);
 }
 

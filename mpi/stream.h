@@ -28,9 +28,11 @@ int64_t vq_stream_total(const vq_stream *stream, int64_t message);
 vq_status vq_stream_steps(vq_arena *arena, vq_job *job, const vq_windows *windows, int64_t next,
                           int64_t count, vq_stream *stream);
 
-/* All windows once, `batch` at a time, dealt out to the replicas in turn. */
+/* All windows once, `batch` at a time, dealt out to the replicas in turn: the messages that this
+ * takes, and the stream of messages [next, count). */
+int64_t vq_stream_messages(const vq_job *job, const vq_windows *windows, int64_t batch);
 vq_status vq_stream_pass(vq_arena *arena, vq_job *job, const vq_windows *windows, int64_t batch,
-                         vq_stream *stream);
+                         int64_t next, int64_t count, vq_stream *stream);
 
 /* The next message: windows [*first, *first + *n), and on the ends of the pipeline their ids, i32
  * [n, T], good until the call after the next. Fails: VQ_EPEER. */

@@ -416,7 +416,7 @@ vq_status vq_sweep_in_turn(vq_job *job, vq_status (*pass_on)(void *ctx, bool on)
     if (!status && last < N) status = pass_stop(job, true, &after);
     if (!status && after < 0 && last < N) status = pass_on(ctx, true);
     if (status) vq_comm_die(job->comm, status);
-    if (!status && after >= 0) status = vq_guard_stopped(job->config->out, after, next_s);
+    if (!status && after >= 0) status = vq_guard_stopped(job->config->out, "layer", after, next_s);
     return status;
 }
 

@@ -177,6 +177,11 @@ static void time_limit_stops(void **state)
     RUN(SHORT, "limited", "--max-hours", "1e-9");
     expect_code(75);
     expect_words("limited", "max_hours", "after layer 0", "Run the same command again", NULL);
+    for (int window = 0; window < 2; window++) {
+        RUN(SHORT, "limited", "--max-hours", "1e-9");
+        expect_code(75);
+        expect_words("limited", "max_hours", text("after window %d,", window), NULL);
+    }
     assert_true(!exists("limited/ckpt-0000000001.h5"));
     RUN(SHORT, "limited", "--max-hours", "1e-9");
     expect_code(75);
@@ -284,6 +289,38 @@ static void every_trained_layer_is_kept(void **state)
         remove_all("parts");
     }
 #undef BLOCKS
+}
+
+/* And of the teacher's states, in parts of the windows: here one each. */
+static void every_part_of_the_teacher_is_kept(void **state)
+{
+    (void)state;
+    RUN_OK(LAYERS, "--out", "whole", "--quiet");
+    RUN_OK(LAYERS, "--out", "parts", "--quiet");
+    remove_all("parts/results.json");
+    for (int step = 1; step <= 2; step++) remove_all(text("parts/ckpt-%010d.h5", step));
+    for (int part = 0; part < 3; part++) remove_all(text("parts/teacher-0000-%04d.h5", part));
+    ino_t number[3];
+    for (int part = 0; part < 3; part++) {
+        RUN(LAYERS, "--out", "parts", "--max-hours", "1e-9");
+        expect_code(75);
+        if (part > 0) expect_words(text("teacher  %d of 3 windows from", part), NULL);
+        expect_words(part < 2 ? text("after window %d,", part) : "after step 1", NULL);
+        for (int i = 0; i < part; i++)
+            assert_true(number_of(text("parts/teacher-0000-%04d.h5", i)) == number[i]);
+        number[part] = number_of(text("parts/teacher-0000-%04d.h5", part));
+        assert_false(exists(text("parts/teacher-0000-%04d.h5", part + 1)));
+    }
+    remove_all("parts/ckpt-0000000001.h5");
+    remove_all("parts/teacher-0000-0001.h5");
+    RUN_OK(LAYERS, "--out", "parts");
+    expect_words("teacher  2 of 3 windows from an earlier run", NULL);
+    expect_same_runs("whole", "parts");
+    for (int part = 0; part < 3; part++)
+        expect_same_files(text("whole/teacher-0000-%04d.h5", part),
+                          text("parts/teacher-0000-%04d.h5", part));
+    remove_all("whole");
+    remove_all("parts");
 }
 
 /* Killed while a layer is made and when it is there, again and again. */
@@ -559,7 +596,7 @@ static void leftovers_do_not_disturb(void **state)
     unlink("left/results.json");
     unlink(find_name("left", "teacher-", ".h5"));
     const char *const left[] = {"left/ckpt-0000000003.h5.tmp", "left/init-0000-0000.h5.tmp",
-                                "left/results.json.tmp", "left/teacher-0000.h5.tmp",
+                                "left/results.json.tmp", "left/teacher-0000-0000.h5.tmp",
                                 "left/model/model.safetensors.tmp"};
     for (size_t i = 0; i < sizeof left / sizeof *left; i++) write_text(left[i], "half");
     write_text("left/eval.json", "{\"fp\": {\"key\"");
@@ -616,6 +653,7 @@ int main(void)
         cmocka_unit_test(time_limit_stops),
         cmocka_unit_test(every_layer_is_kept),
         cmocka_unit_test(every_trained_layer_is_kept),
+        cmocka_unit_test(every_part_of_the_teacher_is_kept),
         cmocka_unit_test(killed_in_every_layer),
         cmocka_unit_test(missing_layers_alone_are_made),
         cmocka_unit_test(start_is_kept),

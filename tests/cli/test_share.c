@@ -69,7 +69,7 @@ static void made_once_by_runs_at_the_same_time(void **state)
     for (int i = 0; i < N; i++) expect_same_files("alone" MODEL, text("run%d" MODEL, i));
     expect_links(text("%s/tokens.h5", shared("s", "tokens")), N);
     expect_links(text("%s/init-0001-0000.h5", shared("s", "init")), N);
-    expect_links(text("%s/teacher-0000.h5", shared("s", "teacher")), N);
+    expect_links(text("%s/teacher-0000-0000.h5", shared("s", "teacher")), N);
 
     expect_same_json("alone/eval.json", "run0/eval.json");
     expect_same_json("alone/eval.json", "run2/eval.json");
@@ -79,7 +79,7 @@ static void made_once_by_runs_at_the_same_time(void **state)
     expect_words("tokens from another run", "init made for", "eval_fp from another run",
                  "eval_rtn from another run", "teacher from another run", NULL);
     assert_null(find_name("other", "eval-shared", ""));
-    expect_links(text("%s/teacher-0000.h5", shared("s", "teacher")), N + 1);
+    expect_links(text("%s/teacher-0000-0000.h5", shared("s", "teacher")), N + 1);
     RUN_OK(BASE, "--K", "24", "--out", "other-alone");
     expect_same_files("other-alone" MODEL, "other" MODEL);
     remove_all("s");
@@ -187,7 +187,7 @@ static void holder_that_is_silent_loses_what_it_makes(void **state)
     RUN_OK(BASE, "--K", "16", "--out", "late", "--share", "w", "--share.dead_s", "20");
     expect_words("teacher made for other runs", NULL);
     expect_same_files("gone" MODEL, "late" MODEL);
-    expect_links(text("%s/teacher-0000.h5", shared("w", "teacher")), 1);
+    expect_links(text("%s/teacher-0000-0000.h5", shared("w", "teacher")), 1);
 }
 
 static void run_that_is_killed_leaves_it_to_the_next(void **state)

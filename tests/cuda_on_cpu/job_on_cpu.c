@@ -108,7 +108,7 @@ static void test_same_as_the_cpu(void **state)
     RUN_OK(JOB("cuda", "gpu"));
     expect_peak_of_gpu("gpu");
     expect_alike("gpu", "cpu");
-    assert_true(exists("gpu/init-0000-0000.h5") && exists("gpu/teacher-0000.h5"));
+    assert_true(exists("gpu/init-0000-0000.h5") && exists("gpu/teacher-0000-0000.h5"));
     RUN_OK("eval", "--model", "gpu/model", "--text", HELD_OUT, "--seqlen", "16", "--max-windows",
            "2", "--device", "cuda", "--json", "--quiet");
     json_t *row = last_json();

@@ -96,6 +96,18 @@ static vq_status check_settings(vq_job *job, const char *config_path)
     return VQ_OK;
 }
 
+/* A run's files among a model's would be taken for parts of it. */
+static vq_status check_no_model(vq_job *job)
+{
+    char *path;
+    VQ_TRY(vq_job_path(job, &path, "config.json"));
+    VQ_CHECK(!vq_file_exists(path), VQ_EUSAGE,
+             "--out %s: a model's folder (there is a config.json): expected a folder for the run "
+             "alone. Choose another --out",
+             job->config->out);
+    return VQ_OK;
+}
+
 vq_status vq_folder_open(vq_job *job, int argc, const char *const *argv, vq_folder *folder)
 {
     const vq_config *c = job->config;
@@ -104,6 +116,7 @@ vq_status vq_folder_open(vq_job *job, int argc, const char *const *argv, vq_fold
     VQ_TRY(vq_export_check_place(c, model, "model", c->model));
     VQ_TRY(vq_export_check_place(c, model, "teacher.model", c->teacher.model));
     VQ_TRY(vq_job_path(job, &path, "config.yaml"));
+    VQ_TRY(check_no_model(job));
     VQ_TRY(vq_export_check_stranger(&job->run, c, model));
     VQ_TRY(vq_make_folders(c->out));
     VQ_TRY(lock_folder(job, folder));

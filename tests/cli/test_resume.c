@@ -535,6 +535,10 @@ static void model_is_not_overwritten(void **state)
         expect_same_files("m/config.json", "stranger/model/config.json");
         assert_false(exists("stranger/config.yaml"));
     }
+    /* Nor are a run's files put beside a model's. */
+    RUN(SHORT, "stranger/model");
+    EXPECT_FAILED(2, "--out stranger/model", "config.json", "another --out");
+    assert_false(exists("stranger/model/config.yaml"));
 }
 
 /* A file of the short run, damaged; what else is removed so that it is read. */

@@ -13,6 +13,7 @@
 #include "lowrank.h"
 #include "place.h"
 #include "share.h"
+#include "shelf.h"
 #include "sweep.h"
 
 #define KIND "init"
@@ -67,23 +68,6 @@ static settings settings_of(const vq_config *c, vq_dtype model_dtype)
                                 .iters = (int)c->kmeans.iters,
                                 .seed = (uint64_t)c->kmeans.seed,
                                 .max_points_per_centroid = c->kmeans.max_points_per_centroid}}};
-}
-
-/* One linear's tensors, by their names in the file; those that a run does not have have no data. */
-typedef struct part {
-    const char *name;
-    vq_tensor *tensor;
-} part;
-
-#define N_PARTS 8
-
-static void parts_of(vq_vqlinear *l, part parts[N_PARTS])
-{
-    const part all[N_PARTS] = {{"base", &l->quant.base}, {"scale", &l->quant.scale},
-                               {"zero", &l->quant.zero}, {"idx", &l->quant.idx},
-                               {"counts", &l->counts},   {"codes", &l->codes},
-                               {"ints", &l->ints},       {"order", &l->order}};
-    memcpy(parts, all, sizeof all);
 }
 
 /* Connects slot's linear to the pool and takes memory for its integers. */
@@ -199,32 +183,6 @@ static vq_status share_start(vq_job *job, const settings *set, vq_tensor *start)
     return VQ_OK;
 }
 
-static vq_status write_linear(vq_job *job, vq_h5 *h, vq_vqlinear *l)
-{
-    part parts[N_PARTS];
-    char name[320];
-    parts_of(l, parts);
-    for (int i = 0; i < N_PARTS; i++) {
-        if (!parts[i].tensor->data) continue;
-        snprintf(name, sizeof name, "%s/%s", l->source->name, parts[i].name);
-        VQ_TRY(vq_place_write(&job->be, &job->scratch, h, name, parts[i].tensor));
-    }
-    return VQ_OK;
-}
-
-static vq_status read_linear(vq_job *job, const vq_h5 *h, vq_vqlinear *l)
-{
-    part parts[N_PARTS];
-    char name[320];
-    parts_of(l, parts);
-    for (int i = 0; i < N_PARTS; i++) {
-        if (!parts[i].tensor->data) continue;
-        snprintf(name, sizeof name, "%s/%s", l->source->name, parts[i].name);
-        VQ_TRY(vq_place_read(&job->be, &job->scratch, h, name, parts[i].tensor));
-    }
-    return VQ_OK;
-}
-
 /* Calls each(slot's linear) for the quantized linears of the stage in order. */
 #define FOR_EACH_LINEAR(job, slot, l)                                                              \
     for (int64_t slot = (job)->stage.first * VQ_N_KINDS; slot < (job)->stage.last * VQ_N_KINDS;    \
@@ -264,96 +222,24 @@ static vq_status share_linears(vq_job *job)
     }
 }
 
-static bool is_mine(const vq_job *job, int64_t slot)
+static vq_shelf init_shelf(const vq_job *job)
 {
-    return job->maker[slot] == job->topo.replica;
+    return (vq_shelf){.kind = KIND,
+                      .prefix = PREFIX,
+                      .part = "base",
+                      .settings = SETTINGS,
+                      .layout = LAYOUT,
+                      .key = job->init_key};
 }
 
-/* --- files ----------------------------------------------------------------------------------- */
-
-/* What is kept of each layer, in a file of every replica with its share: DIR/PREFIX-LAYER-REPLICA,
- * each whole or not there. A layer is whole when all of its linears are found, whoever made them.
- */
-typedef struct shelf {
-    const char *kind, *prefix;
-    const char *part; /* what a linear has there in any case */
-    uint64_t key;
-} shelf;
-
-static shelf init_shelf(const vq_job *job)
+static vq_shelf grid_shelf(const vq_job *job)
 {
-    return (shelf){.kind = KIND, .prefix = PREFIX, .part = "base", .key = job->init_key};
-}
-
-static shelf grid_shelf(const vq_job *job)
-{
-    return (shelf){.kind = GRID_KIND, .prefix = GRID_PREFIX, .part = "rest", .key = job->grid_key};
-}
-
-static vq_status create_layer(vq_job *job, const shelf *s, int64_t layer, vq_h5 *h)
-{
-    char *path;
-    VQ_TRY(vq_job_path(job, &path, "%s%04lld-%04d.h5", s->prefix, (long long)layer,
-                       job->topo.replica));
-    VQ_TRY(vq_h5_create(&job->run, path, s->kind, LAYOUT, h));
-    return vq_h5_set_u64(h, NULL, "key", s->key);
-}
-
-/* Notes which of the layer's linears are in the folder, but not those of which `found` says it
- * already; with `read`, reads them. */
-static vq_status look_in_layer(vq_job *job, const shelf *s, const char *dir, int64_t layer,
-                               bool read, bool found[VQ_N_KINDS])
-{
-    char **paths, name[320];
-    int64_t n;
-    const size_t mark = vq_arena_mark(&job->scratch);
-    snprintf(name, sizeof name, "%s%04lld-", s->prefix, (long long)layer);
-    VQ_TRY(vq_job_files(&job->scratch, dir, name, &paths, &n));
-    for (int64_t i = 0; i < n; i++) {
-        vq_h5 h;
-        VQ_TRY(vq_h5_open(&job->scratch, paths[i], s->kind, LAYOUT, &h));
-        vq_status status = vq_h5_check_u64(&h, "key", s->key, SETTINGS);
-        for (int k = 0; k < VQ_N_KINDS && !status; k++) {
-            if (found[k] || !vq_job_has_slot(job, layer * VQ_N_KINDS + k)) continue;
-            vq_vqlinear *l = vq_stage_linear(&job->stage, layer, (vq_linear_kind)k);
-            snprintf(name, sizeof name, "%s/%s", l->source->name, s->part);
-            if (!vq_h5_has(&h, name)) continue;
-            if (read) status = read_linear(job, &h, l);
-            found[k] = true;
-        }
-        vq_h5_close(&h);
-        VQ_TRY(status);
-    }
-    vq_arena_reset(&job->scratch, mark);
-    return VQ_OK;
-}
-
-/* How many linears of each layer the run folder lacks, added up over the ranks; with `read`, those
- * that are there are read, but not again what this rank has just made. Collective. */
-static vq_status look_in_folder(vq_job *job, const shelf *s, bool read, bool are_made,
-                                double *missing)
-{
-    vq_status status = VQ_OK;
-    for (int64_t i = 0; i < job->model.config.N; i++) missing[i] = 0;
-    for (int64_t i = job->stage.first; i < job->stage.last && !status; i++) {
-        bool found[VQ_N_KINDS];
-        for (int k = 0; k < VQ_N_KINDS; k++)
-            found[k] = are_made && is_mine(job, i * VQ_N_KINDS + k);
-        status = look_in_layer(job, s, job->config->out, i, read, found);
-        for (int k = 0; k < VQ_N_KINDS; k++)
-            missing[i] += vq_job_has_slot(job, i * VQ_N_KINDS + k) && !found[k];
-    }
-    VQ_TRY(vq_comm_agree(job->comm, status));
-    vq_tensor sum = vq_tensor_1d(missing, VQ_F64, job->model.config.N);
-    return vq_comm_sum(job->comm, &sum);
-}
-
-/* Whether no layer lacks a linear. */
-static bool is_whole(const vq_job *job, const double *missing)
-{
-    for (int64_t i = 0; i < job->model.config.N; i++)
-        if (missing[i] > 0) return false;
-    return true;
+    return (vq_shelf){.kind = GRID_KIND,
+                      .prefix = GRID_PREFIX,
+                      .part = "rest",
+                      .settings = SETTINGS,
+                      .layout = LAYOUT,
+                      .key = job->grid_key};
 }
 
 /* --- making ---------------------------------------------------------------------------------- */
@@ -403,7 +289,7 @@ static vq_status keep_linear(maker *m, vq_vqlinear *l, const vq_tensor *rest)
     if (has_codes)
         VQ_TRY(vq_codebook_build(&m->job->be, &m->job->scratch, &cb, rest,
                                  m->start->data ? m->start : NULL, &m->set->codebook));
-    VQ_TRY(write_linear(m->job, &m->file, l));
+    VQ_TRY(vq_shelf_write(m->job, &m->file, l));
     snprintf(name, sizeof name, "%s/codes", l->source->name);
     return has_codes ? vq_h5_set_f64(&m->file, name, "kmeans_objective", cb.fit.objective) : VQ_OK;
 }
@@ -414,7 +300,7 @@ static vq_status offer_grid(maker *m, vq_vqlinear *l, const vq_tensor *rest, dou
     vq_vqlinear grid = {.source = l->source, .quant = l->quant, .ints = l->ints, .order = l->order};
     char name[320];
     grid.quant.idx.data = NULL;
-    VQ_TRY(write_linear(m->job, &m->grid_out, &grid));
+    VQ_TRY(vq_shelf_write(m->job, &m->grid_out, &grid));
     snprintf(name, sizeof name, "%s/rest", l->source->name);
     VQ_TRY(vq_place_write(&m->job->be, &m->job->scratch, &m->grid_out, name, rest));
     return vq_h5_set_f64(&m->grid_out, name, "gptq_error", error);
@@ -446,7 +332,7 @@ static vq_status find_grid(maker *m, vq_vqlinear *l, vq_tensor *rest, double *er
         VQ_TRY(vq_tensor_new(&job->scratch, job->be.place, job->be.real,
                              VQ_DIMS(w->dim[0], w->dim[1]), rest));
         rest->name = l->source->name;
-        VQ_TRY(read_linear(job, &m->grids[i], &grid));
+        VQ_TRY(vq_shelf_read(job, &m->grids[i], &grid));
         VQ_TRY(vq_place_read(&job->be, &job->scratch, &m->grids[i], name, rest));
         return vq_h5_get_f64(&m->grids[i], name, "gptq_error", error);
     }
@@ -480,10 +366,10 @@ static void drop_ints(maker *m, int64_t layer)
 static vq_status open_grids(maker *m, int64_t layer)
 {
     vq_job *job = m->job;
-    char **paths, prefix[32];
+    const vq_shelf grids = grid_shelf(job);
+    char **paths;
     int64_t n;
-    snprintf(prefix, sizeof prefix, GRID_PREFIX "%04lld-", (long long)layer);
-    VQ_TRY(vq_job_files(&job->step, m->share->dir, prefix, &paths, &n));
+    VQ_TRY(vq_shelf_files(&job->step, &grids, m->share->dir, layer, &paths, &n));
     VQ_TRY(VQ_NEW(&job->step, n, &m->grids));
     for (; m->n_grids < n; m->n_grids++)
         VQ_TRY(vq_h5_open(&job->step, paths[m->n_grids], GRID_KIND, LAYOUT, &m->grids[m->n_grids]));
@@ -494,14 +380,14 @@ static vq_status open_grids(maker *m, int64_t layer)
 static vq_status open_layer(maker *m, int64_t layer)
 {
     vq_job *job = m->job;
-    const shelf inits = init_shelf(job), grids = grid_shelf(job);
+    const vq_shelf inits = init_shelf(job), grids = grid_shelf(job);
     bool has_share = false;
     for (int k = 0; k < VQ_N_KINDS; k++)
-        has_share = has_share || is_mine(job, layer * VQ_N_KINDS + k);
+        has_share = has_share || vq_job_makes_slot(job, layer * VQ_N_KINDS + k);
     if (!has_share) return VQ_OK;
     if (m->share->is_found) VQ_TRY(open_grids(m, layer));
-    VQ_TRY(create_layer(job, &inits, layer, &m->file));
-    return m->share->dir && !m->share->is_found ? create_layer(job, &grids, layer, &m->grid_out)
+    VQ_TRY(vq_shelf_create(job, &inits, layer, &m->file));
+    return m->share->dir && !m->share->is_found ? vq_shelf_create(job, &grids, layer, &m->grid_out)
                                                 : VQ_OK;
 }
 
@@ -511,14 +397,14 @@ static vq_status begin_layer(void *ctx, int64_t layer, bool *is_found)
 {
     maker *m = ctx;
     vq_job *job = m->job;
-    const shelf inits = init_shelf(job);
+    const vq_shelf inits = init_shelf(job);
     bool found[VQ_N_KINDS] = {0};
     m->mark = vq_arena_mark(&job->step);
     *is_found = m->missing[layer] == 0;
     if (!*is_found) return open_layer(m, layer);
     if (!m->is_quantized || vq_config_needs_ints(job->config)) return VQ_OK;
     VQ_TRY(take_ints(m, layer));
-    return look_in_layer(job, &inits, job->config->out, layer, true, found);
+    return vq_shelf_read_layer(job, &inits, layer, true, found);
 }
 
 /* After it: its files appear, the grids first, so that a layer that lacks nothing has them. */
@@ -538,7 +424,7 @@ static bool is_rounded_here(void *ctx, const vq_vqlinear *l)
     vq_vqlinear *other;
     FOR_EACH_LINEAR(m->job, slot, other)
     {
-        if (other == l) return is_mine(m->job, slot);
+        if (other == l) return vq_job_makes_slot(m->job, slot);
     }
     return false;
 }
@@ -586,14 +472,14 @@ static vq_status make_share(maker *m)
     vq_vqlinear *l;
     int64_t n = 0, done = 0;
     FOR_EACH_LINEAR(job, slot, l)
-    n += is_mine(job, slot) && m->missing[slot / VQ_N_KINDS] > 0;
+    n += vq_job_makes_slot(job, slot) && m->missing[slot / VQ_N_KINDS] > 0;
     vq_progress_begin(&p, "init", job->comm->size > 1 ? "linears of rank 0" : "linears", 0, n);
     for (int64_t i = job->stage.first; i < job->stage.last; i++) {
         const double start_s = vq_seconds();
         bool is_found;
         VQ_TRY(begin_layer(m, i, &is_found));
         for (int k = 0; k < VQ_N_KINDS && !is_found; k++) {
-            if (!is_mine(job, i * VQ_N_KINDS + k)) continue;
+            if (!vq_job_makes_slot(job, i * VQ_N_KINDS + k)) continue;
             l = vq_stage_linear(&job->stage, i, (vq_linear_kind)k);
             VQ_TRY(make_linear(m, l));
             vq_progress_step(&p, ++done, "%s", l->source->name);
@@ -634,11 +520,11 @@ static vq_status make_layers(vq_job *job, const settings *set, const vq_data *da
 /* Grids that other runs are to have are made again where the run folder lacks them. Collective. */
 static vq_status add_missing_grids(vq_job *job, double *missing)
 {
-    const shelf grids = grid_shelf(job);
+    const vq_shelf grids = grid_shelf(job);
     const size_t mark = vq_arena_mark(&job->step);
     double *lacks;
     VQ_TRY(VQ_NEW(&job->step, job->model.config.N, &lacks));
-    VQ_TRY(look_in_folder(job, &grids, false, false, lacks));
+    VQ_TRY(vq_shelf_look(job, &grids, false, false, lacks));
     for (int64_t i = 0; i < job->model.config.N; i++) missing[i] += lacks[i];
     vq_arena_reset(&job->step, mark);
     return VQ_OK;
@@ -733,15 +619,15 @@ static void say_found(const vq_job *job, const double *missing)
 /* Reads the codebooks, making them first where the run folder does not have them. Collective. */
 static vq_status find_or_make(vq_job *job, const settings *set, const vq_data *data)
 {
-    const shelf inits = init_shelf(job);
+    const vq_shelf inits = init_shelf(job);
     double *missing;
     VQ_TRY(VQ_NEW(&job->run, job->model.config.N, &missing));
-    VQ_TRY(look_in_folder(job, &inits, true, false, missing));
+    VQ_TRY(vq_shelf_look(job, &inits, true, false, missing));
     say_found(job, missing);
-    if (is_whole(job, missing)) return VQ_OK;
+    if (vq_shelf_is_whole(job, missing)) return VQ_OK;
     VQ_TRY(make_files(job, set, data, missing));
-    VQ_TRY(look_in_folder(job, &inits, true, true, missing));
-    VQ_ASSERT(is_whole(job, missing));
+    VQ_TRY(vq_shelf_look(job, &inits, true, true, missing));
+    VQ_ASSERT(vq_shelf_is_whole(job, missing));
     return VQ_OK;
 }
 
@@ -775,9 +661,9 @@ vq_status vq_init_read(vq_job *job, const vq_data *data, vq_init_stats *stats)
     double *missing;
     VQ_TRY(prepare(job, &set, data, stats));
     VQ_TRY(VQ_NEW(&job->run, job->model.config.N, &missing));
-    const shelf inits = init_shelf(job);
-    VQ_TRY(look_in_folder(job, &inits, true, false, missing));
-    VQ_CHECK(is_whole(job, missing), VQ_EFILE,
+    const vq_shelf inits = init_shelf(job);
+    VQ_TRY(vq_shelf_look(job, &inits, true, false, missing));
+    VQ_CHECK(vq_shelf_is_whole(job, missing), VQ_EFILE,
              "%s: its " PREFIX "*.h5 lack linears of the model: expected a finished run. Run the "
              "same quantize command again to finish it",
              job->config->out);

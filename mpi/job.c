@@ -393,6 +393,11 @@ vq_status vq_job_sum_replicas(vq_job *job, vq_tensor *t)
     return VQ_OK;
 }
 
+bool vq_job_makes_slot(const vq_job *job, int64_t slot)
+{
+    return job->maker[slot] == job->topo.replica;
+}
+
 bool vq_job_has_slot(const vq_job *job, int64_t slot)
 {
     const int64_t layer = slot / VQ_N_KINDS;

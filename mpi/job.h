@@ -78,6 +78,9 @@ vq_status vq_job_receive(vq_job *job, vq_tensor *t, int from, vq_tag tag);
 /* Whether a quantized linear is in one of this rank's layers. */
 bool vq_job_has_slot(const vq_job *job, int64_t slot);
 
+/* Whether this replica, of those of its stage, makes that linear's codebook. */
+bool vq_job_makes_slot(const vq_job *job, int64_t slot);
+
 /* Every rank gets the numbers of all layers in a whole pool: each slot's from the rank of the first
  * replica that has its layer. Collective. */
 vq_status vq_job_share_pool(vq_job *job);

@@ -91,6 +91,13 @@ vq_status vq_comm_sum(vq_comm *comm, vq_tensor *t)
     return sum_by(comm, world, world->ops->sum, t);
 }
 
+vq_status vq_comm_gather(vq_comm *comm, double mine, double *all)
+{
+    for (int i = 0; i < comm->size; i++) all[i] = i == comm->rank ? mine : 0;
+    vq_tensor sum = vq_tensor_1d(all, VQ_F64, comm->size);
+    return vq_comm_sum(comm, &sum);
+}
+
 bool vq_comm_knows_replicas(vq_comm *comm, const vq_tensor *t)
 {
     return world_of(comm, t->place)->ops->sum_replicas != NULL;

@@ -79,6 +79,8 @@ void vq_comm_over(vq_comm *comm, vq_comm *base);
 void vq_comm_at(vq_comm *comm, const char *fmt, ...) VQ_PRINTF(2, 3);
 
 vq_status vq_comm_sum(vq_comm *comm, vq_tensor *t);
+/* all [size], out: every rank's number. Collective. Fails: as vq_comm_sum. */
+vq_status vq_comm_gather(vq_comm *comm, double mine, double *all);
 /* Whether the world that takes t sums it over replicas by itself; if so vq_comm_sum_replicas may be
  * called. */
 bool vq_comm_knows_replicas(vq_comm *comm, const vq_tensor *t);

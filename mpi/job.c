@@ -33,9 +33,7 @@ static vq_status count_same(vq_job *job, uint64_t own, int *n_same, int *place)
     const double mine = (double)(own >> 11); /* exact in f64 */
     double *number;
     VQ_TRY(VQ_NEW(&job->scratch, n, &number));
-    for (int i = 0; i < n; i++) number[i] = i == job->comm->rank ? mine : 0;
-    vq_tensor t = vq_tensor_1d(number, VQ_F64, n);
-    VQ_TRY(vq_comm_sum(job->comm, &t));
+    VQ_TRY(vq_comm_gather(job->comm, mine, number));
     *n_same = *place = 0;
     for (int i = 0; i < n; i++) {
         *n_same += number[i] == mine;

@@ -2,7 +2,6 @@
 #include "outcome.h"
 
 #include <stdio.h>
-#include <string.h>
 
 #include "cpu_backend.h"
 #include "dashboard.h"
@@ -89,15 +88,10 @@ vq_status vq_outcome_find(vq_job *job, const vq_data *data, vq_results *r, bool 
 
 /* --- this job's ------------------------------------------------------------------------------ */
 
-/* Every rank's number, from its place in a sum. */
 static vq_status gather(vq_job *job, double mine, double **all)
 {
-    const int n = job->comm->size;
-    VQ_TRY(VQ_NEW(&job->run, n, all));
-    memset(*all, 0, (size_t)n * sizeof **all);
-    (*all)[job->comm->rank] = mine;
-    vq_tensor sum = vq_tensor_1d(*all, VQ_F64, n);
-    return vq_comm_sum(job->comm, &sum);
+    VQ_TRY(VQ_NEW(&job->run, job->comm->size, all));
+    return vq_comm_gather(job->comm, mine, *all);
 }
 
 /* Every rank's peak on the host, the largest on a GPU. */

@@ -2,7 +2,6 @@
 #include "plan_job.h"
 
 #include <stdio.h>
-#include <string.h>
 #include <unistd.h>
 
 #include "cpu_backend.h"
@@ -186,16 +185,6 @@ static double memory_number(const vq_job *job)
     return (double)(number >> 12);
 }
 
-/* Every rank's host. Collective. */
-static vq_status gather_hosts(vq_job *job, double *host)
-{
-    const int n = job->comm->size;
-    memset(host, 0, (size_t)n * sizeof *host);
-    host[job->comm->rank] = memory_number(job);
-    vq_tensor sum = vq_tensor_1d(host, VQ_F64, n);
-    return vq_comm_sum(job->comm, &sum);
-}
-
 static int count_nodes(const double *host, int n)
 {
     int n_nodes = 0;
@@ -292,9 +281,7 @@ static vq_status agree_on_passes(vq_job *job, int64_t mine)
     const size_t mark = vq_arena_mark(&job->scratch);
     double *all;
     VQ_TRY(VQ_NEW(&job->scratch, n, &all));
-    for (int i = 0; i < n; i++) all[i] = i == job->comm->rank ? (double)mine : 0;
-    vq_tensor sum = vq_tensor_1d(all, VQ_F64, n);
-    VQ_TRY(vq_comm_sum(job->comm, &sum));
+    VQ_TRY(vq_comm_gather(job->comm, (double)mine, all));
     job->together = mine;
     for (int i = 0; i < n; i++) job->together = VQ_MIN(job->together, (int64_t)all[i]);
     vq_arena_reset(&job->scratch, mark);
@@ -357,7 +344,7 @@ vq_status vq_plan_job(vq_job *job)
     const size_t mark = vq_arena_mark(&job->scratch);
     vq_comm_at(job->comm, "plan");
     VQ_TRY(VQ_NEW(&job->scratch, job->comm->size, &host));
-    VQ_TRY(gather_hosts(job, host));
+    VQ_TRY(vq_comm_gather(job->comm, memory_number(job), host));
     VQ_TRY(choose_layout(job, host));
     vq_arena_reset(&job->scratch, mark);
     return VQ_OK;

@@ -24,7 +24,7 @@ static void parts_of(vq_vqlinear *l, part parts[N_PARTS])
     memcpy(parts, all, sizeof all);
 }
 
-vq_status vq_shelf_write(vq_job *job, vq_h5 *h, vq_vqlinear *l)
+static vq_status pass_parts(vq_job *job, vq_h5 *h, vq_vqlinear *l, bool write)
 {
     part parts[N_PARTS];
     char name[320];
@@ -32,22 +32,20 @@ vq_status vq_shelf_write(vq_job *job, vq_h5 *h, vq_vqlinear *l)
     for (int i = 0; i < N_PARTS; i++) {
         if (!parts[i].tensor->data) continue;
         snprintf(name, sizeof name, "%s/%s", l->source->name, parts[i].name);
-        VQ_TRY(vq_place_write(&job->be, &job->scratch, h, name, parts[i].tensor));
+        VQ_TRY(write ? vq_place_write(&job->be, &job->scratch, h, name, parts[i].tensor)
+                     : vq_place_read(&job->be, &job->scratch, h, name, parts[i].tensor));
     }
     return VQ_OK;
 }
 
-vq_status vq_shelf_read(vq_job *job, const vq_h5 *h, vq_vqlinear *l)
+vq_status vq_shelf_write(vq_job *job, vq_h5 *h, vq_vqlinear *l)
 {
-    part parts[N_PARTS];
-    char name[320];
-    parts_of(l, parts);
-    for (int i = 0; i < N_PARTS; i++) {
-        if (!parts[i].tensor->data) continue;
-        snprintf(name, sizeof name, "%s/%s", l->source->name, parts[i].name);
-        VQ_TRY(vq_place_read(&job->be, &job->scratch, h, name, parts[i].tensor));
-    }
-    return VQ_OK;
+    return pass_parts(job, h, l, true);
+}
+
+vq_status vq_shelf_read(vq_job *job, vq_h5 *h, vq_vqlinear *l)
+{
+    return pass_parts(job, h, l, false);
 }
 
 vq_status vq_shelf_files(vq_arena *arena, const vq_shelf *s, const char *dir, int64_t layer,

@@ -21,7 +21,7 @@ vq_status vq_shelf_create(vq_job *job, const vq_shelf *s, int64_t layer, vq_h5 *
 
 /* A linear's tensors, those that have data, by its name. Local. */
 vq_status vq_shelf_write(vq_job *job, vq_h5 *h, vq_vqlinear *l);
-vq_status vq_shelf_read(vq_job *job, const vq_h5 *h, vq_vqlinear *l);
+vq_status vq_shelf_read(vq_job *job, vq_h5 *h, vq_vqlinear *l);
 
 /* Notes in `found` which of the layer's linears the run folder has; with `read`, reads those that
  * were not found before. Local. Fails: VQ_EFILE (damaged, or of other settings). */

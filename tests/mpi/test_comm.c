@@ -258,6 +258,16 @@ static void test_waiting_is_counted(void **state)
     if (comm.rank != comm.size - 1) assert_true(comm.waited_s - before > 0.02);
 }
 
+/* Each rank's number has its own place on all. */
+static void test_gather(void **state)
+{
+    (void)state;
+    double all[8] = {0};
+    assert_true(comm.size <= 8);
+    EXPECT_OK(vq_comm_gather(&comm, 10.5 + comm.rank, all));
+    for (int i = 0; i < comm.size; i++) assert_true(all[i] == 10.5 + i);
+}
+
 /* A wait goes on beyond its limit while another rank makes progress. */
 static void test_signs_of_life(void **state)
 {
@@ -339,6 +349,7 @@ int main(void)
         cmocka_unit_test(test_agree),
         cmocka_unit_test(test_end),
         cmocka_unit_test(test_waiting_is_counted),
+        cmocka_unit_test(test_gather),
         cmocka_unit_test(test_signs_of_life),
         cmocka_unit_test(test_over),
     };

@@ -29,12 +29,13 @@ typedef struct vq_job {
     vq_model teacher; /* dir NULL: the model is its own teacher */
     vq_stage stage;   /* this rank's layers */
     vq_pool pool;
-    int *maker;        /* [n_slots] the replica that makes a linear's codebook */
-    double hold_bytes; /* of the linears' own weights that passes with them keep on the GPU */
-    int64_t together;  /* micro-batches that pass for each bringing of the others, by the plan
-                          or vq_evaluate_together; the same on all ranks */
-    vq_keep keep;      /* what training keeps of a sequence, by the plan */
-    uint64_t grid_key; /* of the grids, GPTQ's or not */
+    int *maker;         /* [n_slots] the replica that makes a linear's codebook */
+    double hold_bytes;  /* of the linears' own weights that passes with them keep on the GPU */
+    int64_t together;   /* micro-batches that pass for each bringing of the others, by the plan
+                           or vq_evaluate_together; the same on all ranks */
+    vq_keep keep;       /* what training keeps of a sequence, by the plan */
+    bool keeps_weights; /* for all of a step, by the plan */
+    uint64_t grid_key;  /* of the grids, GPTQ's or not */
     uint64_t init_key, train_key; /* what the files of these phases must carry */
 } vq_job;
 

@@ -101,7 +101,7 @@ vq_status vq_plan_make(vq_arena *arena, const vq_plan_input *in, vq_plan *p)
                             .together = together};
         vq_plan_memory(v, r);
         if (r->topo.replica > 0) continue;
-        by_stage[r->topo.stage] = vq_plan_work_of(v, r->keep);
+        by_stage[r->topo.stage] = vq_plan_work_of(v, r->keep, r->keeps_weights);
     }
     const vq_topo *topo = &p->rank[0].topo;
     p->n_stages = topo->n_stages;

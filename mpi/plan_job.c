@@ -217,6 +217,7 @@ static vq_status check_node(const vq_job *job, const vq_plan *p, const double *h
 {
     int leader;
     const node_need need = need_of_node(job, p, host, &leader);
+    const vq_plan_rank *own = &p->rank[job->comm->rank];
     char needed[32], have[32], lack[32];
     vq_bytes_text(need.fixed, needed);
     vq_bytes_text(free_bytes, have);
@@ -226,7 +227,9 @@ static vq_status check_node(const vq_job *job, const vq_plan *p, const double *h
              "more --stages on more machines%s, or lower seqlen or train.batch; \"vqround plan\" "
              "shows what takes it",
              need.n, need.n == 1 ? "" : "s", needed, have, lack,
-             p->rank[job->comm->rank].keep == VQ_KEEP_ALL ? ", set train.recompute to on" : "");
+             own->keeps_weights         ? ", set train.keep_weights to off"
+             : own->keep == VQ_KEEP_ALL ? ", set train.recompute to on"
+                                        : "");
     if (job->comm->rank == 0 && need.total > free_bytes)
         vq_log(VQ_LOG_WARN,
                "plan     %s with the model's own weights, and %s are free: weights will be read "
@@ -330,6 +333,7 @@ static vq_status choose_layout(vq_job *job, const double *host)
         if (all || !is_free || !replicas) break;
     }
     job->keep = plan.rank[job->comm->rank].keep;
+    job->keeps_weights = plan.rank[job->comm->rank].keeps_weights;
     job->hold_bytes = plan.rank[job->comm->rank].hold_bytes;
     VQ_TRY(agree_on_passes(job, plan.rank[job->comm->rank].together));
     vq_plan_log(&plan);

@@ -212,12 +212,13 @@ static double own_bytes(const vq_plan_view *v, vq_plan_phase phase)
     return 0;
 }
 
-/* On a GPU: of the linears' own weights what stays there, and how many micro-batches pass for each
- * bringing of the rest. */
-typedef struct passes {
-    double hold;
-    int64_t together;
-} passes;
+/* What is chosen by memory. */
+typedef struct choice {
+    vq_keep keep;
+    bool keeps_weights;
+    double hold;      /* on a GPU: of the linears' own weights what stays there */
+    int64_t together; /* micro-batches that pass for each bringing of the rest */
+} choice;
 
 /* Two weights on their way, where not all stay on the GPU. */
 static double passing_bytes(const vq_plan_view *v, vq_plan_phase phase, double hold)
@@ -237,8 +238,7 @@ static void move_to_gpu(const vq_plan_view *v, vq_plan_phase phase, double hold,
 }
 
 /* All parts in one phase. */
-static void phase_bytes(const vq_plan_view *v, vq_plan_phase phase, vq_keep keep, passes by,
-                        double *part)
+static void phase_bytes(const vq_plan_view *v, vq_plan_phase phase, choice by, double *part)
 {
     const vq_config *c = v->c;
     const bool caches = vq_config_has_teacher(c) && c->teacher.cache,
@@ -283,8 +283,9 @@ static void phase_bytes(const vq_plan_view *v, vq_plan_phase phase, vq_keep keep
         break;
     case VQ_PLAN_TRAIN:
         part[VQ_PLAN_WEIGHTS] = ends + (is_other ? teacher_ends : 0);
-        part[VQ_PLAN_KEPT] = (double)vq_pipeline_bytes(&v->job, T, v->max_micro, keep);
-        part[VQ_PLAN_WORK] = train_work_bytes(v, keep);
+        part[VQ_PLAN_KEPT] = (double)vq_pipeline_bytes(&v->job, T, v->max_micro, by.keep);
+        if (by.keeps_weights) part[VQ_PLAN_KEPT] += v->own.quantized * v->act;
+        part[VQ_PLAN_WORK] = train_work_bytes(v, by.keep);
         if (!vq_config_has_teacher(c)) break;
         if (v->is_last) part[VQ_PLAN_TEACHER] = states * (caches ? v->teacher_weight : v->act);
         if (caches) break;
@@ -328,19 +329,38 @@ static double sum_parts(const double *part)
     return total;
 }
 
-static vq_keep choose_keep(const vq_plan_view *v)
+/* Whether training fits what may be used of the memory. */
+static bool fits_training(const vq_plan_view *v, choice by)
 {
-    const vq_switch recompute = v->c->train.recompute;
-    double part[VQ_PLAN_N_PARTS];
-    if (v->c->slices > 1) return VQ_KEEP_SLICES;
-    if (recompute != VQ_AUTO) return recompute == VQ_ON ? VQ_KEEP_INPUTS : VQ_KEEP_ALL;
-    phase_bytes(v, VQ_PLAN_TRAIN, VQ_KEEP_ALL, (passes){.together = 1}, part);
     const double room = v->in->memory_bytes * KEEP_ROOM;
-    return room > 0 && sum_parts(part) > room ? VQ_KEEP_INPUTS : VQ_KEEP_ALL;
+    double part[VQ_PLAN_N_PARTS];
+    phase_bytes(v, VQ_PLAN_TRAIN, by, part);
+    return room == 0 || sum_parts(part) <= room;
+}
+
+/* Activations first: to compute them again costs more. Weights where a teacher's own stay too,
+ * which the bus would bring. On a host, to read a weight from memory takes as long as to make it.
+ */
+static choice choose_keep(const vq_plan_view *v)
+{
+    const vq_switch recompute = v->c->train.recompute, weights = v->c->train.keep_weights;
+    choice by = {.keep = v->c->slices > 1     ? VQ_KEEP_SLICES
+                         : recompute == VQ_ON ? VQ_KEEP_INPUTS
+                                              : VQ_KEEP_ALL,
+                 .keeps_weights = weights == VQ_ON,
+                 .together = 1};
+    if (by.keep == VQ_KEEP_ALL && recompute == VQ_AUTO && !fits_training(v, by))
+        by.keep = VQ_KEEP_INPUTS;
+    if (weights != VQ_AUTO || !v->in->on_gpu) return by;
+    choice more = by;
+    more.keeps_weights = true;
+    more.hold = INFINITY;
+    by.keeps_weights = fits_training(v, more);
+    return by;
 }
 
 /* As much as every phase has the memory for; below 0: not even for what passes. */
-static double choose_hold(const vq_plan_view *v, vq_keep keep, double most, int64_t together)
+static double choose_hold(const vq_plan_view *v, choice by, double most)
 {
     const double room = v->in->memory_bytes * HOLD_ROOM;
     double hold = most;
@@ -348,9 +368,11 @@ static double choose_hold(const vq_plan_view *v, vq_keep keep, double most, int6
         const vq_plan_phase phase = (vq_plan_phase)i;
         double part[VQ_PLAN_N_PARTS];
         if (!has_phase(v->c, phase) || own_bytes(v, phase) == 0) continue;
-        phase_bytes(v, phase, keep, (passes){INFINITY, together}, part);
+        by.hold = INFINITY;
+        phase_bytes(v, phase, by, part);
         if (sum_parts(part) <= room) continue;
-        phase_bytes(v, phase, keep, (passes){0, together}, part);
+        by.hold = 0;
+        phase_bytes(v, phase, by, part);
         hold = VQ_MIN(hold, room - sum_parts(part));
     }
     return hold;
@@ -367,26 +389,29 @@ static double own_of(const vq_plan_view *v)
 void vq_plan_brought(const vq_plan_view *v, double brought[VQ_PLAN_TOGETHER])
 {
     const int64_t n = VQ_CEIL_DIV(v->c->nsamples, v->job.topo.n_replicas);
-    const vq_keep keep = choose_keep(v);
+    choice by = choose_keep(v);
     const double own = own_of(v);
     for (int i = 0; i < VQ_PLAN_TOGETHER && own > 0; i++) {
-        const int64_t together = (int64_t)1 << i;
-        const double hold = choose_hold(v, keep, own, together);
-        const bool fits = i == 0 || (hold >= 0 && together <= n);
-        brought[i] += fits ? (own - VQ_MAX(hold, 0)) * (double)VQ_CEIL_DIV(n, together) : INFINITY;
+        by.together = (int64_t)1 << i;
+        const double hold = choose_hold(v, by, own);
+        const bool fits = i == 0 || (hold >= 0 && by.together <= n);
+        brought[i] +=
+            fits ? (own - VQ_MAX(hold, 0)) * (double)VQ_CEIL_DIV(n, by.together) : INFINITY;
     }
 }
 
 void vq_plan_memory(const vq_plan_view *v, vq_plan_rank *r)
 {
-    r->keep = choose_keep(v);
+    choice by = choose_keep(v);
+    by.together = r->together;
+    r->keep = by.keep;
+    r->keeps_weights = by.keeps_weights;
     r->own_bytes = own_of(v);
-    r->hold_bytes = VQ_MAX(choose_hold(v, r->keep, r->own_bytes, r->together), 0);
-    const passes by = {r->hold_bytes, r->together};
+    r->hold_bytes = by.hold = VQ_MAX(choose_hold(v, by, r->own_bytes), 0);
     for (int phase = 0; phase < VQ_PLAN_N_PHASES; phase++) {
         double part[VQ_PLAN_N_PARTS];
         if (!has_phase(v->c, (vq_plan_phase)phase)) continue;
-        phase_bytes(v, (vq_plan_phase)phase, r->keep, by, part);
+        phase_bytes(v, (vq_plan_phase)phase, by, part);
         const double total = sum_parts(part);
         const double loose = v->in->on_gpu
                                  ? VQ_MIN(own_bytes(v, (vq_plan_phase)phase), r->hold_bytes)

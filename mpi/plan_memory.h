@@ -8,7 +8,7 @@ typedef enum vq_plan_part {
                          embedding and head, and the linears' own weights that stay there */
     VQ_PLAN_INTEGERS, /* base, scale, zero, indices, counts of its layers */
     VQ_PLAN_CODES,    /* the pool, its gradient, on rank 0 Adam's moments */
-    VQ_PLAN_KEPT,     /* activations for the backward */
+    VQ_PLAN_KEPT,     /* activations for the backward, and weights made for all of a step */
     VQ_PLAN_TEACHER,  /* the teacher's states of a step */
     VQ_PLAN_WORK,     /* inside functions, and messages on their way */
     VQ_PLAN_PROGRAM,  /* libraries, threads, tables; on a GPU its context */
@@ -31,6 +31,7 @@ typedef struct vq_plan_rank {
     vq_topo topo;
     int node;
     vq_keep keep;                  /* what training keeps for the backward */
+    bool keeps_weights;            /* and whether what a step makes of the codes */
     vq_plan_phase phase;           /* in which it takes most */
     double bytes[VQ_PLAN_N_PARTS]; /* then */
     double total_bytes;            /* their sum */
@@ -48,6 +49,6 @@ typedef struct vq_plan_rank {
 #define VQ_PLAN_TOGETHER 7
 void vq_plan_brought(const vq_plan_view *v, double brought[VQ_PLAN_TOGETHER]);
 
-/* Decides r->keep and r->hold_bytes and fills in what follows it; the members before it and
- * r->together are the caller's. */
+/* Decides r->keep, r->keeps_weights and r->hold_bytes and fills in what follows it; the members
+ * before it and r->together are the caller's. */
 void vq_plan_memory(const vq_plan_view *v, vq_plan_rank *r);

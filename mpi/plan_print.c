@@ -24,9 +24,10 @@ static void print_memory(const vq_plan *p)
     double most = 0;
     for (int i = 0; i < p->input.n_ranks; i++) most = VQ_MAX(most, p->rank[i].total_bytes);
     const bool in_gib = most >= GIB;
-    printf("\nMemory %sby rank in its dearest phase, %s (activations: %s)\n",
+    printf("\nMemory %sby rank in its dearest phase, %s (activations: %s; weights: made %s)\n",
            p->input.on_gpu ? "of the GPUs " : "", in_gib ? "GiB" : "MiB",
-           keep_name(p->rank[0].keep));
+           keep_name(p->rank[0].keep),
+           p->rank[0].keeps_weights ? "once a step" : "for each product");
     printf("%5s %5s %9s  %-8s %8s %8s %8s %8s %8s %8s %8s %8s\n", "rank", "node", "layers", "phase",
            "weights", "integers", "codes", "kept", "teacher", "work", "program", "total");
     for (int i = 0; i < p->input.n_ranks; i++) {
@@ -183,13 +184,13 @@ static json_t *rank_json(const vq_plan_rank *r)
     json_t *bytes = json_object();
     for (int k = 0; k < VQ_PLAN_N_PARTS; k++)
         json_object_set_new(bytes, parts[k], json_real(r->bytes[k]));
-    return json_pack("{s:i, s:i, s:i, s:[I, I], s:s, s:b, s:o, s:f, s:f, s:f, s:f, s:I}", "node",
-                     r->node, "stage", r->topo.stage, "replica", r->topo.replica, "layers",
+    return json_pack("{s:i, s:i, s:i, s:[I, I], s:s, s:b, s:b, s:o, s:f, s:f, s:f, s:f, s:I}",
+                     "node", r->node, "stage", r->topo.stage, "replica", r->topo.replica, "layers",
                      (json_int_t)r->topo.first, (json_int_t)r->topo.last, "phase",
-                     vq_plan_phase_name(r->phase), "recompute", r->keep == VQ_KEEP_INPUTS, "bytes",
-                     bytes, "total_bytes", r->total_bytes, "fixed_bytes", r->fixed_bytes,
-                     "hold_bytes", r->hold_bytes, "own_bytes", r->own_bytes, "together",
-                     (json_int_t)r->together);
+                     vq_plan_phase_name(r->phase), "recompute", r->keep == VQ_KEEP_INPUTS,
+                     "keep_weights", r->keeps_weights, "bytes", bytes, "total_bytes",
+                     r->total_bytes, "fixed_bytes", r->fixed_bytes, "hold_bytes", r->hold_bytes,
+                     "own_bytes", r->own_bytes, "together", (json_int_t)r->together);
 }
 
 void vq_plan_print_json(const vq_plan *p)

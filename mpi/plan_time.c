@@ -8,6 +8,8 @@
 
 /* Operations that take as long as making a weight from its code, or adding its gradient to it. */
 #define ROUND_FLOPS 60.0
+/* On a GPU: what a product does while as many bytes pass its memory, by the same data sheets. */
+#define GPU_ROUND_FLOPS 300.0
 /* Passes of our k-means over its sample, from any start. Its operations take as long as those of a
  * matrix product; FAISS's, longer. */
 #define KMEANS_PASSES 16.0
@@ -52,21 +54,24 @@ static double init_work(const vq_plan_view *v)
                (2 * F * F * F + 8 * E * E * E + 10 * E * E * F);
 }
 
-vq_plan_work vq_plan_work_of(const vq_plan_view *v, vq_keep keep)
+vq_plan_work vq_plan_work_of(const vq_plan_view *v, vq_keep keep, bool keeps_weights)
 {
     const vq_model_config *m = &v->job.model.config, *t = &v->teacher.config;
     const double T = (double)v->c->seqlen,
                  layers = (double)(v->job.stage.last - v->job.stage.first);
     const double attend = layers * 2 * T * T * (double)(m->H * m->S);
-    const double round = ROUND_FLOPS * v->own.quantized * (double)v->c->slices;
+    const double a_round = (v->in->on_gpu ? GPU_ROUND_FLOPS : ROUND_FLOPS) * v->own.quantized;
+    const double round = keeps_weights ? a_round / v->max_micro : a_round * (double)v->c->slices;
+    const double pass = 2 * T * v->own.weights + attend;
     const double head = v->is_last ? 2 * T * (double)(m->V * m->E_embed) : 0;
     const double teacher_layers = (double)(v->teacher_stage.last - v->teacher_stage.first);
-    vq_plan_work w = {.forward = 2 * T * v->own.weights + attend + round,
+    vq_plan_work w = {.forward = pass + round,
                       .init = init_work(v),
-                      .codes = 2 * T * v->own.quantized + 2 * ROUND_FLOPS * v->own.quantized,
+                      .codes = 2 * T * v->own.quantized + 2 * a_round,
                       .teacher = 2 * T * v->teacher_own.weights +
                                  teacher_layers * 2 * T * T * (double)(t->H * t->S)};
-    w.backward = w.forward + 1.5 * attend + (keep == VQ_KEEP_INPUTS ? w.forward : 0);
+    w.backward =
+        (pass + (keeps_weights ? 0 : round)) * (keep == VQ_KEEP_INPUTS ? 2 : 1) + 1.5 * attend;
     w.forward += (vq_config_has_teacher(v->c) ? 3 : 2) * head;
     return w;
 }

@@ -24,8 +24,8 @@ typedef struct vq_plan_seconds {
     double init, blocks, teacher, train, eval, total; /* 0: not known */
 } vq_plan_seconds;
 
-/* keep: what training keeps for the backward. */
-vq_plan_work vq_plan_work_of(const vq_plan_view *v, vq_keep keep);
+/* keep, keeps_weights: what training keeps for the backward, and of the weights that it makes. */
+vq_plan_work vq_plan_work_of(const vq_plan_view *v, vq_keep keep, bool keeps_weights);
 
 /* Operations, idle share and time of a step whose bytes are there. topo: any rank's; by_stage
  * [topo->n_stages]. Without a speed the time stays 0. Fails: VQ_EMEM (arena). */

@@ -223,6 +223,8 @@ static vq_status run_step(loop *L, int64_t step, step_result *r)
     VQ_TRY(vq_zero(&job->be, &job->pool.grad));
     memset(L->sums, 0, (size_t)(job->pool.n_slots + N_SUMS) * sizeof *L->sums);
     VQ_TRY(vq_teacher_step(L->teacher, first, n));
+    if (job->keeps_weights)
+        VQ_TRY(vq_stage_make_weights(&job->stage, vq_job_mode(job), &job->step));
     VQ_TRY(vq_pipeline_step(&L->pipeline, (int)n, &ids, task_loss, L));
     if (vq_loss_has_reg(L->config, step) && job->topo.replica == 0)
         VQ_TRY(vq_loss_reg(&job->stage, L->config, step, L->sums));
@@ -368,6 +370,7 @@ vq_status vq_train(vq_job *job, const vq_data *data, vq_teacher *teacher, vq_tra
     vq_status status = prepare(&L);
     if (!status) status = vq_comm_end(job->comm, run_steps(&L, stats));
     if (L.metrics) fclose(L.metrics);
+    vq_stage_forget_weights(&job->stage);
     vq_arena_reset(&job->step, mark);
     vq_arena_trim(&job->step);
     return status;

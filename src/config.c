@@ -254,6 +254,11 @@ static const key keys[] = {
      .help = "compute activations again in the backward instead of keeping them; auto decides by "
              "memory",
      .commands = Q},
+    {"train.keep_weights", NULL, in_train, CHOICE, AT(train.keep_weights), .standard = "auto",
+     .choices = "auto|on|off",
+     .help = "make each weight of its codes once a step instead of for each product; auto: on a "
+             "GPU whose memory allows it",
+     .commands = Q},
     {"train.pool_max", NULL, in_train, INTEGER, AT(train.pool_max), .standard = "67108864", FROM(0),
      .unit = "numbers",
      .help =

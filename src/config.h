@@ -123,7 +123,7 @@ typedef struct vq_config {
         vq_loss_kind loss;
         double kd_temperature, kd_alpha;
         double round_weight, beta_hi, beta_lo, beta_hold;
-        vq_switch recompute;
+        vq_switch recompute, keep_weights;
     } train;
     struct {
         const char *model;

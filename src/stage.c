@@ -43,6 +43,20 @@ vq_status vq_stage_set_scales(vq_stage *s)
     return VQ_OK;
 }
 
+vq_status vq_stage_make_weights(vq_stage *s, vq_mode mode, vq_arena *arena)
+{
+    for (int64_t i = 0; i < (s->last - s->first) * VQ_N_KINDS; i++)
+        VQ_TRY(vq_vqlinear_make(s->be, &s->block[i / VQ_N_KINDS].linear[i % VQ_N_KINDS], mode,
+                                arena, s->scratch));
+    return VQ_OK;
+}
+
+void vq_stage_forget_weights(vq_stage *s)
+{
+    for (int64_t i = 0; i < (s->last - s->first) * VQ_N_KINDS; i++)
+        s->block[i / VQ_N_KINDS].linear[i % VQ_N_KINDS].made = (vq_tensor){0};
+}
+
 /* cos and sin of position times frequency, worked out in f64 and rounded once... but the angle
  * itself is rounded to f32, as every model was trained with. */
 static vq_status rope_tables(vq_arena *arena, vq_stage *s, int64_t T_max)

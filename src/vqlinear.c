@@ -79,27 +79,55 @@ static vq_status make_weight(const vq_backend *be, const vq_vqlinear *linear, vq
                         mode == VQ_MODE_SOFT ? VQ_SOFT : VQ_HARD);
 }
 
-vq_status vq_vqlinear_weight(const vq_backend *be, const vq_vqlinear *linear, vq_mode mode,
-                             vq_arena *arena, vq_tensor *weight)
+/* The weight of a quantized linear in its own columns' order. weight act [out, in], out. */
+static vq_status fill_weight(const vq_backend *be, const vq_vqlinear *linear, vq_mode mode,
+                             vq_arena *scratch, vq_tensor *weight)
 {
     vq_tensor source = linear->source->weight, ordered;
     const int64_t out = source.dim[0], in = source.dim[1];
-    if (!linear->quantized || mode == VQ_MODE_FLOAT)
-        return vq_place_there(be, arena, &source, weight);
-    VQ_TRY(vq_tensor_new(arena, be->place, be->act, VQ_DIMS(out, in), weight));
-    if (!linear->order.data) return make_weight(be, linear, mode, &source, arena, weight);
-    const size_t mark = vq_arena_mark(arena);
-    VQ_TRY(vq_tensor_new(arena, be->place, be->act, VQ_DIMS(out, in), &ordered));
+    const size_t mark = vq_arena_mark(scratch);
+    if (!linear->order.data) {
+        VQ_TRY(make_weight(be, linear, mode, &source, scratch, weight));
+        vq_arena_reset(scratch, mark);
+        return VQ_OK;
+    }
+    VQ_TRY(vq_tensor_new(scratch, be->place, be->act, VQ_DIMS(out, in), &ordered));
     if (mode == VQ_MODE_RTN) {
         vq_tensor there;
         VQ_TRY(vq_bring(be, &linear->source->weight, &there));
-        VQ_TRY(vq_tensor_new(arena, be->place, source.dtype, VQ_DIMS(out, in), &source));
+        VQ_TRY(vq_tensor_new(scratch, be->place, source.dtype, VQ_DIMS(out, in), &source));
         VQ_TRY(vq_arrange(be, &source, &there, &linear->order, false));
     }
-    VQ_TRY(make_weight(be, linear, mode, &source, arena, &ordered));
+    VQ_TRY(make_weight(be, linear, mode, &source, scratch, &ordered));
     VQ_TRY(vq_arrange(be, weight, &ordered, &linear->order, true));
-    vq_arena_reset(arena, mark);
+    vq_arena_reset(scratch, mark);
     return VQ_OK;
+}
+
+static vq_status new_weight(const vq_backend *be, const vq_vqlinear *linear, vq_arena *arena,
+                            vq_tensor *weight)
+{
+    const int64_t *dim = linear->source->weight.dim;
+    return vq_tensor_new(arena, be->place, be->act, VQ_DIMS(dim[0], dim[1]), weight);
+}
+
+vq_status vq_vqlinear_weight(const vq_backend *be, const vq_vqlinear *linear, vq_mode mode,
+                             vq_arena *arena, vq_tensor *weight)
+{
+    if (!linear->quantized || mode == VQ_MODE_FLOAT)
+        return vq_place_there(be, arena, &linear->source->weight, weight);
+    VQ_TRY(new_weight(be, linear, arena, weight));
+    return fill_weight(be, linear, mode, arena, weight);
+}
+
+vq_status vq_vqlinear_make(const vq_backend *be, vq_vqlinear *linear, vq_mode mode, vq_arena *arena,
+                           vq_arena *scratch)
+{
+    VQ_ASSERT(mode != VQ_MODE_FLOAT);
+    if (!linear->quantized) return VQ_OK;
+    if (!linear->made.data) VQ_TRY(new_weight(be, linear, arena, &linear->made));
+    linear->made_mode = mode;
+    return fill_weight(be, linear, mode, scratch, &linear->made);
 }
 
 vq_status vq_vqlinear_host(const vq_backend *be, vq_arena *arena, const vq_vqlinear *linear,
@@ -117,12 +145,14 @@ vq_status vq_vqlinear_host(const vq_backend *be, vq_arena *arena, const vq_vqlin
     return VQ_OK;
 }
 
-/* The weight for one product: vq_vqlinear_weight's, or the source's on its way through or, on the
- * host, unpacked. */
+/* The weight for one product: as it was made before, vq_vqlinear_weight's, or the source's on its
+ * way through or, on the host, unpacked. */
 static vq_status passing_weight(const vq_backend *be, const vq_vqlinear *linear, vq_mode mode,
                                 vq_arena *scratch, vq_tensor *w)
 {
     const vq_linear *source = linear->source;
+    *w = linear->made;
+    if (linear->made.data && linear->made_mode == mode) return VQ_OK;
     if (linear->quantized && mode != VQ_MODE_FLOAT)
         return vq_vqlinear_weight(be, linear, mode, scratch, w);
     if (source->weight.data) return vq_bring(be, &source->weight, w);

@@ -34,6 +34,9 @@ typedef struct vq_vqlinear {
     vq_tensor ints;       /* as quant.base: GPTQ's own integers; no data: not kept */
     vq_tensor order;      /* i32 [in]: column j of quant, logits and ints is column order[j] of
                              the weight, so that groups are runs; no data: they are the same */
+    vq_tensor made;       /* act [out, in]: the weight in made_mode as it was last made; no data:
+                             each product makes its own */
+    vq_mode made_mode;
 } vq_vqlinear;
 
 /* The two factors in a tensor as codes. */
@@ -53,13 +56,19 @@ vq_status vq_vqlinear_set_scale(const vq_backend *be, vq_vqlinear *linear);
 vq_status vq_vqlinear_weight(const vq_backend *be, const vq_vqlinear *linear, vq_mode mode,
                              vq_arena *arena, vq_tensor *weight);
 
+/* Makes the weight in `mode` once for all passes until it is made again, which must follow when
+ * codes or scales have changed: in room from arena, taken at first. Passes in another mode make
+ * their own. Nothing for a linear that is not quantized. */
+vq_status vq_vqlinear_make(const vq_backend *be, vq_vqlinear *linear, vq_mode mode, vq_arena *arena,
+                           vq_arena *scratch);
+
 /* The linear with what its weight is made of on the host, in arena: for files, which hold the
  * weight in more digits than a device's act. Gradients and counts stay where they are. */
 vq_status vq_vqlinear_host(const vq_backend *be, vq_arena *arena, const vq_vqlinear *linear,
                            vq_vqlinear *host);
 
-/* y = x W^T + bias.  x act [n, in]; y act [n, out]. The weight is brought or made once; a product
- * takes product_rows of the n. */
+/* y = x W^T + bias.  x act [n, in]; y act [n, out]. The weight is brought or made once, or was made
+ * by vq_vqlinear_make; a product takes product_rows of the n. */
 vq_status vq_vqlinear_fwd(const vq_backend *be, const vq_vqlinear *linear, vq_mode mode,
                           vq_arena *scratch, int64_t product_rows, const vq_tensor *x,
                           vq_tensor *y);

@@ -287,6 +287,31 @@ static void test_other_settings(void **state)
     SAME_ON_TWO("--slices", "24");
 }
 
+/* Weights made once a step or for each product: the same bits, also where a run changes its mind.
+ */
+#define SAME_WEIGHTS(...)                                                                          \
+    do {                                                                                           \
+        QUANTIZE(0, "model", "--steps", "3", "--batch-size", "2", __VA_ARGS__, "--out", "a");      \
+        ONE_STEP(2, "model", "--steps", "3", "--batch-size", "2", "--stages", "2",                 \
+                 "--train.keep_weights", "on", __VA_ARGS__, "--out", "b");                         \
+        ONE_STEP(2, "model", "--steps", "3", "--batch-size", "2", "--stages", "2", __VA_ARGS__,    \
+                 "--out", "b");                                                                    \
+        QUANTIZE(2, "model", "--steps", "3", "--batch-size", "2", "--stages", "2",                 \
+                 "--train.keep_weights", "on", __VA_ARGS__, "--out", "b");                         \
+        expect_same_run("a", "b", 3);                                                              \
+        remove_all("a");                                                                           \
+        remove_all("b");                                                                           \
+    } while (0)
+
+static void test_kept_weights(void **state)
+{
+    (void)state;
+    make_model("rand-qwen3-tied", "model");
+    SAME_WEIGHTS("--learn-scale", "--slices", "3");
+    SAME_WEIGHTS("--rounding", "hard", "--train.recompute", "on", "--by-sign");
+    SAME_WEIGHTS("--method", "lora", "--no-teacher.cache");
+}
+
 static void test_eval(void **state)
 {
     (void)state;
@@ -366,6 +391,7 @@ int main(void)
         cmocka_unit_test_teardown(test_layout_by_memory, clear_folder),
         cmocka_unit_test_teardown(test_replicas, clear_folder),
         cmocka_unit_test_teardown(test_other_settings, clear_folder),
+        cmocka_unit_test_teardown(test_kept_weights, clear_folder),
         cmocka_unit_test_teardown(test_eval, clear_folder),
         cmocka_unit_test_teardown(test_packed, clear_folder),
     };

@@ -1,6 +1,7 @@
 /* test_block - the gradient of whole models' layers against central differences in f64, for each
  * kind of logits, learned scales and scattered groups, with the regularizer's; and the same loss
- * and gradients in slices, with recomputation, and for several sequences at once. */
+ * and gradients in slices, with recomputation, with weights made once, and for several sequences at
+ * once. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -227,6 +228,44 @@ static void test_recompute(void **state)
     bed_close(&b);
 }
 
+/* Weights that are made once give the same bits; they are what they were until they are made again,
+ * and serve their own mode alone. */
+static void test_made(void **state)
+{
+    bed b;
+    double *grad;
+    vq_tensor hard;
+    bed_open(&b, *state, 2);
+    const vq_vqlinear *q = vq_stage_linear(&b.stage, 0, VQ_Q);
+    const size_t bytes = vq_tensor_bytes(&b.pool.grad);
+    vq_tensor codes = vq_pool_all_codes(&b.pool, &b.pool.codes);
+    EXPECT_OK(VQ_NEW(&b.arena, vq_tensor_count(&b.pool.grad), &grad));
+    const double loss = backward(&b, false);
+    memcpy(grad, b.pool.grad.data, bytes);
+    EXPECT_OK(vq_stage_make_weights(&b.stage, VQ_MODE_SOFT, &b.arena));
+    const void *room = q->made.data;
+    for (int recompute = 0; recompute < 2; recompute++) {
+        assert_true(backward(&b, recompute) == loss);
+        assert_memory_equal(grad, b.pool.grad.data, bytes);
+    }
+    fill(&codes, 9, -2, 2);
+    assert_true(loss_of(&b, NULL, NULL) == loss);
+    EXPECT_OK(vq_stage_make_weights(&b.stage, VQ_MODE_SOFT, &b.arena));
+    assert_ptr_equal(q->made.data, room);
+    const double other = backward(&b, false);
+    memcpy(grad, b.pool.grad.data, bytes);
+    assert_true(other != loss);
+    EXPECT_OK(vq_stage_make_weights(&b.stage, VQ_MODE_HARD, &b.arena));
+    EXPECT_OK(vq_vqlinear_weight(&b.be, q, VQ_MODE_HARD, &b.scratch, &hard));
+    assert_memory_equal(hard.data, q->made.data, vq_tensor_bytes(&hard));
+    for (int is_forgotten = 0; is_forgotten < 2; is_forgotten++) {
+        assert_true(backward(&b, false) == other); /* soft ones are made for each product */
+        assert_memory_equal(grad, b.pool.grad.data, bytes);
+        vq_stage_forget_weights(&b.stage);
+    }
+    bed_close(&b);
+}
+
 /* All layers in slices of 3, 2 and 2 tokens against whole sequences; twice, since what the slices
  * add up must be cleared for the next sequence. */
 static void test_slices(void **state)
@@ -366,6 +405,9 @@ int main(void)
         SETUP("scattered factors", test_gradient, "rand-opt-f32", VQ_POOL_FACTORS, false, true),
         SETUP("slices, scattered", test_slices, "rand-qwen3-tied", VQ_POOL_CODES, true, true),
         SETUP("slices, factors", test_slices, "rand-llama-gqa-tied", VQ_POOL_FACTORS, true, false),
+        SETUP("made, scattered", test_made, "rand-qwen3-tied", VQ_POOL_CODES, false, true),
+        SETUP("made, factors", test_made, "rand-opt-f32", VQ_POOL_FACTORS, false, false),
+        SETUP("made, own logits", test_made, "rand-llama-gqa-tied", VQ_POOL_LOGITS, false, false),
         SETUP("stages, factors", test_stages, "rand-qwen3-tied", VQ_POOL_FACTORS, true, false),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

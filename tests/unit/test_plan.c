@@ -178,6 +178,57 @@ static void test_recompute_by_memory(void **state)
     assert_int_equal(make(&c, &m, 1, 1, 0).rank[0].keep, VQ_KEEP_SLICES);
 }
 
+/* Weights are made once a step on a GPU with the memory for it, after the activations have theirs;
+ * elsewhere where it is asked for. */
+static void test_kept_weights(void **state)
+{
+    (void)state;
+    const vq_plan_model m = model_of(100);
+    const double weights = 100.0 * LAYER_WEIGHTS * 4;
+    vq_config c = defaults();
+    c.eval.run = false;
+    c.train.batch = 4;
+    const vq_plan each = make(&c, &m, 1, 1, 0);
+    c.train.keep_weights = VQ_ON;
+    const vq_plan once = make(&c, &m, 1, 1, 0);
+    const double kept = each.rank[0].bytes[VQ_PLAN_KEPT];
+    assert_false(each.rank[0].keeps_weights);
+    assert_true(once.rank[0].keeps_weights);
+    assert_true(once.rank[0].bytes[VQ_PLAN_KEPT] == kept + weights);
+    assert_true(once.step.flops < each.step.flops);
+    c.train.keep_weights = VQ_AUTO;
+    vq_plan_input in = {.config = &c,
+                        .model = &m,
+                        .teacher = &m,
+                        .act = VQ_F32,
+                        .on_gpu = true,
+                        .n_ranks = 1,
+                        .n_nodes = 1,
+                        .threads = 1};
+    vq_plan p;
+    EXPECT_OK(vq_plan_make(&arena, &in, &p));
+    assert_true(p.rank[0].keeps_weights);
+    const double all = p.rank[0].total_bytes;
+    in.memory_bytes = (all - weights / 2) / 0.8;
+    EXPECT_OK(vq_plan_make(&arena, &in, &p));
+    assert_true(!p.rank[0].keeps_weights && p.rank[0].keep == VQ_KEEP_ALL);
+    in.memory_bytes = all / 0.79;
+    EXPECT_OK(vq_plan_make(&arena, &in, &p));
+    assert_true(p.rank[0].keeps_weights);
+    c.train.keep_weights = VQ_OFF;
+    EXPECT_OK(vq_plan_make(&arena, &in, &p));
+    assert_false(p.rank[0].keeps_weights);
+    /* A teacher whose own weights would have to make room for them comes first. */
+    c.teacher.cache = false;
+    c.train.recompute = VQ_OFF;
+    in.memory_bytes = 0;
+    EXPECT_OK(vq_plan_make(&arena, &in, &p));
+    c.train.keep_weights = VQ_AUTO;
+    in.memory_bytes = p.rank[0].total_bytes / 0.85;
+    EXPECT_OK(vq_plan_make(&arena, &in, &p));
+    assert_true(!p.rank[0].keeps_weights && p.rank[0].hold_bytes == p.rank[0].own_bytes);
+}
+
 /* Slices fill the pipeline, and so do more sequences. */
 static void test_idle(void **state)
 {
@@ -343,6 +394,7 @@ int main(void)
         cmocka_unit_test(test_windows_of_an_evaluation),
         cmocka_unit_test(test_idle),
         cmocka_unit_test(test_recompute_by_memory),
+        cmocka_unit_test(test_kept_weights),
         cmocka_unit_test(test_gpu),
         cmocka_unit_test(test_start_on_gpu),
         cmocka_unit_test(test_time_of_kmeans),

@@ -230,18 +230,26 @@ static vq_status check_own_gpu(const state *s, int device, vq_arena *memory)
     return VQ_OK;
 }
 
+static ncclConfig_t with_channels(int most)
+{
+    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+    config.maxCTAs = most;
+    return config;
+}
+
 /* The communicators to both neighbours. All ranks split alike; those without a pair stand aside. */
 static vq_status open_links(state *s, const vq_topo *topo)
 {
+    ncclConfig_t config = with_channels(VQ_NCCL_LINK_CHANNELS);
     for (int parity = 0; parity < 2; parity++) {
         int place;
         const int pair = vq_topo_pair(topo, parity, &place);
         const int side = place == 0 ? TO_NEXT : TO_BEFORE;
         for (int way = 0; way < N_WAYS; way++) {
             link unused = {0}, *l = pair < 0 ? &unused : &s->links[side][way];
-            VQ_TRY(check_nccl(
-                ncclCommSplit(s->all, pair < 0 ? NCCL_SPLIT_NOCOLOR : pair, place, &l->comm, NULL),
-                "a link"));
+            VQ_TRY(check_nccl(ncclCommSplit(s->all, pair < 0 ? NCCL_SPLIT_NOCOLOR : pair, place,
+                                            &l->comm, &config),
+                              "a link"));
             if (pair < 0) continue;
             l->other = 1 - place;
             s->neighbour[side] =
@@ -250,6 +258,35 @@ static vq_status open_links(state *s, const vq_topo *topo)
                               "a stream"));
         }
     }
+    return VQ_OK;
+}
+
+/* A number that comes from one neighbour, if there is one, and then goes to the other. */
+static vq_status pass_on(state *s, vq_tensor *number, int from, int to, vq_tag tag)
+{
+    vq_request request;
+    if (s->neighbour[from] >= 0) {
+        VQ_TRY(begin(s, number, s->neighbour[from], tag, true, &request));
+        VQ_TRY(nccl_wait(s, &request));
+    }
+    if (s->neighbour[to] < 0) return VQ_OK;
+    VQ_TRY(begin(s, number, s->neighbour[to], tag, false, &request));
+    return nccl_wait(s, &request);
+}
+
+/* A number through the stages and back, and into the sums: NCCL connects and takes its memory at
+ * first use, while both sides wait. */
+static vq_status try_out(state *s, vq_arena *memory)
+{
+    const size_t mark = vq_arena_mark(memory);
+    vq_tensor number;
+    VQ_TRY(vq_tensor_new(memory, VQ_DEVICE, VQ_F32, VQ_DIMS(1), &number));
+    VQ_TRY(vq_zero(s->be, &number));
+    VQ_TRY(pass_on(s, &number, TO_BEFORE, TO_NEXT, VQ_TAG_FORWARD));
+    VQ_TRY(pass_on(s, &number, TO_NEXT, TO_BEFORE, VQ_TAG_BACKWARD));
+    VQ_TRY(nccl_sum_replicas(s, &number));
+    VQ_TRY(nccl_sum(s, &number));
+    vq_arena_reset(memory, mark);
     return VQ_OK;
 }
 
@@ -268,12 +305,15 @@ vq_status vq_comm_nccl(vq_comm *comm, vq_comm *host, const vq_backend *be, const
     VQ_TRY(vq_comm_agree(host, status));
     vq_tensor bytes = vq_tensor_1d(&id, VQ_I8, (int64_t)sizeof id);
     VQ_TRY(vq_comm_broadcast(host, &bytes, 0));
-    VQ_TRY(check_nccl(ncclCommInitRank(&s->all, comm->size, id, comm->rank), "NCCL's start"));
+    ncclConfig_t config = with_channels(VQ_NCCL_SUM_CHANNELS);
+    VQ_TRY(check_nccl(ncclCommInitRankConfig(&s->all, comm->size, id, comm->rank, &config),
+                      "NCCL's start"));
     VQ_TRY(check_cuda(cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking), "a stream"));
     VQ_TRY(open_links(s, topo));
     if (topo->n_replicas > 1)
-        VQ_TRY(check_nccl(ncclCommSplit(s->all, topo->stage, topo->replica, &s->replicas, NULL),
+        VQ_TRY(check_nccl(ncclCommSplit(s->all, topo->stage, topo->replica, &s->replicas, &config),
                           "the replicas' link"));
+    VQ_TRY(try_out(s, memory));
     comm->ops = &nccl_ops;
     comm->ctx = s;
     return VQ_OK;

@@ -107,6 +107,8 @@ vq_status vq_job_connect(vq_job *job)
     vq_comm *host = job->comm;
     double shared = job->n_on_device > 1;
     vq_tensor t = vq_tensor_1d(&shared, VQ_F64, 1);
+    size_t before, after, total;
+    char taken[32];
     if (!job->cuda || host->size == 1) return VQ_OK;
     VQ_TRY(vq_comm_sum(host, &t));
     const bool nccl = wanted == VQ_TRANSPORT_NCCL ||
@@ -114,13 +116,17 @@ vq_status vq_job_connect(vq_job *job)
     VQ_CHECK(!nccl || job->cuda->comm_nccl, VQ_EUNSUPPORTED,
              "--comm nccl: vq_cuda.so was built without NCCL: expected mpi or auto. Build it where "
              "nccl.h is found");
+    VQ_TRY(vq_mem_info(&job->be, &before, &total));
     if (nccl)
         VQ_TRY(job->cuda->comm_nccl(&job->own_comm, host, &job->be, &job->topo, job->device,
                                     &job->run));
     else
         VQ_TRY(vq_comm_staged(&job->own_comm, host, &job->be, &job->run));
     job->comm = &job->own_comm;
-    vq_log(VQ_LOG_INFO, "device   tensors between GPUs by %s", nccl ? "NCCL" : "MPI");
+    VQ_TRY(vq_mem_info(&job->be, &after, &total));
+    vq_bytes_text((double)(before - VQ_MIN(before, after)), taken);
+    vq_log(VQ_LOG_INFO, "device   tensors between GPUs by %s, which took %s of this one's memory",
+           nccl ? "NCCL" : "MPI", taken);
     return VQ_OK;
 }
 

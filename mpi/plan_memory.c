@@ -4,6 +4,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "comm_nccl.h"
 #include "cuda_plan.h"
 #include "pipeline.h"
 
@@ -17,6 +18,10 @@
 #define PIECE_BYTES (16.0e6)     /* arenas grow by pieces; there are 6 of them */
 #define WORKSPACE_BYTES (34.0e6) /* the products' own */
 #define HOLD_ROOM 0.9            /* of its memory: weights that would go above it do not stay */
+
+/* Of an NCCL channel for one connection: what its log of allocations names on H100s, 10 and 2 MiB.
+ */
+#define CHANNEL_BYTES (12.6e6)
 
 const char *vq_plan_phase_name(vq_plan_phase phase)
 {
@@ -228,13 +233,24 @@ static double passing_bytes(const vq_plan_view *v, vq_plan_phase phase, double h
                : 0;
 }
 
+/* What NCCL takes: to each neighbour a communicator either way, and those of the sums, which have a
+ * ring and a tree of up to three neighbours. */
+static double nccl_bytes(const vq_plan_view *v)
+{
+    const vq_topo *topo = &v->job.topo;
+    const int links = 2 * ((topo->stage > 0) + !v->is_last);
+    const int sums = 1 + (topo->n_replicas > 1);
+    if (v->in->n_ranks == 1 || v->c->comm.transport == VQ_TRANSPORT_MPI) return 0;
+    return CHANNEL_BYTES * (links * VQ_NCCL_LINK_CHANNELS + sums * VQ_NCCL_SUM_CHANNELS * (2 + 3));
+}
+
 /* On a GPU embedding and head stay from the beginning, and so does what the kernels are. */
 static void move_to_gpu(const vq_plan_view *v, vq_plan_phase phase, double hold, double ends,
                         double *part)
 {
     part[VQ_PLAN_WEIGHTS] = ends + VQ_MIN(own_bytes(v, phase), hold);
     part[VQ_PLAN_WORK] += passing_bytes(v, phase, hold);
-    part[VQ_PLAN_PROGRAM] = CONTEXT_BYTES + WORKSPACE_BYTES + 3 * PIECE_BYTES;
+    part[VQ_PLAN_PROGRAM] = CONTEXT_BYTES + WORKSPACE_BYTES + 3 * PIECE_BYTES + nccl_bytes(v);
 }
 
 /* All parts in one phase. */

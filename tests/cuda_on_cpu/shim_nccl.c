@@ -100,11 +100,18 @@ static ncclResult_t make(ncclComm_t *out, uint64_t id, int size, int rank)
     return c->sent && c->taken ? ncclSuccess : ncclSystemError;
 }
 
-ncclResult_t ncclCommInitRank(ncclComm_t *comm, int size, ncclUniqueId id, int rank)
+static bool is_config(const ncclConfig_t *config)
+{
+    return !config || (config->maxCTAs >= 1 && config->maxCTAs <= 32);
+}
+
+ncclResult_t ncclCommInitRankConfig(ncclComm_t *comm, int size, ncclUniqueId id, int rank,
+                                    ncclConfig_t *config)
 {
     uint64_t number;
     memcpy(&number, id.internal, sizeof number);
-    return rank >= 0 && rank < size ? make(comm, number, size, rank) : ncclInvalidArgument;
+    return rank >= 0 && rank < size && is_config(config) ? make(comm, number, size, rank)
+                                                         : ncclInvalidArgument;
 }
 
 /* Everybody's wish to everybody; then each knows who shares its color, in the order of the keys. */
@@ -113,8 +120,8 @@ ncclResult_t ncclCommSplit(ncclComm_t comm, int color, int key, ncclComm_t *out,
 {
     const int own[2] = {color, key};
     int size = 0, rank = 0;
-    (void)config;
     *out = NULL;
+    if (!is_config(config)) return ncclInvalidArgument;
     for (int r = 0; r < comm->size; r++) put(comm, r, own, sizeof own);
     for (int r = 0; r < comm->size; r++) {
         int other[2];

@@ -313,6 +313,39 @@ static void test_gpu(void **state)
                 p.rank[0].fixed_bytes > in.memory_bytes);
 }
 
+/* NCCL takes memory for every neighbour and for sums over the replicas; MPI takes none. */
+static void test_nccl(void **state)
+{
+    (void)state;
+    const vq_plan_model m = model_of(8);
+    vq_config c = defaults();
+    vq_plan_input in = {.config = &c,
+                        .model = &m,
+                        .teacher = &m,
+                        .act = VQ_BF16,
+                        .on_gpu = true,
+                        .n_ranks = 4,
+                        .n_nodes = 1,
+                        .threads = 1};
+    vq_plan p, q;
+    c.stages = 4;
+    EXPECT_OK(vq_plan_make(&arena, &in, &p));
+    const double end = p.rank[0].bytes[VQ_PLAN_PROGRAM], middle = p.rank[1].bytes[VQ_PLAN_PROGRAM];
+    assert_true(p.rank[2].bytes[VQ_PLAN_PROGRAM] == middle && middle > end);
+    assert_true(p.rank[3].bytes[VQ_PLAN_PROGRAM] == end);
+    c.stages = 1;
+    c.train.batch = 4;
+    EXPECT_OK(vq_plan_make(&arena, &in, &q));
+    c.comm.transport = VQ_TRANSPORT_MPI;
+    EXPECT_OK(vq_plan_make(&arena, &in, &p));
+    const double none = p.rank[0].bytes[VQ_PLAN_PROGRAM];
+    assert_true(q.rank[0].bytes[VQ_PLAN_PROGRAM] > none && none < end);
+    in.n_ranks = 1;
+    c.comm.transport = VQ_TRANSPORT_AUTO;
+    EXPECT_OK(vq_plan_make(&arena, &in, &p));
+    assert_true(p.rank[0].bytes[VQ_PLAN_PROGRAM] == none);
+}
+
 /* What the start takes of a GPU, where no phase after it takes more: GPTQ's Hessians in f64, their
  * factor while it is made and then in f32, the layer's weights; and layers one by one. */
 static void test_start_on_gpu(void **state)
@@ -396,6 +429,7 @@ int main(void)
         cmocka_unit_test(test_recompute_by_memory),
         cmocka_unit_test(test_kept_weights),
         cmocka_unit_test(test_gpu),
+        cmocka_unit_test(test_nccl),
         cmocka_unit_test(test_start_on_gpu),
         cmocka_unit_test(test_time_of_kmeans),
         cmocka_unit_test(test_bad_world),

@@ -21,11 +21,19 @@ typedef struct ncclUniqueId {
     char internal[128];
 } ncclUniqueId;
 typedef struct shim_comm *ncclComm_t;
-typedef struct ncclConfig_t ncclConfig_t;
+typedef struct ncclConfig_t {
+    int maxCTAs;
+} ncclConfig_t;
+
+#define NCCL_CONFIG_INITIALIZER                                                                    \
+    {                                                                                              \
+        32                                                                                         \
+    }
 
 const char *ncclGetErrorString(ncclResult_t result);
 ncclResult_t ncclGetUniqueId(ncclUniqueId *id);
-ncclResult_t ncclCommInitRank(ncclComm_t *comm, int size, ncclUniqueId id, int rank);
+ncclResult_t ncclCommInitRankConfig(ncclComm_t *comm, int size, ncclUniqueId id, int rank,
+                                    ncclConfig_t *config);
 ncclResult_t ncclCommSplit(ncclComm_t comm, int color, int key, ncclComm_t *out,
                            ncclConfig_t *config);
 ncclResult_t ncclCommDestroy(ncclComm_t comm);

@@ -3,14 +3,18 @@
  * NCCL has streams of its own. Each call makes its stream wait for what the backend has queued; the
  * backend's stream needs to wait for nothing, since every wait here is the host's.
  *
- * Nothing waits blindly: every wait polls the event, NCCL's own error and the clock. On an error
+ * Nothing waits blindly: every wait polls the event, NCCL's own error and the clock; while NCCL
+ * connects, another thread looks at the clock. On an error
  * the job dies as a whole (guard.h), so communicators are not aborted: that can hang by itself. */
 #include "comm_nccl.h"
 
 #include <cuda_runtime_api.h>
+#include <errno.h>
 #include <nccl.h>
+#include <pthread.h>
 #include <sched.h>
 #include <string.h>
+#include <time.h>
 
 #include "cuda_backend.h"
 #include "error.h"
@@ -204,6 +208,60 @@ static const vq_comm_ops nccl_ops = {.sum = nccl_sum,
 
 /* --- opening --------------------------------------------------------------------------------- */
 
+/* A thread that ends the job when NCCL's start, whose calls block, takes longer than a wait may. */
+typedef struct watch {
+    vq_comm *host;
+    pthread_t thread;
+    pthread_mutex_t lock;
+    pthread_cond_t ended;
+    bool is_over;
+} watch;
+
+static vq_status fail_late(const vq_comm *host)
+{
+    VQ_FAIL(VQ_EPEER,
+            "waited %.4g s for NCCL's start: expected it to reach every rank by then. Look at the "
+            "network that NCCL_DEBUG=INFO says it takes (NCCL_SOCKET_IFNAME chooses one), use "
+            "--comm mpi, or raise --comm.limit_s",
+            host->limit_s);
+}
+
+static void *look_at_clock(void *ctx)
+{
+    watch *w = ctx;
+    struct timespec end;
+    clock_gettime(CLOCK_MONOTONIC, &end);
+    end.tv_sec += (time_t)w->host->limit_s + 1;
+    pthread_mutex_lock(&w->lock);
+    for (int code = 0; !w->is_over && code != ETIMEDOUT;)
+        code = pthread_cond_timedwait(&w->ended, &w->lock, &end);
+    if (!w->is_over) vq_comm_die(w->host, fail_late(w->host));
+    pthread_mutex_unlock(&w->lock);
+    return NULL;
+}
+
+static vq_status begin_watch(watch *w, vq_comm *host)
+{
+    pthread_condattr_t by;
+    *w = (watch){.host = host, .lock = PTHREAD_MUTEX_INITIALIZER};
+    pthread_condattr_init(&by);
+    pthread_condattr_setclock(&by, CLOCK_MONOTONIC);
+    pthread_cond_init(&w->ended, &by);
+    VQ_CHECK(pthread_create(&w->thread, NULL, look_at_clock, w) == 0, VQ_EMEM,
+             "a thread could not be started: expected room for one more. Raise the limit of "
+             "processes (ulimit -u)");
+    return VQ_OK;
+}
+
+static void end_watch(watch *w)
+{
+    pthread_mutex_lock(&w->lock);
+    w->is_over = true;
+    pthread_cond_signal(&w->ended);
+    pthread_mutex_unlock(&w->lock);
+    pthread_join(w->thread, NULL);
+}
+
 /* Every rank's GPU, from its place in a sum: as two halves, which f64 holds exactly. */
 static vq_status check_own_gpu(const state *s, int device, vq_arena *memory)
 {
@@ -290,10 +348,25 @@ static vq_status try_out(state *s, vq_arena *memory)
     return VQ_OK;
 }
 
+static vq_status connect(state *s, const ncclUniqueId *id, const vq_topo *topo, vq_arena *memory)
+{
+    ncclConfig_t config = with_channels(VQ_NCCL_SUM_CHANNELS);
+    const vq_comm *comm = s->comm;
+    VQ_TRY(check_nccl(ncclCommInitRankConfig(&s->all, comm->size, *id, comm->rank, &config),
+                      "NCCL's start"));
+    VQ_TRY(check_cuda(cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking), "a stream"));
+    VQ_TRY(open_links(s, topo));
+    if (topo->n_replicas > 1)
+        VQ_TRY(check_nccl(ncclCommSplit(s->all, topo->stage, topo->replica, &s->replicas, &config),
+                          "the replicas' link"));
+    return try_out(s, memory);
+}
+
 vq_status vq_comm_nccl(vq_comm *comm, vq_comm *host, const vq_backend *be, const vq_topo *topo,
                        int device, vq_arena *memory)
 {
     state *s;
+    watch start;
     ncclUniqueId id = {{0}};
     vq_comm_over(comm, host);
     VQ_TRY(VQ_NEW(memory, 1, &s));
@@ -305,15 +378,10 @@ vq_status vq_comm_nccl(vq_comm *comm, vq_comm *host, const vq_backend *be, const
     VQ_TRY(vq_comm_agree(host, status));
     vq_tensor bytes = vq_tensor_1d(&id, VQ_I8, (int64_t)sizeof id);
     VQ_TRY(vq_comm_broadcast(host, &bytes, 0));
-    ncclConfig_t config = with_channels(VQ_NCCL_SUM_CHANNELS);
-    VQ_TRY(check_nccl(ncclCommInitRankConfig(&s->all, comm->size, id, comm->rank, &config),
-                      "NCCL's start"));
-    VQ_TRY(check_cuda(cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking), "a stream"));
-    VQ_TRY(open_links(s, topo));
-    if (topo->n_replicas > 1)
-        VQ_TRY(check_nccl(ncclCommSplit(s->all, topo->stage, topo->replica, &s->replicas, &config),
-                          "the replicas' link"));
-    VQ_TRY(try_out(s, memory));
+    VQ_TRY(begin_watch(&start, host));
+    status = connect(s, &id, topo, memory);
+    end_watch(&start);
+    VQ_TRY(status);
     comm->ops = &nccl_ops;
     comm->ctx = s;
     return VQ_OK;

@@ -156,6 +156,21 @@ static void test_own_gpus(void **state)
     expect_words("ranks 0 and 1 have the same GPU", "Start fewer ranks a node", NULL);
 }
 
+/* A network on which NCCL does not get to the others: its calls never return. */
+static void test_stuck_start(void **state)
+{
+    (void)state;
+    make_model("rand-llama-gqa-tied", "model");
+    assert_int_equal(setenv("SHIM_NCCL_STUCK", "", 1), 0);
+    finish(start_ranks(2, VQROUND, BY_TWO, LIST("--comm.limit_s", "3", "--out", "run")));
+    unsetenv("SHIM_NCCL_STUCK");
+    expect_code(6);
+    expect_words("waited 3 s for NCCL's start", "--comm mpi", NULL);
+    char *error = read_file("run/error.txt", NULL);
+    assert_true(atoi(error) == 6 && strstr(error, "NCCL's start"));
+    free(error);
+}
+
 /* Replicas sum up their Hessians through the host. */
 static void test_gptq_by_replicas(void **state)
 {
@@ -214,6 +229,7 @@ int main(void)
         cmocka_unit_test_teardown(test_start_by_stages, clear_folder),
         cmocka_unit_test_teardown(test_nccl, clear_folder),
         cmocka_unit_test_teardown(test_own_gpus, clear_folder),
+        cmocka_unit_test_teardown(test_stuck_start, clear_folder),
         cmocka_unit_test_teardown(test_gptq_by_replicas, clear_folder),
         cmocka_unit_test_teardown(test_shared_grids, clear_folder),
         cmocka_unit_test_teardown(test_start_from_rtn, clear_folder),

@@ -20,6 +20,14 @@
 #define MOST_WIDE 128 /* head width of the tensor cores' kernels */
 #define LOG2_E 1.4426950408889634f
 
+/* Blocks of the forward that registers are to do for, 0: unasked. A multiprocessor's shared memory
+ * holds 3 of the widest, an A100's 2. */
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#define FWD_BLOCKS(WIDE) ((WIDE) > 64 ? 3 : 0)
+#else
+#define FWD_BLOCKS(WIDE) 0
+#endif
+
 /* One call, for kernels. */
 struct shape {
     int64_t T, T_k, prefix;    /* prefix: keys before the first query */
@@ -141,6 +149,14 @@ template <class T> static __device__ __forceinline__ void round_a(uint32_t *a, c
     a[3] = vq_pair<T>(d[1][2], d[1][3]);
 }
 
+/* Of a tile of n columns those up to `last`: the elements (j, i) of a lane's fragments with
+ * j * 8 + i % 2 <= this. In 32 bits: 64 would take several instructions an element, and registers.
+ */
+static __device__ __forceinline__ int last_seen(int64_t last, int n, int lane)
+{
+    return int(VQ_MAX(VQ_MIN(last, n), -1)) - lane % 4 * 2;
+}
+
 /* Over the 4 lanes that share a row. */
 static __device__ __forceinline__ float row_max(float x)
 {
@@ -180,7 +196,7 @@ static __device__ __forceinline__ void store_rows(T *to, int64_t stride, const f
 #define FWD_KEYS 64
 
 template <class T, int WIDE>
-static __global__ void __launch_bounds__(THREADS)
+static __global__ void __launch_bounds__(THREADS, FWD_BLOCKS(WIDE))
     attend(T *out, float *lse, const T *q, const T *k, const T *v, shape s)
 {
     constexpr int TILE = FWD_KEYS * (WIDE + PAD);
@@ -214,12 +230,13 @@ static __global__ void __launch_bounds__(THREADS)
                               FWD_KEYS, s);
         float p[FWD_KEYS / 8][4] = {}, most[2] = {top[0], top[1]};
         add_scores<T, WIDE, FWD_KEYS / 8>(p, own, k_tile);
+        const int last[2] = {last_seen(s.prefix + row0 - u0, FWD_KEYS, lane),
+                             last_seen(s.prefix + row0 + 8 - u0, FWD_KEYS, lane)};
         VQ_UNROLL
         for (int j = 0; j < FWD_KEYS / 8; j++) {
             VQ_UNROLL
             for (int i = 0; i < 4; i++) {
-                const int64_t u = u0 + j * 8 + lane % 4 * 2 + i % 2, t = row0 + i / 2 * 8;
-                p[j][i] = u <= s.prefix + t ? p[j][i] * to_log2 : -INFINITY;
+                p[j][i] = j * 8 + i % 2 <= last[i / 2] ? p[j][i] * to_log2 : -INFINITY;
                 most[i / 2] = fmaxf(most[i / 2], p[j][i]);
             }
         }
@@ -337,14 +354,17 @@ static __global__ void __launch_bounds__(THREADS)
         float p[BWD_OTHERS / 8][4] = {}, ds[BWD_OTHERS / 8][4] = {};
         add_scores<T, WIDE, BWD_OTHERS / 8>(p, own_q, k_tile);
         add_scores<T, WIDE, BWD_OTHERS / 8>(ds, own_d, v_tile);
+        int last[2];
+        for (int i = 0; i < 2; i++) {
+            const int64_t t = row0 + i * 8;
+            last[i] = t < s.T ? last_seen(s.prefix + t - u0, BWD_OTHERS, lane) : -1;
+        }
         VQ_UNROLL
         for (int j = 0; j < BWD_OTHERS / 8; j++) {
             VQ_UNROLL
-            for (int i = 0; i < 4; i++) {
-                const int64_t u = u0 + j * 8 + lane % 4 * 2 + i % 2, t = row0 + i / 2 * 8;
-                make_ds(&p[j][i], &ds[j][i], t < s.T && u <= s.prefix + t, to_log2, lse2[i / 2],
+            for (int i = 0; i < 4; i++)
+                make_ds(&p[j][i], &ds[j][i], j * 8 + i % 2 <= last[i / 2], to_log2, lse2[i / 2],
                         m[i / 2]);
-            }
         }
         VQ_UNROLL
         for (int j = 0; j < BWD_OTHERS / 16; j++) {
@@ -412,13 +432,16 @@ static __global__ void __launch_bounds__(THREADS)
                 vq_mma<T>(ds[i], own_v, other);
             }
         }
+        /* Queries see a key from the one on that has its place. */
+        const int last = last_seen(s.T - 1 - t0, BWD_OTHERS, lane);
+        const int before[2] = {last_seen(row0 - s.prefix - 1 - t0, BWD_OTHERS, lane),
+                               last_seen(row0 + 8 - s.prefix - 1 - t0, BWD_OTHERS, lane)};
         VQ_UNROLL
         for (int j = 0; j < BWD_OTHERS / 8; j++) {
             VQ_UNROLL
             for (int i = 0; i < 4; i++) {
-                const int column = j * 8 + lane % 4 * 2 + i % 2;
-                const int64_t u = row0 + i / 2 * 8, t = t0 + column;
-                make_ds(&p[j][i], &ds[j][i], t < s.T && u <= s.prefix + t, to_log2,
+                const int at = j * 8 + i % 2, column = at + lane % 4 * 2;
+                make_ds(&p[j][i], &ds[j][i], before[i / 2] < at && at <= last, to_log2,
                         lse_tile[column] * LOG2_E, m[column]);
             }
         }

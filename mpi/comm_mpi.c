@@ -295,7 +295,8 @@ static const vq_comm_ops mpi_ops = {.sum = mpi_sum,
 vq_status vq_comm_mpi(vq_comm *comm)
 {
     int granted;
-    VQ_CHECK(MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &granted) == MPI_SUCCESS &&
+    /* While this thread waits in NCCL, another may end the job (comm_nccl.c). */
+    VQ_CHECK(MPI_Init_thread(NULL, NULL, MPI_THREAD_SERIALIZED, &granted) == MPI_SUCCESS &&
                  granted >= MPI_THREAD_FUNNELED,
              VQ_EPEER,
              "MPI did not start: expected a world with MPI_THREAD_FUNNELED. Under Slurm use "

@@ -4,8 +4,8 @@
  * backend's stream needs to wait for nothing, since every wait here is the host's.
  *
  * Nothing waits blindly: every wait polls the event, NCCL's own error and the clock; while NCCL
- * connects, another thread looks at the clock. On an error
- * the job dies as a whole (guard.h), so communicators are not aborted: that can hang by itself. */
+ * connects, another thread looks at the clock. On an error the job dies as a whole (guard.h), so
+ * communicators are not aborted: that can hang by itself. */
 #include "comm_nccl.h"
 
 #include <cuda_runtime_api.h>
@@ -19,6 +19,10 @@
 #include "cuda_backend.h"
 #include "error.h"
 #include "log.h"
+
+#if NCCL_VERSION_CODE < NCCL_VERSION(2, 18, 1)
+#error "NCCL is older than 2.18.1, which has no ncclCommSplit: use a newer one, or hide nccl.h"
+#endif
 
 #define POLLS_A_CLOCK 1024 /* polls between two looks at the clock */
 
@@ -51,7 +55,11 @@ static vq_status check_cuda(cudaError_t code, const char *what)
 
 static vq_status check_nccl(ncclResult_t code, const char *what)
 {
-    VQ_CHECK(code == ncclSuccess || code == ncclInProgress, VQ_EPEER,
+    VQ_CHECK(code != ncclInProgress, VQ_EUNSUPPORTED,
+             "%s: NCCL returned before it was done: expected calls that wait. Unset "
+             "NCCL_COMM_BLOCKING",
+             what);
+    VQ_CHECK(code == ncclSuccess, VQ_EPEER,
              "%s failed: %s: expected NCCL to reach every rank. Look for the first message of "
              "another rank",
              what, ncclGetErrorString(code));
@@ -375,9 +383,10 @@ vq_status vq_comm_nccl(vq_comm *comm, vq_comm *host, const vq_backend *be, const
     VQ_TRY(check_own_gpu(s, device, memory));
     vq_status status = VQ_OK;
     if (comm->rank == 0) status = check_nccl(ncclGetUniqueId(&id), "NCCL's start");
-    VQ_TRY(vq_comm_agree(host, status));
     vq_tensor bytes = vq_tensor_1d(&id, VQ_I8, (int64_t)sizeof id);
     VQ_TRY(vq_comm_broadcast(host, &bytes, 0));
+    /* All have it then: who waits in NCCL no longer passes it on. */
+    VQ_TRY(vq_comm_agree(host, status));
     VQ_TRY(begin_watch(&start, host));
     status = connect(s, &id, topo, memory);
     end_watch(&start);

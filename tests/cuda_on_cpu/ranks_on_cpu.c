@@ -139,7 +139,8 @@ static void test_nccl(void **state)
          "--no-eval")
 
 /* What carries tensors where nothing is asked for: NCCL, as each rank has a GPU of its own, though
- * each sees one alone. Where they have one GPU it is MPI, and NCCL refuses. */
+ * each sees one alone. Where they have one GPU it is MPI, and NCCL refuses; and where NCCL's calls
+ * return before they are done. */
 static void test_own_gpus(void **state)
 {
     (void)state;
@@ -154,6 +155,11 @@ static void test_own_gpus(void **state)
     unsetenv("SHIM_ONE_GPU");
     expect_code(8);
     expect_words("ranks 0 and 1 have the same GPU", "Start fewer ranks a node", NULL);
+    assert_int_equal(setenv("NCCL_COMM_BLOCKING", "0", 1), 0);
+    finish(start_ranks(2, VQROUND, BY_TWO, LIST("--out", "run")));
+    unsetenv("NCCL_COMM_BLOCKING");
+    expect_code(8);
+    expect_words("expected calls that wait", "Unset NCCL_COMM_BLOCKING", NULL);
 }
 
 /* A network on which NCCL does not get to the others: its calls never return. */

@@ -6,6 +6,9 @@
 extern "C" {
 #endif
 
+#define NCCL_VERSION(major, minor, patch) ((major)*10000 + (minor)*100 + (patch))
+#define NCCL_VERSION_CODE NCCL_VERSION(2, 28, 0)
+
 typedef enum ncclResult_t {
     ncclSuccess = 0,
     ncclSystemError = 2,

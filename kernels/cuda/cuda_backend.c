@@ -14,6 +14,9 @@
 /* What is mapped at once. Each piece can be given back alone. */
 #define STEP_BYTES ((size_t)16 << 20)
 
+/* Addresses of the host's arena. Only cuSOLVER knows how much of it it takes. */
+#define HOST_BYTES ((size_t)1 << 30)
+
 /* The oldest driver interface that has all functions below. */
 #define DRIVER_VERSION 11020
 
@@ -27,6 +30,7 @@ static const char *op_name(const char *function)
 
 vq_status vq_cuda_check(cudaError_t code, const char *op, const char *call)
 {
+    if (code != cudaSuccess) (void)cudaGetLastError(); /* it is no later launch's */
     VQ_CHECK(
         code != cudaErrorMemoryAllocation, VQ_EMEM,
         "%s on the GPU: out of memory in %.60s. Lower seqlen or the batch, use more stages, or "
@@ -68,6 +72,8 @@ typedef struct driver {
     CUresult (*map)(CUdeviceptr, size_t, size_t, CUmemGenericAllocationHandle, unsigned long long);
     CUresult (*unmap)(CUdeviceptr, size_t);
     CUresult (*set_access)(CUdeviceptr, size_t, const CUmemAccessDesc *, size_t);
+    CUresult (*granularity)(size_t *, const CUmemAllocationProp *,
+                            CUmemAllocationGranularity_flags);
     CUresult (*attribute)(int *, CUdevice_attribute, CUdevice);
 } driver;
 
@@ -78,6 +84,18 @@ typedef struct state {
     driver driver;
     size_t peak_bytes; /* of the device's memory, when it was last looked at */
 } state;
+
+/* A driver's function; toolkits older than 12.5 look for their own interface's. */
+static cudaError_t find_function(const char *name, void **function,
+                                 enum cudaDriverEntryPointQueryResult *found)
+{
+#if CUDART_VERSION >= 12050
+    return cudaGetDriverEntryPointByVersion(name, function, DRIVER_VERSION, cudaEnableDefault,
+                                            found);
+#else
+    return cudaGetDriverEntryPoint(name, function, cudaEnableDefault, found);
+#endif
+}
 
 static vq_status find_driver(driver *d)
 {
@@ -91,22 +109,32 @@ static vq_status find_driver(driver *d)
                   {"cuMemMap", &d->map},
                   {"cuMemUnmap", &d->unmap},
                   {"cuMemSetAccess", &d->set_access},
+                  {"cuMemGetAllocationGranularity", &d->granularity},
                   {"cuDeviceGetAttribute", &d->attribute}};
     for (int i = 0; i < VQ_COUNT(wanted); i++) {
         enum cudaDriverEntryPointQueryResult found;
-        VQ_CUDA(cudaGetDriverEntryPointByVersion(wanted[i].name, (void **)wanted[i].function,
-                                                 DRIVER_VERSION, cudaEnableDefault, &found));
+        VQ_CUDA(find_function(wanted[i].name, (void **)wanted[i].function, &found));
         VQ_CHECK(found == cudaDriverEntryPointSuccess, VQ_EUNSUPPORTED,
-                 "--device cuda: the driver has no %s: expected one of CUDA 11.2 or newer. Update "
+                 "--device cuda: the driver has no %s: expected one of CUDA 12.0 or newer. Update "
                  "the driver, or run with --device cpu",
                  wanted[i].name);
     }
     return VQ_OK;
 }
 
-/* Some virtual machines' GPUs (vGPU profiles, old WSL) have the functions and cannot do it. */
+/* What pieces of a device's memory are. */
+static CUmemAllocationProp piece_of(int device)
+{
+    return (CUmemAllocationProp){.type = CU_MEM_ALLOCATION_TYPE_PINNED,
+                                 .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = device}};
+}
+
+/* Some virtual machines' GPUs (vGPU profiles, old WSL) have the functions and cannot do it. What a
+ * piece must be a multiple of, the device says. */
 static vq_status check_maps_memory(const driver *d, int device)
 {
+    const CUmemAllocationProp piece = piece_of(device);
+    size_t multiple = 0;
     int maps = 0;
     const CUresult code =
         d->attribute(&maps, CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED, device);
@@ -115,6 +143,13 @@ static vq_status check_maps_memory(const driver *d, int device)
              "can, as all but some of virtual machines do. Ask for a whole GPU, or run with "
              "--device cpu",
              device);
+    VQ_CHECK(
+        d->granularity(&multiple, &piece, CU_MEM_ALLOC_GRANULARITY_MINIMUM) == CUDA_SUCCESS &&
+            multiple > 0 && STEP_BYTES % multiple == 0,
+        VQ_EUNSUPPORTED,
+        "--device cuda: GPU %d maps multiples of %zu bytes: expected a divisor of %zu. Run with "
+        "--device cpu, and please report it",
+        device, multiple, STEP_BYTES);
     return VQ_OK;
 }
 
@@ -152,9 +187,9 @@ static void device_give_back(void *ctx, void *from, size_t bytes)
 static vq_status device_commit(void *ctx, void *from, size_t bytes)
 {
     const state *s = ctx;
-    const CUmemLocation here = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = s->cuda.device};
-    const CUmemAllocationProp prop = {.type = CU_MEM_ALLOCATION_TYPE_PINNED, .location = here};
-    const CUmemAccessDesc access = {.location = here, .flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
+    const CUmemAllocationProp prop = piece_of(s->cuda.device);
+    const CUmemAccessDesc access = {.location = prop.location,
+                                    .flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
     for (size_t done = 0; done < bytes; done += STEP_BYTES) {
         const CUdeviceptr at = (CUdeviceptr)(uintptr_t)from + done;
         CUmemGenericAllocationHandle piece;
@@ -162,7 +197,9 @@ static vq_status device_commit(void *ctx, void *from, size_t bytes)
         if (code == CUDA_SUCCESS) {
             code = s->driver.map(at, STEP_BYTES, 0, piece, 0);
             (void)s->driver.release(piece); /* the mapping keeps it */
-            if (code == CUDA_SUCCESS) code = s->driver.set_access(at, STEP_BYTES, &access, 1);
+            const bool is_mapped = code == CUDA_SUCCESS;
+            if (is_mapped) code = s->driver.set_access(at, STEP_BYTES, &access, 1);
+            if (is_mapped && code != CUDA_SUCCESS) (void)s->driver.unmap(at, STEP_BYTES);
         }
         if (code == CUDA_SUCCESS) continue;
         if (done) device_give_back(ctx, from, done);
@@ -391,7 +428,7 @@ vq_status vq_cuda_open(vq_backend *be, int device, vq_dtype act)
              device, n);
     vq_arena memory;
     state *s = NULL;
-    VQ_TRY(vq_arena_init(&memory, "GPU backend", (size_t)16 << 20));
+    VQ_TRY(vq_arena_init(&memory, "GPU backend", HOST_BYTES));
     vq_status status = VQ_NEW(&memory, 1, &s);
     if (status != VQ_OK) {
         vq_arena_close(&memory);

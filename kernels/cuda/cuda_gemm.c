@@ -81,11 +81,12 @@ static cudaDataType type_of(vq_dtype dtype)
     }
 }
 
-/* The largest power of two up to 256 that divides an address. */
+/* The largest power of two that divides an address, of those that an arena promises: where a tensor
+ * happens to lie beyond that must not choose the order of a sum. */
 static int32_t align_of(const void *ptr)
 {
     const uintptr_t at = (uintptr_t)ptr;
-    return at % 256 ? (int32_t)(at & -at) : 256;
+    return at % VQ_ALIGN ? (int32_t)(at & -at) : (int32_t)VQ_ALIGN;
 }
 
 static vq_status make_layout(int32_t type, int64_t rows, int64_t columns, int64_t ld,

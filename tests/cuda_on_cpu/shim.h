@@ -24,8 +24,13 @@ long shim_waits(void);
  * Costs two system calls over all device memory a kernel; off at first. */
 void shim_lock_device(bool lock);
 
-/* Whether the GPU can map memory into reserved addresses; it can at first. */
+/* Whether the GPU can map memory into reserved addresses, and whether what is mapped may be used;
+ * both at first. */
 void shim_map_memory(bool can);
+void shim_allow_access(bool may);
+
+/* Times that cuBLASLt was asked for an algorithm. */
+long shim_choices(void);
 
 /* The stand-ins' own: run(argument) when somebody waits for the stream. */
 struct shim_stream;

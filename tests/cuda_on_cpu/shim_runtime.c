@@ -135,10 +135,19 @@ cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes)
     return cudaSuccess;
 }
 
+static cudaError_t last_error; /* of cudaMalloc: kept until somebody asks for it */
+
+cudaError_t cudaGetLastError(void)
+{
+    const cudaError_t code = last_error;
+    last_error = cudaSuccess;
+    return code;
+}
+
 /* One page before the memory holds its size; the page after it is never mapped. */
 cudaError_t cudaMalloc(void **out, size_t bytes)
 {
-    if (bytes > TOTAL_BYTES) return cudaErrorMemoryAllocation;
+    if (bytes > TOTAL_BYTES) return last_error = cudaErrorMemoryAllocation;
     size_t pages = (bytes + PAGE - 1) / PAGE * PAGE + (bytes == 0 ? PAGE : 0);
     char *base = mmap(NULL, pages + 2 * PAGE, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -297,6 +306,7 @@ static CUresult mem_map(CUdeviceptr at, size_t bytes, size_t offset,
                         CUmemGenericAllocationHandle handle, unsigned long long flags)
 {
     (void)offset, (void)handle, (void)flags;
+    if (on_device((void *)(uintptr_t)at, 1)) return CUDA_ERROR_ALREADY_MAPPED;
     return add_range((char *)(uintptr_t)at, bytes) == cudaSuccess ? CUDA_SUCCESS
                                                                   : CUDA_ERROR_OUT_OF_MEMORY;
 }
@@ -307,16 +317,32 @@ static CUresult mem_unmap(CUdeviceptr at, size_t bytes)
     return CUDA_SUCCESS;
 }
 
+static bool allows_access = true;
+
+void shim_allow_access(bool may)
+{
+    allows_access = may;
+}
+
 static CUresult mem_set_access(CUdeviceptr at, size_t bytes, const CUmemAccessDesc *access,
                                size_t count)
 {
     (void)access, (void)count;
+    if (!allows_access) return CUDA_ERROR_OUT_OF_MEMORY;
     if (mprotect((void *)(uintptr_t)at, bytes, PROT_READ | PROT_WRITE) != 0)
         return CUDA_ERROR_OUT_OF_MEMORY;
     ASAN_UNPOISON_MEMORY_REGION((void *)(uintptr_t)at, bytes);
     memset((void *)(uintptr_t)at, 0xff, bytes);
     ASAN_POISON_MEMORY_REGION((void *)(uintptr_t)at, bytes);
     if (depth == 0 && mprotect((void *)(uintptr_t)at, bytes, PROT_NONE) != 0) abort();
+    return CUDA_SUCCESS;
+}
+
+static CUresult mem_granularity(size_t *bytes, const CUmemAllocationProp *prop,
+                                CUmemAllocationGranularity_flags flags)
+{
+    (void)prop, (void)flags;
+    *bytes = (size_t)2 << 20;
     return CUDA_SUCCESS;
 }
 
@@ -349,6 +375,7 @@ cudaError_t cudaGetDriverEntryPointByVersion(const char *symbol, void **function
                  {"cuMemMap", (void (*)(void))mem_map},
                  {"cuMemUnmap", (void (*)(void))mem_unmap},
                  {"cuMemSetAccess", (void (*)(void))mem_set_access},
+                 {"cuMemGetAllocationGranularity", (void (*)(void))mem_granularity},
                  {"cuDeviceGetAttribute", (void (*)(void))device_attribute}};
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)
         if (strcmp(symbol, known[i].name) == 0) {
@@ -373,11 +400,6 @@ const char *cudaGetErrorString(cudaError_t code)
     case cudaErrorNotReady: return "device not ready";
     }
     return "unknown error";
-}
-
-cudaError_t cudaGetLastError(void)
-{
-    return cudaSuccess;
 }
 
 cudaError_t cudaGetDeviceCount(int *count)

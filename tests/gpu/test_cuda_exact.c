@@ -442,6 +442,46 @@ static void test_scratch_is_planned(void **state)
     expect_planned(&round, &codes, 0);
 }
 
+/* What the driver refuses is given back, and asked for again. */
+static void test_refused_memory(void **state)
+{
+    (void)state;
+    vq_arena arena;
+    void *at = NULL;
+    EXPECT_OK(vq_cuda_arena(&gpu.be, "refused", &arena));
+    shim_allow_access(false);
+    EXPECT_ERROR(vq_arena_alloc(&arena, 1, &at), VQ_EMEM, "arena refused", "GPU 0 refused",
+                 "use more stages");
+    shim_allow_access(true);
+    EXPECT_OK(vq_arena_alloc(&arena, 1, &at));
+    vq_arena_close(&arena);
+    EXPECT_ERROR(gpu.be.ops->alloc(gpu.be.ctx, SIZE_MAX, &at), VQ_EMEM, "out of memory");
+    assert_int_equal(cudaGetLastError(), cudaSuccess); /* said once: the next launch is well */
+}
+
+/* A product's algorithm is that of its shape, wherever an arena has put its tensors. */
+static void test_product_by_shape(void **state)
+{
+    (void)state;
+    enum { M = 5, N = 3, K = 7, PLACES = 256 / VQ_ALIGN };
+    uint8_t *memory = NULL;
+    long choices = 0;
+    const size_t mark = vq_arena_mark(&gpu.twin);
+    EXPECT_OK(vq_arena_alloc(&gpu.twin, 1 << 16, (void **)&memory));
+    EXPECT_OK(gpu.be.ops->zero(gpu.be.ctx, memory, 1 << 16));
+    memory += 256 - (uintptr_t)memory % 256;
+    for (int i = 0; i < PLACES; i++) {
+        uint8_t *at = memory + (size_t)i * VQ_ALIGN;
+        vq_tensor a = vq_tensor_2d(at, VQ_F32, M, K), b = vq_tensor_2d(at + 4096, VQ_F32, K, N),
+                  c = vq_tensor_2d(at + 8192, VQ_F32, M, N);
+        a.place = b.place = c.place = VQ_DEVICE;
+        EXPECT_OK(vq_gemm(&gpu.be, &c, &a, false, &b, false, 1, 0));
+        if (i == 0) choices = shim_choices();
+    }
+    assert_int_equal(shim_choices(), choices);
+    vq_arena_reset(&gpu.twin, mark);
+}
+
 static void test_no_mapped_memory(void **state)
 {
     (void)state;
@@ -469,6 +509,8 @@ int main(void)
                                        cmocka_unit_test(test_peak_of_memory),
 #ifdef VQ_ON_SHIM
                                        cmocka_unit_test(test_no_mapped_memory),
+                                       cmocka_unit_test(test_refused_memory),
+                                       cmocka_unit_test(test_product_by_shape),
                                        cmocka_unit_test(test_scratch_is_planned),
                                        cmocka_unit_test(test_factor_is_planned),
 #endif

@@ -12,6 +12,8 @@
 extern "C" {
 #endif
 
+#define CUDART_VERSION 13000
+
 typedef enum cudaError_t {
     cudaSuccess = 0,
     cudaErrorInvalidValue = 1,

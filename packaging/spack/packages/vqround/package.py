@@ -33,8 +33,8 @@ class Vqround(CMakePackage, CudaPackage):
     depends_on("zlib-api")
     depends_on("zstd")
     depends_on("openmpi", when="+mpi")
-    depends_on("cuda@11.2:", when="+cuda")
-    depends_on("nccl", when="+cuda+mpi")
+    depends_on("cuda@12:", when="+cuda")
+    depends_on("nccl@2.18.1:", when="+cuda+mpi")
     depends_on("sentencepiece", when="+sentencepiece")
     depends_on("gnuplot", type="run", when="+report")
 

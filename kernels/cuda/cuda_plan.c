@@ -22,6 +22,10 @@
 #define LOSS_LOGITS ((int64_t)32 << 20)
 #define LOSS_TOKENS 64 /* chunks are multiples of this, the tile of a product */
 
+/* With fewer rows a product with the head waits for its weights: an H100 multiplies some 300 times
+ * in the time of a byte. */
+#define LEAST_TOKENS 256
+
 #define SYRK_COLUMNS 2048
 
 #define LEAST_SHARED ((size_t)162 << 10) /* of a block, of the GPUs that are planned for: A100 */
@@ -63,7 +67,7 @@ vq_cuda_round_plan vq_cuda_plan_round_bwd(int64_t n_weights, int64_t K, int64_t 
 
 int64_t vq_cuda_loss_tokens(int64_t n, int64_t logits)
 {
-    const int64_t most = VQ_MAX(LOSS_LOGITS / logits, LOSS_TOKENS);
+    const int64_t most = VQ_MAX(LOSS_LOGITS / logits, LEAST_TOKENS);
     const int64_t chunks = VQ_CEIL_DIV(n, most);
     return VQ_CEIL_DIV(VQ_CEIL_DIV(n, chunks), LOSS_TOKENS) * LOSS_TOKENS;
 }

@@ -19,7 +19,7 @@ LIMIT_S=540
 
 usage() {
     sed -n '2,13s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
-    echo "steps: machine ops loss gptq step7b memory beside7b gptq7b bench memcheck racecheck" >&2
+    echo "steps: machine ops loss gptq step7b memory beside7b gptq7b bench memcheck racecheck synccheck" >&2
     exit 2
 }
 
@@ -86,7 +86,8 @@ sanitize() { # TOOL
     local tool
     tool=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null) ||
         { echo "compute-sanitizer was not found: install the CUDA toolkit's"; return 77; }
-    cd "$build/tests" && "$tool" --tool "$1" --error-exitcode 9 ./test_cuda_exact_gpu
+    cd "$build/tests" && "$tool" --tool "$1" --error-exitcode 9 ./test_cuda_exact_gpu &&
+        "$tool" --tool "$1" --error-exitcode 9 ./test_cuda_ops_gpu attention # its copies overlap
 }
 
 # The task's loss of each step.
@@ -201,5 +202,6 @@ step gptq7b "a 7B model by GPTQ" bash -c gptq7b
 step bench "time of each op beside its ceiling" "$build/bench/bench_ops" --device cuda
 step memcheck "compute-sanitizer memcheck" bash -c 'sanitize memcheck'
 step racecheck "compute-sanitizer racecheck" bash -c 'sanitize racecheck'
+step synccheck "compute-sanitizer synccheck" bash -c 'sanitize synccheck'
 printf '\nreport: %s\n' "$report"
 exit "$failed"

@@ -40,6 +40,8 @@ expect 0 'bench: passed' --only bench
 expect 1 'ops: FAILED (1)' --only bench --only ops
 expect 2 'steps: machine' --unknown
 expect 0 'bench: not begun, the 0 minutes are over' --minutes 0 --only bench
+program bin/compute-sanitizer 'echo "sanitizer $*"'
+expect 0 '--tool synccheck --error-exitcode 9 ./test_cuda_ops_gpu attention' --only synccheck
 expect 0 'beside7b: skipped' --only beside7b
 program bin/python3 'echo "python3 $*"'
 program build/bench/bench_model 'mkdir -p "$3"'

@@ -43,7 +43,7 @@ target_link_libraries(vq_cuda_host PRIVATE vq_flags)
 
 set(_launcher ${CMAKE_CUDA_COMPILER_LAUNCHER} ${CMAKE_SOURCE_DIR}/cmake/ptxas_log.sh)
 add_library(vq_cuda MODULE ${_kernels} $<TARGET_OBJECTS:vq_cuda_host>)
-set_target_properties(vq_cuda PROPERTIES PREFIX ""
+set_target_properties(vq_cuda PROPERTIES PREFIX "" CUDA_RUNTIME_LIBRARY Shared # one, the host files' too
   CUDA_COMPILER_LAUNCHER "${_launcher}"
   LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}
   BUILD_RPATH "${CUDAToolkit_LIBRARY_DIR}" INSTALL_RPATH "$ORIGIN;${CUDAToolkit_LIBRARY_DIR}")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# check_spills.sh BUILD - fails where a kernel of BUILD's vq_cuda.so has more values than registers:
-# what it stores of them in memory for each thread, by the log that the build has left, is more than
-# a few words.
+# check_spills.sh BUILD - fails where a kernel of BUILD's vq_cuda.so has more values than registers, or
+# an array that is not in registers: what it keeps in memory for each thread, by the log that the build
+# has left, is more than a few words. Plain kernels (attention's for wide heads) may have such arrays.
 set -euo pipefail
 limit=16 # bytes: what is once a launch, outside the loops
 logs=$(find "$1/CMakeFiles/vq_cuda.dir" -name '*.ptxas' 2>/dev/null | sort)
@@ -15,6 +15,11 @@ awk -v limit=$limit '
         kernels++
         split($0, part, "\047")
         kernel = part[2] " for " part[4]
+    }
+    /bytes stack frame/ && kernel !~ /plain/ && $1 + 0 > limit {
+        print "check_spills.sh: " kernel ": " $1 " bytes of memory for each thread: expected at most " \
+            limit ". Unroll the loops over its arrays (VQ_UNROLL)" > "/dev/stderr"
+        bad = 1
     }
     /bytes spill stores/ {
         match($0, /[0-9]+ bytes spill stores/)

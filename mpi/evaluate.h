@@ -11,11 +11,19 @@ typedef struct vq_eval_result {
     double seconds;
 } vq_eval_result;
 
+/* Where the losses so far are kept, and of which weights and text they are. */
+typedef struct vq_eval_kept {
+    char *path;
+    uint64_t key;
+} vq_eval_kept;
+
 /* Runs the windows through the stages, dealt out to the replicas. Collective. label names the pass
- * in the progress line. Fails: VQ_ENOTFINITE (a window whose loss is not finite), VQ_EINTERNAL,
- * VQ_EMEM. */
+ * in the progress line. kept: NULL, or the losses are kept each sixteenth of the windows, where a
+ * job that is asked to stops (VQ_ESTOPPED); a file of this key is gone on with, on any ranks, to
+ * the same bits. Fails: VQ_ENOTFINITE (a window whose loss is not finite), VQ_EINTERNAL, VQ_EMEM,
+ * VQ_EFILE. */
 vq_status vq_evaluate(vq_job *job, const vq_stage *stage, vq_mode mode, const vq_windows *windows,
-                      const char *label, vq_eval_result *result);
+                      const char *label, const vq_eval_kept *kept, vq_eval_result *result);
 
 /* Sets job->together where no plan has: where GPUs do not keep all of the stages' own weights, as
  * many micro-batches of these windows as their memory lets pass for each bringing of the rest.

@@ -3,8 +3,8 @@
  * SIGUSR1 (Slurm: --signal=USR1@120), SIGTERM and the first Ctrl-C only set a flag; the training
  * loop sees it at the end of a step, writes a checkpoint and leaves with VQ_ESTOPPED; phases that
  * go layer by layer, or through the windows part by part, see it at the end of one, whose file is
- * there by then; others are finished first, since their files are whole or not there. Who sends it
- * is told so at once. A second Ctrl-C ends the process at once. */
+ * there by then; what is left (tokens, the export) is finished first. Who sends it is told so at
+ * once. A second Ctrl-C ends the process at once. */
 #pragma once
 #include "base.h"
 

@@ -31,7 +31,7 @@ static vq_status do_eval(vq_job *job)
     VQ_TRY(vq_job_connect(job));
     VQ_TRY(vq_comm_agree(job->comm, vq_job_stage(job, &job->model, data.eval.T, &stage)));
     VQ_TRY(vq_evaluate_together(job, &stage, &data.eval));
-    VQ_TRY(vq_evaluate(job, &stage, VQ_MODE_FLOAT, &data.eval, job->model.dir, &r));
+    VQ_TRY(vq_evaluate(job, &stage, VQ_MODE_FLOAT, &data.eval, job->model.dir, NULL, &r));
     if (job->comm->rank != 0) return VQ_OK;
     if (job->config->json)
         printf("{\"perplexity\": %.9g, \"tokens\": %lld, \"windows\": %lld, \"seconds\": %.6g}\n",

@@ -43,7 +43,7 @@ vq_status vq_stage_set_scales(vq_stage *s)
     return VQ_OK;
 }
 
-vq_status vq_stage_make_weights(vq_stage *s, vq_mode mode, vq_arena *arena)
+vq_status vq_stage_make_weights(const vq_stage *s, vq_mode mode, vq_arena *arena)
 {
     for (int64_t i = 0; i < (s->last - s->first) * VQ_N_KINDS; i++)
         VQ_TRY(vq_vqlinear_make(s->be, &s->block[i / VQ_N_KINDS].linear[i % VQ_N_KINDS], mode,
@@ -51,7 +51,7 @@ vq_status vq_stage_make_weights(vq_stage *s, vq_mode mode, vq_arena *arena)
     return VQ_OK;
 }
 
-void vq_stage_forget_weights(vq_stage *s)
+void vq_stage_forget_weights(const vq_stage *s)
 {
     for (int64_t i = 0; i < (s->last - s->first) * VQ_N_KINDS; i++)
         s->block[i / VQ_N_KINDS].linear[i % VQ_N_KINDS].made = (vq_tensor){0};

@@ -54,8 +54,8 @@ vq_status vq_stage_set_scales(vq_stage *stage);
 /* Makes the weights of the stage's linears in `mode`, so that passes in it need not make them for
  * each product; to be called again when codes or scales have changed. The room is taken from arena
  * at first; vq_stage_forget_weights must come before that is given back. */
-vq_status vq_stage_make_weights(vq_stage *stage, vq_mode mode, vq_arena *arena);
-void vq_stage_forget_weights(vq_stage *stage);
+vq_status vq_stage_make_weights(const vq_stage *stage, vq_mode mode, vq_arena *arena);
+void vq_stage_forget_weights(const vq_stage *stage);
 
 /* Uploads the linears' own weights into arena's twin, in their order, as many as fit into
  * room_bytes: passes with them need not bring these each time. Until vq_stage_drop, which must come

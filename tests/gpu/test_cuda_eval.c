@@ -73,7 +73,7 @@ static double perplexity(bed *b, int64_t *brought)
 {
     vq_eval_result r;
     n_brought = 0;
-    EXPECT_OK(vq_evaluate(&b->job, &b->stage, VQ_MODE_FLOAT, &b->windows, "test", &r));
+    EXPECT_OK(vq_evaluate(&b->job, &b->stage, VQ_MODE_FLOAT, &b->windows, "test", NULL, &r));
     assert_int_equal(r.windows, WINDOWS);
     *brought = n_brought;
     return r.perplexity;

@@ -330,6 +330,54 @@ static void test_eval(void **state)
     for (int i = 0; i < 3; i++) json_decref(result[i]);
 }
 
+#define EVALUATIONS(out)                                                                           \
+    LIST("quantize", "--model", MODELS "tiny-llama", "--text", CALIB, "--eval-text", HELD_OUT,     \
+         "--bits", "2", "--nsamples", "5", "--seqlen", "24", "--method", "gptq", "--eval.seqlen",  \
+         "512", "--eval-max-windows", "9", "--batch-size", "2", "--threads", "1", "--out", out)
+
+static double perplexity(const char *run, const char *label)
+{
+    json_t *all = load_json(text("%s/eval.json", run));
+    const double found = json_number(all, text("%s/perplexity", label));
+    assert_int_equal((int)json_number(all, text("%s/windows", label)), 9);
+    json_decref(all);
+    return found;
+}
+
+/* Four windows go together: three evaluations that are stopped twice each, and gone on with by
+ * another world, whose windows may be dealt otherwise. Files of other weights, or of none, are
+ * begun anew. */
+static void test_evaluations_in_parts(void **state)
+{
+    (void)state;
+    static const char *const labels[] = {"fp", "rtn", "gptq"};
+    static const struct {
+        int ranks;
+        const char *stages;
+    } worlds[] = {{0, "1"}, {2, "2"}, {2, "1"}, {4, "2"}};
+    int stops = 0;
+    finish(start_ranks(0, VQROUND, EVALUATIONS("whole"), LIST("--quiet")));
+    expect_code(0);
+    for (int i = 0; i < 40; i++) {
+        const int world = i % VQ_COUNT(worlds);
+        finish(
+            start_ranks(worlds[world].ranks, VQROUND, EVALUATIONS("parts"),
+                        LIST("--quiet", "--stages", worlds[world].stages, "--max-hours", "1e-9")));
+        if (last.code == 0) break;
+        expect_code(75);
+        if (!strstr(last.err, "after window")) continue;
+        if (++stops == 1) copy_file("parts/eval-fp.h5", "parts/eval-rtn.h5");
+        if (stops == 1) write_text("parts/eval-gptq.h5", "no HDF5");
+    }
+    expect_code(0);
+    assert_true(stops >= 4);
+    for (int i = 0; i < VQ_COUNT(labels); i++) {
+        assert_true(perplexity("parts", labels[i]) == perplexity("whole", labels[i]));
+        assert_false(exists(text("parts/eval-%s.h5", labels[i])));
+    }
+    expect_same_model("whole/model", "parts/model");
+}
+
 /* Packed models: written by two stages and by one, exported again by three, evaluated by two. The
  * tensors are the same, whichever files they are in. */
 static void test_packed(void **state)
@@ -393,6 +441,7 @@ int main(void)
         cmocka_unit_test_teardown(test_other_settings, clear_folder),
         cmocka_unit_test_teardown(test_kept_weights, clear_folder),
         cmocka_unit_test_teardown(test_eval, clear_folder),
+        cmocka_unit_test_teardown(test_evaluations_in_parts, clear_folder),
         cmocka_unit_test_teardown(test_packed, clear_folder),
     };
     return cmocka_run_group_tests(tests, enter_world, leave_world);

@@ -19,7 +19,7 @@ LIMIT_S=540
 
 usage() {
     sed -n '2,13s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
-    echo "steps: machine ops loss gptq step7b memory beside7b gptq7b bench memcheck racecheck synccheck" >&2
+    echo "steps: machine ops loss gptq ranks step7b memory beside7b gptq7b bench memcheck racecheck synccheck" >&2
     exit 2
 }
 
@@ -95,10 +95,10 @@ losses() { # RUN
     sed -nE 's/.*"task": ([^,]*),.*/\1/p' "$1/metrics.jsonl"
 }
 
-job() { # DEVICE RUN OPTIONS...
+job() { # DEVICE RUN OPTIONS..., by the launcher in `launch`, if there is one
     local device=$1 run=$2
     shift 2
-    "$build/vqround" quantize --device "$device" --out "$run" --no-eval --max-hours 0.14 --quiet "$@"
+    ${launch[@]+"${launch[@]}"} "$build/vqround" quantize --device "$device" --out "$run" --no-eval --max-hours 0.14 --quiet "$@"
 }
 
 loss() { # 50 steps on both: the GPU's losses follow the CPU's
@@ -124,6 +124,25 @@ gptq() { # on both: like perplexities
         END { d = p[2] / p[1] - 1
               printf "perplexity %.4g, on the CPU %.4g: %+.2f %%\n", p[2], p[1], 100 * d
               exit !(NR == 2 && d > -0.05 && d < 0.05) }'
+}
+
+# On two GPUs: two stages give the losses of one GPU, digit by digit, and two replicas nearly these.
+ranks() {
+    local mpirun launch=() options=(--model "$root/configs/demo-model" --text "$root/configs/demo-model/calib.txt"
+        --bits 3 --K 256 --seqlen 128 --nsamples 16 --steps 20 --batch-size 2 --lr 0.03)
+    [ "$(nvidia-smi -L | wc -l)" -ge 2 ] || { echo "one GPU alone"; return 77; }
+    mpirun=$(command -v "$build/mpirun" || command -v mpirun) || { echo "no mpirun was found"; return 77; }
+    export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+    job cuda "$work/ranks-1" "${options[@]}" || return
+    launch=("$mpirun" -n 2 --bind-to none)
+    job cuda "$work/ranks-stages" "${options[@]}" --stages 2 --comm nccl || return
+    job cuda "$work/ranks-replicas" "${options[@]}" --replicas 2 --comm nccl || return
+    diff <(losses "$work/ranks-1") <(losses "$work/ranks-stages") || return
+    paste <(losses "$work/ranks-1") <(losses "$work/ranks-replicas") | awk '
+        { d = ($2 - $1) / $1; d = d < 0 ? -d : d; if (d > most) most = d }
+        END { printf "%d steps: the losses of two stages are the same, of two replicas differ by %.2g %% at most\n",
+                  NR, 100 * most
+              exit !(NR == 20 && most < 0.05) }'
 }
 
 with7b() { # COMMAND...: with the settings of step7b
@@ -190,11 +209,12 @@ fi
     exit 2
 }
 export root build work reference
-export -f machine ops sanitize losses job loss gptq with7b model7b step7b memory beside7b gptq7b # `timeout` needs a program: bash -c
+export -f machine ops sanitize losses job loss gptq ranks with7b model7b step7b memory beside7b gptq7b # `timeout` needs a program: bash -c
 step machine "what this is" bash -c machine
 step ops "op cases and golden tests" bash -c ops
 step loss "50 steps beside the CPU" bash -c loss
 step gptq "GPTQ beside the CPU" bash -c gptq
+step ranks "two GPUs beside one" bash -c ranks
 step step7b "a training step of a 7B model" bash -c step7b
 step memory "what step7b took of the GPU beside its plan" bash -c memory
 step beside7b "the reference's step of a 7B model" bash -c beside7b

@@ -40,6 +40,22 @@ expect 0 'bench: passed' --only bench
 expect 1 'ops: FAILED (1)' --only bench --only ops
 expect 2 'steps: machine' --unknown
 expect 0 'bench: not begun, the 0 minutes are over' --minutes 0 --only bench
+expect 0 'ranks: skipped' --only ranks
+program bin/nvidia-smi 'echo "GPU 0: none"; echo "GPU 1: none"'
+program bin/mpirun 'shift 4; exec "$@" --launched'
+# A job whose losses are those of one GPU, or others with two replicas.
+program build/vqround 'task=1.5
+for a; do
+    [ "$last" = --out ] && out=$a
+    [ "$a" = --replicas ] && task=${OTHER:-1.501}
+    last=$a
+done
+mkdir -p "$out"
+for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do echo "{\"task\": $task, \"reg\": 0}"; done >"$out/metrics.jsonl"'
+expect 0 '20 steps: the losses of two stages are the same, of two replicas differ by 0.067 % at most' --only ranks
+OTHER=1.6 expect 1 'ranks: FAILED (1)' --only ranks
+program build/vqround 'echo vqround 0'
+program bin/nvidia-smi 'echo "GPU 0: none"'
 program bin/compute-sanitizer 'echo "sanitizer $*"'
 expect 0 '--tool synccheck --error-exitcode 9 ./test_cuda_ops_gpu attention' --only synccheck
 expect 0 'beside7b: skipped' --only beside7b

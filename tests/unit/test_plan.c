@@ -44,6 +44,18 @@ static vq_config defaults(void)
     return c;
 }
 
+static vq_plan_input on_gpus(const vq_config *c, const vq_plan_model *m, vq_dtype act, int n_ranks)
+{
+    return (vq_plan_input){.config = c,
+                           .model = m,
+                           .teacher = m,
+                           .act = act,
+                           .on_gpu = true,
+                           .n_ranks = n_ranks,
+                           .n_nodes = 1,
+                           .threads = 1};
+}
+
 static vq_plan make(const vq_config *c, const vq_plan_model *m, int n_ranks, int n_nodes,
                     double memory_bytes)
 {
@@ -197,14 +209,7 @@ static void test_kept_weights(void **state)
     assert_true(once.rank[0].bytes[VQ_PLAN_KEPT] == kept + weights);
     assert_true(once.step.flops < each.step.flops);
     c.train.keep_weights = VQ_AUTO;
-    vq_plan_input in = {.config = &c,
-                        .model = &m,
-                        .teacher = &m,
-                        .act = VQ_F32,
-                        .on_gpu = true,
-                        .n_ranks = 1,
-                        .n_nodes = 1,
-                        .threads = 1};
+    vq_plan_input in = on_gpus(&c, &m, VQ_F32, 1);
     vq_plan p;
     EXPECT_OK(vq_plan_make(&arena, &in, &p));
     assert_true(p.rank[0].keeps_weights);
@@ -277,14 +282,7 @@ static void test_gpu(void **state)
     vq_config c = defaults();
     c.seqlen = c.eval.seqlen = 16;
     c.train.recompute = VQ_ON;
-    vq_plan_input in = {.config = &c,
-                        .model = &m,
-                        .teacher = &m,
-                        .act = VQ_F16,
-                        .on_gpu = true,
-                        .n_ranks = 1,
-                        .n_nodes = 1,
-                        .threads = 1};
+    vq_plan_input in = on_gpus(&c, &m, VQ_F16, 1);
     vq_plan p;
     const double own = 1000.0 * LAYER_WEIGHTS * 2;
     EXPECT_OK(vq_plan_make(&arena, &in, &p));
@@ -319,14 +317,7 @@ static void test_nccl(void **state)
     (void)state;
     const vq_plan_model m = model_of(8);
     vq_config c = defaults();
-    vq_plan_input in = {.config = &c,
-                        .model = &m,
-                        .teacher = &m,
-                        .act = VQ_BF16,
-                        .on_gpu = true,
-                        .n_ranks = 4,
-                        .n_nodes = 1,
-                        .threads = 1};
+    vq_plan_input in = on_gpus(&c, &m, VQ_BF16, 4);
     vq_plan p, q;
     c.stages = 4;
     EXPECT_OK(vq_plan_make(&arena, &in, &p));
@@ -356,15 +347,8 @@ static void test_start_on_gpu(void **state)
     c.method = VQ_METHOD_GPTQ;
     c.eval.run = false;
     c.seqlen = 16;
-    vq_plan_input in = {.config = &c,
-                        .model = &m,
-                        .teacher = &m,
-                        .act = VQ_BF16,
-                        .on_gpu = true,
-                        .n_ranks = 1,
-                        .n_nodes = 1,
-                        .threads = 1,
-                        .gflops = 1};
+    vq_plan_input in = on_gpus(&c, &m, VQ_BF16, 1);
+    in.gflops = 1;
     vq_plan p, host;
     EXPECT_OK(vq_plan_make(&arena, &in, &p));
     const double hessians = 8.0 * (3 * 64 * 64 + 128 * 128), factor = 128 * 128 * (4 + 2 * 8.0);

@@ -362,6 +362,18 @@ static vq_status keep_windows(void *ctx, int64_t first, int64_t count, const vq_
     return vq_copy(&t->job->be, &to, hidden);
 }
 
+/* The cached states of the step's windows before number `end`. */
+static vq_status read_windows(vq_teacher *t, int64_t end)
+{
+    for (; t->n_read < end; t->n_read++) {
+        const int64_t window = t->first + t->n_read;
+        const vq_tensor states = vq_tensor_rows(&t->hidden, t->n_read, 1);
+        VQ_TRY(vq_place_read_rows(&t->job->be, &t->job->scratch, &t->file[t->in_file[window]],
+                                  "hidden", t->row[window], &states));
+    }
+    return VQ_OK;
+}
+
 vq_status vq_teacher_step(vq_teacher *t, int64_t first, int64_t n)
 {
     vq_job *job = t->job;
@@ -369,18 +381,18 @@ vq_status vq_teacher_step(vq_teacher *t, int64_t first, int64_t n)
     if (!t->is_cached)
         return vq_pipeline_forward(job, &t->stage, VQ_MODE_FLOAT, &t->stream, 1,
                                    VQ_MIN(job->together, max_micro(job)), keep_windows, t);
-    for (int64_t i = 0; i < n && has_cache_duty(job); i++) {
-        const vq_tensor window = vq_tensor_rows(&t->hidden, i, 1);
-        VQ_TRY(vq_place_read_rows(&job->be, &job->scratch, &t->file[t->in_file[first + i]],
-                                  "hidden", t->row[first + i], &window));
-    }
-    return VQ_OK;
+    t->first = first;
+    t->n_read = 0;
+    return has_cache_duty(job) && job->topo.n_stages > 1 ? read_windows(t, n) : VQ_OK;
 }
 
-vq_tensor vq_teacher_rows(const vq_teacher *t, int64_t micro, int64_t first, int64_t n)
+vq_status vq_teacher_rows(vq_teacher *t, int64_t micro, int64_t first, int64_t n, vq_tensor *rows)
 {
-    if (!t->hidden.data) return (vq_tensor){0};
+    *rows = (vq_tensor){0};
+    if (!t->hidden.data) return VQ_OK;
+    if (t->is_cached) VQ_TRY(read_windows(t, micro + 1));
     const vq_tensor window = vq_tensor_rows(&t->hidden, micro, 1);
-    const vq_tensor rows = vq_tensor_view2(&window, window.dim[1], window.dim[2]);
-    return vq_tensor_rows(&rows, first, n);
+    const vq_tensor states = vq_tensor_view2(&window, window.dim[1], window.dim[2]);
+    *rows = vq_tensor_rows(&states, first, n);
+    return VQ_OK;
 }

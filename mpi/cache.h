@@ -15,11 +15,12 @@ typedef struct vq_teacher {
     vq_dtype dtype; /* of the cached states */
     vq_h5 *file;    /* [n_files] open for reading while is_cached, on last stages */
     int64_t n_files;
-    int32_t *in_file; /* [n_windows] the file that has a window; -1: none */
-    int64_t *row;     /* [n_windows] and where */
-    vq_stream stream; /* without a cache: the windows of each step again */
-    vq_tensor hidden; /* the step's states: [max_micro, T, E_embed] */
-    double kl;        /* between the teacher and its cached self, tau 1, a token, first window */
+    int32_t *in_file;      /* [n_windows] the file that has a window; -1: none */
+    int64_t *row;          /* [n_windows] and where */
+    vq_stream stream;      /* without a cache: the windows of each step again */
+    vq_tensor hidden;      /* the step's states: [max_micro, T, E_embed] */
+    int64_t first, n_read; /* the step's first window, and how many of its windows are in hidden */
+    double kl; /* between the teacher and its cached self, tau 1, a token, first window */
     double seconds;
 } vq_teacher;
 
@@ -33,12 +34,16 @@ vq_status vq_cache_teacher(vq_job *job, const vq_data *data, vq_teacher *teacher
 vq_status vq_teacher_start(vq_teacher *teacher, const vq_data *data, vq_arena *arena, int64_t next,
                            int64_t count);
 
-/* The states of windows [first, first + n), this replica's of the next step, into teacher->hidden
- * on the last stage. Collective over the replica. */
+/* Begins the next step, of windows [first, first + n) on this replica: their states come into
+ * teacher->hidden on the last stage, which waits for the other stages then; a stage alone reads
+ * each when it is asked for, while its GPU is at work on the forward pass. Collective over the
+ * replica. */
 vq_status vq_teacher_step(vq_teacher *teacher, int64_t first, int64_t n);
 
-/* Tokens [first, first + n) of the step's sequence `micro`: float [n, E_embed]. */
-vq_tensor vq_teacher_rows(const vq_teacher *teacher, int64_t micro, int64_t first, int64_t n);
+/* Tokens [first, first + n) of the step's sequence `micro`: float [n, E_embed]; no data where there
+ * is no teacher. Fails: VQ_EFILE. Local. */
+vq_status vq_teacher_rows(vq_teacher *teacher, int64_t micro, int64_t first, int64_t n,
+                          vq_tensor *rows);
 
 void vq_teacher_close(vq_teacher *teacher);
 

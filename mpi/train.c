@@ -94,7 +94,8 @@ static vq_status task_loss(void *ctx, int64_t micro, int64_t first, const vq_ten
                            const vq_tensor *hidden, vq_tensor *dhidden)
 {
     loop *L = ctx;
-    const vq_tensor target = vq_teacher_rows(L->teacher, micro, first, hidden->dim[0]);
+    vq_tensor target;
+    VQ_TRY(vq_teacher_rows(L->teacher, micro, first, hidden->dim[0], &target));
     return vq_loss_task(&L->job->stage, L->config, hidden, &target, vq_teacher_head(L->teacher),
                         ids, first, L->n_sequences, &L->task, dhidden);
 }

@@ -63,7 +63,7 @@ static void test_loss_tokens(void **state)
             assert_true(t > 0 && t % 64 == 0);
             assert_true(t <= 256 || t * logits[j] <= ((int64_t)32 << 20) + 64 * logits[j]);
         }
-    assert_int_equal(vq_cuda_loss_tokens(2048, 64000), 512); /* LLaMA: teacher and student */
+    assert_int_equal(vq_cuda_loss_tokens(2048, 64000), 512);  /* LLaMA: teacher and student */
     assert_int_equal(vq_cuda_loss_tokens(2048, 303872), 256); /* Qwen3 */
     assert_int_equal(vq_cuda_loss_tokens(128, 303872), 128);
 }

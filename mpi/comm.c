@@ -169,6 +169,12 @@ void vq_comm_die(vq_comm *comm, vq_status status)
     world->ops->die(world->ctx, status);
 }
 
+bool vq_comm_heard(vq_comm *comm)
+{
+    const vq_comm *world = world_of(comm, VQ_HOST);
+    return world->ops->heard && world->ops->heard(world->ctx);
+}
+
 /* A failure that cannot be written down either has been printed. */
 static void write_error(const char *run, vq_status status, const char *message)
 {

@@ -23,7 +23,8 @@ typedef struct vq_request {
     bool by_base; /* the base world has it */
 } vq_request;
 
-/* A world over another (its base) is given device tensors alone, and leaves agree and die NULL. */
+/* A world over another (its base) is given device tensors alone, and leaves agree, heard and die
+ * NULL. */
 typedef struct vq_comm_ops {
     /* t (f32 or f64) = sum of all ranks' t, the same bits on every rank. Collective. */
     vq_status (*sum)(void *ctx, vq_tensor *t);
@@ -41,6 +42,9 @@ typedef struct vq_comm_ops {
     vq_status (*receive)(void *ctx, vq_tensor *t, int from, vq_tag tag, vq_request *request);
     /* Until the message is through; nothing for a request that is not active. Local. */
     vq_status (*wait)(void *ctx, vq_request *request);
+    /* Whether another rank has made progress since this was asked last; NULL: nobody tells. Local.
+     */
+    bool (*heard)(void *ctx);
     /* Ends every rank of the job with this code, after the message is printed; of several ranks
      * that die the first speaks. Does not return where there are other ranks. Local. */
     void (*die)(void *ctx, vq_status status);
@@ -89,6 +93,10 @@ vq_status vq_comm_broadcast(vq_comm *comm, vq_tensor *t, int root);
 vq_status vq_comm_send(vq_comm *comm, const vq_tensor *t, int to, vq_tag tag, vq_request *request);
 vq_status vq_comm_receive(vq_comm *comm, vq_tensor *t, int from, vq_tag tag, vq_request *request);
 vq_status vq_comm_wait(vq_comm *comm, vq_request *request);
+
+/* Whether another rank has made progress since this was asked last: who waits may wait on. Local.
+ */
+bool vq_comm_heard(vq_comm *comm);
 
 /* Ends a piece of work in which every rank works for itself: all ranks learn the worst status.
  * Collective. */

@@ -61,8 +61,9 @@ static void say_alive(void *ctx)
 }
 
 /* Whether another rank has said so since this was asked last. */
-static bool is_alive_elsewhere(void)
+static bool mpi_heard(void *ctx)
 {
+    (void)ctx;
     bool heard = false;
     for (int found = 1; found; heard = heard || found) {
         found = 0;
@@ -88,7 +89,7 @@ static vq_status poll(const vq_comm *comm, MPI_Request *request, MPI_Status *res
         if (done) return VQ_OK;
         const double now_s = vq_seconds();
         if (now_s - start_s > comm->limit_s) {
-            if (!is_alive_elsewhere()) break;
+            if (!mpi_heard(NULL)) break;
             start_s = now_s;
         }
         if (polls < SPIN_POLLS)
@@ -279,7 +280,7 @@ static void mpi_close(void *ctx)
 {
     (void)ctx;
     vq_progress_watch(NULL, NULL);
-    is_alive_elsewhere();
+    mpi_heard(NULL); /* what nobody took */
     MPI_Finalize();
 }
 
@@ -289,6 +290,7 @@ static const vq_comm_ops mpi_ops = {.sum = mpi_sum,
                                     .send = mpi_send,
                                     .receive = mpi_receive,
                                     .wait = mpi_wait,
+                                    .heard = mpi_heard,
                                     .die = mpi_die,
                                     .close = mpi_close};
 

@@ -74,8 +74,6 @@ typedef struct vq_ops {
     /* memory */
     vq_status (*mem_info)(void *ctx, size_t *free_bytes, size_t *total_bytes);
     vq_status (*mem_peak)(void *ctx, size_t *bytes);
-    vq_status (*alloc)(void *ctx, size_t bytes, void **out);
-    void (*free)(void *ctx, void *ptr);
     vq_status (*upload)(void *ctx, void *dst, const void *src_host, size_t bytes);
     vq_status (*bring)(void *ctx, const void *src_host, size_t bytes, void **there);
     vq_status (*download)(void *ctx, void *dst_host, const void *src, size_t bytes);

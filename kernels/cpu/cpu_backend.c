@@ -31,33 +31,6 @@ static vq_status cpu_mem_peak(void *ctx, size_t *bytes)
     return VQ_OK;
 }
 
-/* Each block is an arena of its own, whose descriptor is kept in front of it. */
-static vq_status cpu_alloc(void *ctx, size_t bytes, void **out)
-{
-    (void)ctx;
-    VQ_CHECK(bytes <= SIZE_MAX / 2, VQ_EMEM,
-             "cpu: %zu bytes asked for, more than any memory. A size in the input is wrong", bytes);
-    vq_arena arena, *kept = NULL;
-    VQ_TRY(vq_arena_init(&arena, "cpu", bytes + sizeof arena + 4 * VQ_ALIGN));
-    vq_status status = VQ_NEW(&arena, 1, &kept);
-    if (status == VQ_OK) status = vq_arena_alloc(&arena, bytes, out);
-    if (status == VQ_OK)
-        *kept = arena;
-    else
-        vq_arena_close(&arena);
-    return status;
-}
-
-static void cpu_free(void *ctx, void *ptr)
-{
-    (void)ctx;
-    if (!ptr) return;
-    /* The block begins in the first page of its mapping, the descriptor is that page's start. */
-    vq_arena arena;
-    memcpy(&arena, (const void *)((uintptr_t)ptr & ~(uintptr_t)4095), sizeof arena);
-    vq_arena_close(&arena);
-}
-
 static vq_status cpu_move(void *ctx, void *dst, const void *src, size_t bytes)
 {
     (void)ctx;
@@ -98,8 +71,6 @@ static const vq_ops cpu_ops = {
     .name = "cpu",
     .mem_info = cpu_mem_info,
     .mem_peak = cpu_mem_peak,
-    .alloc = cpu_alloc,
-    .free = cpu_free,
     .upload = cpu_move,
     .bring = cpu_bring,
     .download = cpu_move,

@@ -242,19 +242,6 @@ static vq_status cuda_mem_peak(void *ctx, size_t *bytes)
     return VQ_OK;
 }
 
-static vq_status cuda_alloc(void *ctx, size_t bytes, void **out)
-{
-    (void)ctx;
-    VQ_CUDA(cudaMalloc(out, bytes));
-    return VQ_OK;
-}
-
-static void cuda_free(void *ctx, void *ptr)
-{
-    (void)ctx;
-    (void)cudaFree(ptr);
-}
-
 static vq_status cuda_upload(void *ctx, void *dst, const void *src_host, size_t bytes)
 {
     vq_cuda *cuda = ctx;
@@ -305,8 +292,6 @@ static const vq_ops cuda_ops = {
     .name = "cuda",
     .mem_info = cuda_mem_info,
     .mem_peak = cuda_mem_peak,
-    .alloc = cuda_alloc,
-    .free = cuda_free,
     .upload = cuda_upload,
     .bring = vq_cuda_bring_weight,
     .download = cuda_download,

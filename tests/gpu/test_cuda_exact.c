@@ -455,7 +455,8 @@ static void test_refused_memory(void **state)
     shim_allow_access(true);
     EXPECT_OK(vq_arena_alloc(&arena, 1, &at));
     vq_arena_close(&arena);
-    EXPECT_ERROR(gpu.be.ops->alloc(gpu.be.ctx, SIZE_MAX, &at), VQ_EMEM, "out of memory");
+    EXPECT_ERROR(vq_cuda_check(cudaMalloc(&at, SIZE_MAX), "vq_cuda_test", "cudaMalloc"), VQ_EMEM,
+                 "test on the GPU: out of memory in cudaMalloc");
     assert_int_equal(cudaGetLastError(), cudaSuccess); /* said once: the next launch is well */
 }
 

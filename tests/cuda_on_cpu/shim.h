@@ -5,6 +5,7 @@
  * backend for users: one thread runs everything. */
 #pragma once
 #include <stdbool.h>
+#include <stddef.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -32,12 +33,14 @@ void shim_allow_access(bool may);
 /* Times that cuBLASLt was asked for an algorithm. */
 long shim_choices(void);
 
-/* The stand-ins' own: run(argument) when somebody waits for the stream. */
+/* The stand-ins' own: run with a copy of argument[bytes] when the stream comes to it, which stays
+ * there until run returns true. */
 struct shim_stream;
-void shim_queue(struct shim_stream *stream, void (*run)(void *argument), void *argument);
+void shim_queue(struct shim_stream *stream, bool (*run)(void *argument), const void *argument,
+                size_t bytes);
 
-/* The stand-ins' own: what a GPU whose streams share a queue does before it begins a kernel. */
-void shim_before_kernel(void);
+/* The stand-ins' own: the stream is to be given a kernel. */
+void shim_before_kernel(struct shim_stream *stream);
 
 /* The stand-ins' own: until shim_leave_device the caller may touch device memory; nested. */
 void shim_enter_device(void);

@@ -163,6 +163,40 @@ static double *widen(const void *x, const struct shim_layout *l)
     return wide;
 }
 
+typedef struct product {
+    struct shim_matmul desc;
+    struct shim_layout a_layout, b_layout, d_layout;
+    const void *a, *b;
+    void *d;
+    double factor, keep;
+} product;
+
+static bool run_product(void *argument)
+{
+    const product *p = argument;
+    const struct shim_layout *to = &p->d_layout;
+    const int64_t m = (int64_t)to->rows, n = (int64_t)to->cols;
+    const int64_t k = (int64_t)(p->desc.trans_a ? p->a_layout.rows : p->a_layout.cols);
+    shim_enter_device();
+    double *x = widen(p->a, &p->a_layout), *y = widen(p->b, &p->b_layout);
+    double *sums = malloc((size_t)(m * n) * sizeof *sums);
+    if (!x || !y || !sums) abort();
+    cblas_dgemm(CblasColMajor, p->desc.trans_a ? CblasTrans : CblasNoTrans,
+                p->desc.trans_b ? CblasTrans : CblasNoTrans, (int)m, (int)n, (int)k, p->factor, x,
+                (int)p->a_layout.rows, y, (int)p->b_layout.rows, 0, sums, (int)m);
+    for (int64_t j = 0; j < n; j++)
+        for (int64_t row = 0; row < m; row++) {
+            int64_t at = j * to->ld + row;
+            double old = p->keep != 0 ? p->keep * get(p->d, to->type, at) : 0;
+            set(p->d, to->type, at, sums[j * m + row] + old);
+        }
+    shim_leave_device();
+    free(x);
+    free(y);
+    free(sums);
+    return true;
+}
+
 cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc, const void *alpha,
                               const void *a, cublasLtMatrixLayout_t a_layout, const void *b,
                               cublasLtMatrixLayout_t b_layout, const void *beta, const void *c,
@@ -170,30 +204,18 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
                               cublasLtMatrixLayout_t d_layout, const cublasLtMatmulAlgo_t *algo,
                               void *workspace, size_t workspace_bytes, cudaStream_t stream)
 {
-    (void)handle, (void)algo, (void)workspace, (void)workspace_bytes, (void)stream;
+    (void)handle, (void)algo, (void)workspace, (void)workspace_bytes;
     if (!supported(desc, a_layout, b_layout, c_layout, d_layout) || (const void *)d != c)
         return CUBLAS_STATUS_INVALID_VALUE;
-    double factor = get(alpha, desc->scale, 0), keep = get(beta, desc->scale, 0);
-    int64_t m = (int64_t)d_layout->rows, n = (int64_t)d_layout->cols;
-    int64_t k = (int64_t)(desc->trans_a ? a_layout->rows : a_layout->cols);
-    double *product = malloc((size_t)(m * n) * sizeof *product);
-    shim_enter_device();
-    double *x = widen(a, a_layout), *y = widen(b, b_layout);
-    const bool has_memory = product && x && y;
-    if (has_memory) {
-        cblas_dgemm(CblasColMajor, desc->trans_a ? CblasTrans : CblasNoTrans,
-                    desc->trans_b ? CblasTrans : CblasNoTrans, (int)m, (int)n, (int)k, factor, x,
-                    (int)a_layout->rows, y, (int)b_layout->rows, 0, product, (int)m);
-        for (int64_t j = 0; j < n; j++)
-            for (int64_t row = 0; row < m; row++) {
-                int64_t at = j * d_layout->ld + row;
-                double old = keep != 0 ? keep * get(d, d_layout->type, at) : 0;
-                set(d, d_layout->type, at, product[j * m + row] + old);
-            }
-    }
-    free(x);
-    free(y);
-    shim_leave_device();
-    free(product);
-    return has_memory ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_ALLOC_FAILED;
+    const product p = {.desc = *desc,
+                       .a_layout = *a_layout,
+                       .b_layout = *b_layout,
+                       .d_layout = *d_layout,
+                       .a = a,
+                       .b = b,
+                       .d = d,
+                       .factor = get(alpha, desc->scale, 0),
+                       .keep = get(beta, desc->scale, 0)};
+    shim_queue(stream, run_product, &p, sizeof p);
+    return CUBLAS_STATUS_SUCCESS;
 }

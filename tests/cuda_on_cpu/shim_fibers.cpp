@@ -86,15 +86,8 @@ struct array {
     size_t bytes;
 };
 
-struct launch {
-    const char *kernel;
-    void (*body)(void *);
-    void *closure;
-    size_t dynamic_bytes;
-    char *dynamic;
-};
-
-launch now;
+shim_launch *now;
+char *dynamic_shared;
 std::vector<thread> threads;
 std::vector<std::vector<exchange>> warps;
 std::vector<fiber *> idle;
@@ -114,7 +107,7 @@ unsigned long long random_state = 1;
 {
     fflush(stdout);
     fprintf(stderr, "kernel %s <<<(%u, %u, %u), (%u, %u, %u)>>>, block (%u, %u, %u): %s\n",
-            now.kernel, gridDim.x, gridDim.y, gridDim.z, blockDim.x, blockDim.y, blockDim.z,
+            now->kernel, gridDim.x, gridDim.y, gridDim.z, blockDim.x, blockDim.y, blockDim.z,
             blockIdx.x, blockIdx.y, blockIdx.z, found);
     int shown = 0;
     wait_kind last = READY;
@@ -191,7 +184,7 @@ void fiber_main()
     __sanitizer_finish_switch_fiber(nullptr, &scheduler.bottom, &scheduler.bytes);
 #endif
     for (;;) {
-        now.body(now.closure);
+        now->body(now);
         running->wait = ENDED;
         go(&running->on->state, &scheduler);
     }
@@ -309,7 +302,7 @@ void run_block()
     arrays.clear();
     poison_shared(true, shared_memory, shared_used);
     shared_used = 0;
-    now.dynamic = now.dynamic_bytes ? take_shared(now.dynamic_bytes) : nullptr;
+    dynamic_shared = now->shared_bytes ? take_shared(now->shared_bytes) : nullptr;
     n_waiting = 0;
 
     for (size_t left = n; left > 0;) {
@@ -337,14 +330,14 @@ void *shim_shared(const void *key, size_t bytes)
     size_t total = bytes;
     for (const array &a : arrays) total += a.bytes;
     if (total > STATIC_MAX) report("more than 48 KiB of VQ_SHARED");
-    if (total + now.dynamic_bytes > SHARED_MAX) report("more than 163 KiB of shared memory");
+    if (total + now->shared_bytes > SHARED_MAX) report("more than 163 KiB of shared memory");
     arrays.push_back({key, take_shared(bytes), bytes});
     return arrays.back().data;
 }
 
 void *shim_dynamic_shared(void)
 {
-    return now.dynamic;
+    return dynamic_shared;
 }
 
 void shim_barrier(const char *file, int line)
@@ -420,13 +413,33 @@ const uint64_t *shim_exchange(unsigned mask, uint64_t value, const char *operati
 
 /* --- for the host ---------------------------------------------------------------------------- */
 
-cudaError_t shim_run(const char *kernel, dim3 blocks, dim3 block_threads, size_t shared_bytes,
-                     void (*body)(void *), void *closure)
+static bool run_launch(void *argument)
 {
+    now = static_cast<shim_launch *>(argument);
+    blockDim = now->threads;
+    gridDim = now->blocks;
+    size_t n = (size_t)blockDim.x * blockDim.y * blockDim.z;
+    threads.assign(n, thread());
+    warps.assign((n + 31) / 32, std::vector<exchange>());
+    shim_enter_device();
+    size_t n_blocks = (size_t)gridDim.x * gridDim.y * gridDim.z;
+    for (size_t i = 0; i < n_blocks; i++) {
+        size_t b = order == SHIM_DOWN ? n_blocks - 1 - i : i;
+        blockIdx = {(unsigned)(b % gridDim.x), (unsigned)(b / gridDim.x % gridDim.y),
+                    (unsigned)(b / gridDim.x / gridDim.y)};
+        run_block();
+    }
+    shim_leave_device();
+    return true;
+}
+
+cudaError_t shim_run(const shim_launch *launch, size_t bytes, cudaStream_t stream)
+{
+    const dim3 blocks = launch->blocks, block_threads = launch->threads;
     size_t n = (size_t)block_threads.x * block_threads.y * block_threads.z;
     if (n < 1 || n > 1024 || block_threads.z > 64 || blocks.x < 1 || blocks.y < 1 || blocks.z < 1 ||
         blocks.x > 2147483647u || blocks.y > GRID_YZ_MAX || blocks.z > GRID_YZ_MAX ||
-        shared_bytes > SHARED_MAX)
+        launch->shared_bytes > SHARED_MAX)
         return cudaErrorInvalidConfiguration;
     if (!shared_memory) {
         shared_memory = static_cast<char *>(mmap(nullptr, 2 * SHARED_MAX, PROT_READ | PROT_WRITE,
@@ -434,22 +447,9 @@ cudaError_t shim_run(const char *kernel, dim3 blocks, dim3 block_threads, size_t
         if (shared_memory == MAP_FAILED) abort();
         poison_shared(true, shared_memory, 2 * SHARED_MAX);
     }
-    now = {kernel, body, closure, shared_bytes, nullptr};
-    blockDim = block_threads;
-    gridDim = blocks;
-    threads.assign(n, thread());
-    warps.assign((n + 31) / 32, std::vector<exchange>());
     n_launches++;
-    shim_before_kernel();
-    shim_enter_device();
-    size_t n_blocks = (size_t)blocks.x * blocks.y * blocks.z;
-    for (size_t i = 0; i < n_blocks; i++) {
-        size_t b = order == SHIM_DOWN ? n_blocks - 1 - i : i;
-        blockIdx = {(unsigned)(b % blocks.x), (unsigned)(b / blocks.x % blocks.y),
-                    (unsigned)(b / blocks.x / blocks.y)};
-        run_block();
-    }
-    shim_leave_device();
+    shim_before_kernel(stream);
+    shim_queue(stream, run_launch, launch, bytes);
     return cudaSuccess;
 }
 

@@ -1,8 +1,8 @@
 /* shim_nccl - NCCL between processes of one machine: a message is a file in memory, which its
  * receiver takes away.
  *
- * Sums are taken in the order of the ranks. Sends and collectives are done at once; a receive when
- * somebody waits for it, so that who reads before finds other numbers. */
+ * Sums are taken in the order of the ranks. A stream tries to receive and goes on with other things
+ * while nothing has come, as a GPU does (shim_runtime.c). */
 #include <fcntl.h>
 #include <nccl.h>
 #include <stdbool.h>
@@ -15,7 +15,8 @@
 
 #include "shim.h"
 
-#define LIMIT_S 120
+#define POLL_NS 100000
+#define LIMIT_POLLS (120 * 10000L) /* two minutes */
 
 struct shim_comm {
     uint64_t id;
@@ -23,12 +24,15 @@ struct shim_comm {
     long *sent, *taken; /* [size]: messages to and from each rank */
 };
 
-typedef struct receive {
+/* One rank's part of a message or a collective, on a stream. */
+typedef struct transfer {
     ncclComm_t comm;
-    void *to;
-    size_t bytes;
-    int from;
-} receive;
+    const void *from;
+    void *to, *sum; /* sum: of the ranks before `next`; NULL: nothing is sent yet */
+    size_t count;
+    ncclDataType_t type;
+    int peer, next;
+} transfer;
 
 static void path_of(const struct shim_comm *c, int from, int to, long number, char path[128])
 {
@@ -55,22 +59,21 @@ static void put(struct shim_comm *c, int to, const void *data, size_t bytes)
         give_up("could not be written", path);
 }
 
-static void get(struct shim_comm *c, int from, void *data, size_t bytes)
+/* False: it has not come yet. */
+static bool get(struct shim_comm *c, int from, void *data, size_t bytes)
 {
-    const struct timespec pause = {0, 100000};
     char path[128];
-    FILE *file;
-    path_of(c, from, c->rank, c->taken[from]++, path);
-    for (long polls = 0; !(file = fopen(path, "rb")); polls++) {
-        if (polls > LIMIT_S * 10000L) give_up("did not come", path);
-        nanosleep(&pause, NULL);
-    }
+    path_of(c, from, c->rank, c->taken[from], path);
+    FILE *file = fopen(path, "rb");
+    if (!file) return false;
+    c->taken[from]++;
     shim_enter_device();
     const bool is_read = fread(data, 1, bytes, file) == bytes;
     shim_leave_device();
     if (!is_read || fgetc(file) != EOF) give_up("has another size than expected", path);
     fclose(file);
     unlink(path);
+    return true;
 }
 
 const char *ncclGetErrorString(ncclResult_t result)
@@ -116,7 +119,8 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t *comm, int size, ncclUniqueId id,
                                                          : ncclInvalidArgument;
 }
 
-/* Everybody's wish to everybody; then each knows who shares its color, in the order of the keys. */
+/* Everybody's wish to everybody; then each knows who shares its color, in the order of the keys.
+ * The host waits. */
 ncclResult_t ncclCommSplit(ncclComm_t comm, int color, int key, ncclComm_t *out,
                            ncclConfig_t *config)
 {
@@ -126,8 +130,12 @@ ncclResult_t ncclCommSplit(ncclComm_t comm, int color, int key, ncclComm_t *out,
     if (!is_config(config)) return ncclInvalidArgument;
     for (int r = 0; r < comm->size; r++) put(comm, r, own, sizeof own);
     for (int r = 0; r < comm->size; r++) {
+        const struct timespec pause = {0, POLL_NS};
         int other[2];
-        get(comm, r, other, sizeof other);
+        for (long polls = 0; !get(comm, r, other, sizeof other); polls++) {
+            if (polls > LIMIT_POLLS) give_up("not every rank splits", "ncclCommSplit");
+            nanosleep(&pause, NULL);
+        }
         if (other[0] != color) continue;
         size++;
         rank += other[1] < key || (other[1] == key && r < comm->rank);
@@ -166,59 +174,72 @@ static void add(void *sum, const void *x, size_t count, ncclDataType_t type)
             ((float *)sum)[i] += ((const float *)x)[i];
 }
 
+static bool run_sum(void *argument)
+{
+    transfer *p = argument;
+    struct shim_comm *c = p->comm;
+    const size_t bytes = p->count * bytes_of(p->type);
+    if (!p->sum) {
+        if (!(p->sum = malloc(2 * bytes + 1))) abort();
+        for (int r = 0; r < c->size; r++) put(c, r, p->from, bytes);
+    }
+    void *x = (char *)p->sum + bytes;
+    for (; p->next < c->size; p->next++) {
+        if (!get(c, p->next, p->next == 0 ? p->sum : x, bytes)) return false;
+        if (p->next > 0) add(p->sum, x, p->count, p->type);
+    }
+    shim_enter_device();
+    memcpy(p->to, p->sum, bytes);
+    shim_leave_device();
+    free(p->sum);
+    return true;
+}
+
 ncclResult_t ncclAllReduce(const void *from, void *to, size_t count, ncclDataType_t type,
                            ncclRedOp_t op, ncclComm_t comm, cudaStream_t stream)
 {
-    const size_t bytes = count * bytes_of(type);
-    (void)stream;
     if (op != ncclSum || type == ncclInt8) return ncclInvalidArgument;
-    void *sum = calloc(2, bytes + 1), *x = (char *)sum + bytes;
-    if (!sum) return ncclSystemError;
-    for (int r = 0; r < comm->size; r++) put(comm, r, from, bytes);
-    for (int r = 0; r < comm->size; r++) {
-        get(comm, r, r == 0 ? sum : x, bytes);
-        if (r > 0) add(sum, x, count, type);
-    }
-    shim_enter_device();
-    memcpy(to, sum, bytes);
-    shim_leave_device();
-    free(sum);
+    const transfer p = {.comm = comm, .from = from, .to = to, .count = count, .type = type};
+    shim_queue(stream, run_sum, &p, sizeof p);
     return ncclSuccess;
 }
 
-ncclResult_t ncclBroadcast(const void *from, void *to, size_t count, ncclDataType_t type, int root,
-                           ncclComm_t comm, cudaStream_t stream)
+static bool run_send(void *argument)
 {
-    const size_t bytes = count * bytes_of(type);
-    (void)stream;
-    for (int r = 0; r < comm->size && comm->rank == root; r++) put(comm, r, from, bytes);
-    get(comm, root, to, bytes);
-    return ncclSuccess;
+    const transfer *p = argument;
+    put(p->comm, p->peer, p->from, p->count * bytes_of(p->type));
+    return true;
+}
+
+static bool run_receive(void *argument)
+{
+    const transfer *p = argument;
+    return get(p->comm, p->peer, p->to, p->count * bytes_of(p->type));
 }
 
 ncclResult_t ncclSend(const void *from, size_t count, ncclDataType_t type, int peer,
                       ncclComm_t comm, cudaStream_t stream)
 {
-    (void)stream;
     if (peer < 0 || peer >= comm->size) return ncclInvalidArgument;
-    put(comm, peer, from, count * bytes_of(type));
+    const transfer p = {.comm = comm, .from = from, .count = count, .type = type, .peer = peer};
+    shim_queue(stream, run_send, &p, sizeof p);
     return ncclSuccess;
-}
-
-static void run_receive(void *argument)
-{
-    receive *r = argument;
-    get(r->comm, r->from, r->to, r->bytes);
-    free(r);
 }
 
 ncclResult_t ncclRecv(void *to, size_t count, ncclDataType_t type, int peer, ncclComm_t comm,
                       cudaStream_t stream)
 {
     if (peer < 0 || peer >= comm->size) return ncclInvalidArgument;
-    receive *r = malloc(sizeof *r);
-    if (!r) return ncclSystemError;
-    *r = (receive){.comm = comm, .to = to, .bytes = count * bytes_of(type), .from = peer};
-    shim_queue(stream, run_receive, r);
+    const transfer p = {.comm = comm, .to = to, .count = count, .type = type, .peer = peer};
+    shim_queue(stream, run_receive, &p, sizeof p);
     return ncclSuccess;
+}
+
+ncclResult_t ncclBroadcast(const void *from, void *to, size_t count, ncclDataType_t type, int root,
+                           ncclComm_t comm, cudaStream_t stream)
+{
+    ncclResult_t result = ncclSuccess;
+    for (int r = 0; r < comm->size && comm->rank == root && !result; r++)
+        result = ncclSend(from, count, type, r, comm, stream);
+    return result ? result : ncclRecv(to, count, type, root, comm, stream);
 }

@@ -1,10 +1,15 @@
 /* shim_runtime - the CUDA runtime's host functions: memory, streams, events.
  *
- * All is done at once but for copies from the host on a stream that is not the first, and what is
- * queued by shim_queue: these are done when somebody waits for them, so that who forgets to finds
- * other numbers. With SHIM_ONE_QUEUE in the environment they are done before the next kernel, as
- * where all streams go through one of the GPU's queues: what cannot come before that kernel has run
- * then never comes.
+ * A stream does what it is given when somebody waits for it, and then no more than that wait needs:
+ * who forgets a wait finds other numbers. Under ASan, which knows what memory is in use when a
+ * kernel is launched and not when it runs late, and with SHIM_AT_ONCE in the environment, streams
+ * with kernels do all at once. With SHIM_ONE_QUEUE what is late is done before the next kernel is
+ * launched, as where all streams go through one of the GPU's queues: what cannot come before that
+ * kernel has run then never comes.
+ *
+ * Copies read and write pinned memory when they are done. From pageable memory they read when they
+ * are queued, since CUDA stages it; into it they write when they are done, which CUDA allows
+ * ("might be synchronous").
  *
  * Locked device memory is PROT_NONE except while a kernel or a copy runs. Fresh memory holds
  * NaNs; each allocation ends at a guard: whole pages, and under ASan the exact end. */
@@ -21,7 +26,9 @@
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
+#define ALWAYS_AT_ONCE true
 #else
+#define ALWAYS_AT_ONCE false
 #define ASAN_POISON_MEMORY_REGION(p, n) ((void)(p), (void)(n))
 #define ASAN_UNPOISON_MEMORY_REGION(p, n) ((void)(p), (void)(n))
 #endif
@@ -30,34 +37,43 @@
 #define MAX_RANGES 256
 #define TOTAL_BYTES ((size_t)8 << 30)
 
-#define MAX_LATE 64
 #define MAX_STREAMS 32
+#define POLL_NS 100000
+#define LIMIT_POLLS (120 * 10000L) /* two minutes */
 
+/* A stream's work up to its number `until`; all zero: nothing. */
+typedef struct point {
+    cudaStream_t stream;
+    long until;
+} point;
+
+typedef struct task {
+    struct task *next;
+    bool (*run)(void *argument);
+    point before; /* where run is NULL: to be done first */
+    max_align_t argument[];
+} task;
+
+/* Its work is numbered by its life long, so that a point stays true when the stream is closed. */
 struct shim_stream {
-    bool is_late;
-    long queued, done; /* copies and functions */
-    struct {
-        void (*run)(void *argument); /* NULL: a copy */
-        void *dst;                   /* or the argument */
-        const void *src;
-        size_t bytes;
-    } late[MAX_LATE]; /* [done, queued), each at its number modulo MAX_LATE */
+    bool is_open, has_kernels;
+    long queued, done;
+    task *first, *last; /* [done, queued) */
 };
 
 struct shim_event {
-    double at_s;
-    cudaStream_t stream; /* NULL: not recorded */
-    long queued;         /* of what is late on the stream, before it */
+    point recorded;
 };
 
-/* Device memory that is mapped: an allocation, or a piece of reserved addresses. */
+/* Device memory that is mapped, an allocation or a piece of reserved addresses; or pinned memory.
+ */
 typedef struct range {
     char *base;
     size_t bytes;
 } range;
 
-static range ranges[MAX_RANGES];
-static int n_ranges, depth = 1; /* of those that have entered; not locked: one for ever */
+static range ranges[MAX_RANGES], pinned[MAX_RANGES];
+static int n_ranges, n_pinned, depth = 1; /* of those that have entered; not locked: one for ever */
 static bool locks;
 static size_t used_bytes;
 
@@ -90,13 +106,18 @@ void shim_lock_device(bool lock)
         shim_enter_device();
 }
 
-static bool on_device(const void *ptr, size_t bytes)
+static bool is_in(const range *r, int n, const void *ptr, size_t bytes)
 {
     const char *p = ptr;
-    for (int i = 0; i < n_ranges; i++)
-        if (p >= ranges[i].base && p < ranges[i].base + ranges[i].bytes)
-            return bytes <= (size_t)(ranges[i].base + ranges[i].bytes - p);
+    for (int i = 0; i < n; i++)
+        if (p >= r[i].base && p < r[i].base + r[i].bytes)
+            return bytes <= (size_t)(r[i].base + r[i].bytes - p);
     return false;
+}
+
+static bool on_device(const void *ptr, size_t bytes)
+{
+    return is_in(ranges, n_ranges, ptr, bytes);
 }
 
 /* Adds a range, or makes the one that ends at base longer. */
@@ -124,6 +145,96 @@ static void drop_range(char *base, size_t bytes)
         }
     fprintf(stderr, "device memory at %p was given back, and was not allocated\n", (void *)base);
     abort();
+}
+
+/* --- what streams are given ------------------------------------------------------------------ */
+
+static struct shim_stream streams[MAX_STREAMS];
+static long n_polls; /* since something was done */
+
+static point end_of(cudaStream_t stream)
+{
+    return (point){stream, stream->queued};
+}
+
+static bool is_done(point p)
+{
+    return !p.stream || p.stream->done >= p.until;
+}
+
+/* Does what the point needs and nothing else. False: some of it cannot be done yet. */
+static bool advance(point p)
+{
+    while (!is_done(p)) {
+        task *t = p.stream->first;
+        if (t->run ? !t->run(t->argument) : !advance(t->before)) return false;
+        p.stream->first = t->next;
+        p.stream->done++;
+        n_polls = 0;
+        free(t);
+    }
+    return true;
+}
+
+/* What all streams can do, since another process may wait for it; and gives time to that process.
+ */
+static void poll_all(void)
+{
+    const struct timespec pause = {0, POLL_NS};
+    for (int i = 0; i < MAX_STREAMS; i++) (void)advance(end_of(&streams[i]));
+    if (n_polls++ > LIMIT_POLLS) {
+        fprintf(stderr, "the stand-in of CUDA: a stream waits for what no other process sends\n");
+        abort();
+    }
+    nanosleep(&pause, NULL);
+}
+
+static void finish(point p)
+{
+    while (!advance(p)) poll_all();
+}
+
+static void finish_all(void)
+{
+    for (int i = 0; i < MAX_STREAMS; i++) finish(end_of(&streams[i]));
+}
+
+static bool has(const char *setting)
+{
+    return getenv(setting) != NULL;
+}
+
+static task *new_task(size_t bytes)
+{
+    task *t = calloc(1, sizeof *t + bytes);
+    if (!t) abort();
+    return t;
+}
+
+static void add_task(cudaStream_t stream, task *t)
+{
+    if (is_done(end_of(stream)))
+        stream->first = t;
+    else
+        stream->last->next = t;
+    stream->last = t;
+    stream->queued++;
+    if (stream->has_kernels && (ALWAYS_AT_ONCE || has("SHIM_AT_ONCE"))) finish(end_of(stream));
+}
+
+void shim_queue(cudaStream_t stream, bool (*run)(void *argument), const void *argument,
+                size_t bytes)
+{
+    task *t = new_task(bytes);
+    t->run = run;
+    memcpy(t->argument, argument, bytes);
+    add_task(stream, t);
+}
+
+void shim_before_kernel(cudaStream_t stream)
+{
+    stream->has_kernels = true;
+    if (has("SHIM_ONE_QUEUE")) finish_all();
 }
 
 /* --- memory ---------------------------------------------------------------------------------- */
@@ -169,6 +280,7 @@ cudaError_t cudaFree(void *ptr)
 {
     if (!ptr) return cudaSuccess;
     size_t pages;
+    finish_all();
     char *base = (char *)ptr - PAGE;
     memcpy(&pages, base, sizeof pages);
     drop_range(ptr, pages);
@@ -180,12 +292,18 @@ cudaError_t cudaFree(void *ptr)
 cudaError_t cudaHostAlloc(void **out, size_t bytes, unsigned flags)
 {
     (void)flags;
-    *out = malloc(bytes);
-    return *out ? cudaSuccess : cudaErrorMemoryAllocation;
+    *out = n_pinned < MAX_RANGES ? malloc(bytes) : NULL;
+    if (!*out) return cudaErrorMemoryAllocation;
+    pinned[n_pinned++] = (range){*out, bytes};
+    return cudaSuccess;
 }
 
 cudaError_t cudaFreeHost(void *ptr)
 {
+    int i = 0;
+    while (i < n_pinned && pinned[i].base != ptr) i++;
+    if (i == n_pinned) return cudaErrorInvalidValue;
+    pinned[i] = pinned[--n_pinned];
     free(ptr);
     return cudaSuccess;
 }
@@ -199,73 +317,69 @@ static bool kind_fits(const void *dst, size_t dst_bytes, const void *src, size_t
            (on_device(dst, dst_bytes) == to_device && on_device(src, src_bytes) == from_device);
 }
 
+typedef struct copy {
+    void *dst;
+    const void *src;
+    void *staged; /* src where it is this task's own, else NULL */
+    size_t dst_pitch, src_pitch, width, height;
+} copy;
+
+static bool run_copy(void *argument)
+{
+    const copy *c = argument;
+    shim_enter_device();
+    for (size_t i = 0; i < c->height; i++)
+        memmove((char *)c->dst + i * c->dst_pitch, (const char *)c->src + i * c->src_pitch,
+                c->width);
+    shim_leave_device();
+    free(c->staged);
+    return true;
+}
+
 cudaError_t cudaMemcpy2DAsync(void *dst, size_t dst_pitch, const void *src, size_t src_pitch,
                               size_t width, size_t height, cudaMemcpyKind kind, cudaStream_t stream)
 {
-    (void)stream;
     if (width == 0 || height == 0) return cudaSuccess;
+    const size_t src_bytes = (height - 1) * src_pitch + width;
     if (dst_pitch < width || src_pitch < width ||
-        !kind_fits(dst, (height - 1) * dst_pitch + width, src, (height - 1) * src_pitch + width,
-                   kind))
+        !kind_fits(dst, (height - 1) * dst_pitch + width, src, src_bytes, kind))
         return cudaErrorInvalidValue;
-    shim_enter_device();
-    for (size_t i = 0; i < height; i++)
-        memmove((char *)dst + i * dst_pitch, (const char *)src + i * src_pitch, width);
-    shim_leave_device();
-    return cudaSuccess;
-}
-
-/* What is late on the stream, before number `until`. */
-static void catch_up(cudaStream_t stream, long until)
-{
-    for (; stream && stream->done < until; stream->done++) {
-        const int at = (int)(stream->done % MAX_LATE);
-        if (stream->late[at].run) {
-            stream->late[at].run(stream->late[at].dst);
-            continue;
-        }
-        shim_enter_device();
-        memcpy(stream->late[at].dst, stream->late[at].src, stream->late[at].bytes);
-        shim_leave_device();
+    copy c = {dst, src, NULL, dst_pitch, src_pitch, width, height};
+    if (!on_device(src, src_bytes) && !is_in(pinned, n_pinned, src, src_bytes)) {
+        c.src = c.staged = malloc(src_bytes);
+        if (!c.staged) return cudaErrorMemoryAllocation;
+        memcpy(c.staged, src, src_bytes);
     }
-}
-
-static int next_late(cudaStream_t stream)
-{
-    catch_up(stream, stream->queued + 1 - MAX_LATE);
-    return (int)(stream->queued++ % MAX_LATE);
-}
-
-void shim_queue(cudaStream_t stream, void (*run)(void *argument), void *argument)
-{
-    const int at = next_late(stream);
-    stream->late[at].run = run;
-    stream->late[at].dst = argument;
+    shim_queue(stream, run_copy, &c, sizeof c);
+    return cudaSuccess;
 }
 
 cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind,
                             cudaStream_t stream)
 {
-    if (stream && stream->is_late && kind == cudaMemcpyHostToDevice) {
-        if (!kind_fits(dst, bytes, src, bytes, kind)) return cudaErrorInvalidValue;
-        const int at = next_late(stream);
-        stream->late[at].run = NULL;
-        stream->late[at].dst = dst;
-        stream->late[at].src = src;
-        stream->late[at].bytes = bytes;
-        return cudaSuccess;
-    }
     return cudaMemcpy2DAsync(dst, bytes, src, bytes, bytes, 1, kind, stream);
+}
+
+typedef struct fill {
+    void *dst;
+    int value;
+    size_t bytes;
+} fill;
+
+static bool run_fill(void *argument)
+{
+    const fill *f = argument;
+    shim_enter_device();
+    memset(f->dst, f->value, f->bytes);
+    shim_leave_device();
+    return true;
 }
 
 cudaError_t cudaMemsetAsync(void *dst, int value, size_t bytes, cudaStream_t stream)
 {
-    (void)stream;
     if (bytes == 0) return cudaSuccess;
     if (!on_device(dst, bytes)) return cudaErrorInvalidValue;
-    shim_enter_device();
-    memset(dst, value, bytes);
-    shim_leave_device();
+    shim_queue(stream, run_fill, &(fill){dst, value, bytes}, sizeof(fill));
     return cudaSuccess;
 }
 
@@ -311,9 +425,11 @@ static CUresult mem_map(CUdeviceptr at, size_t bytes, size_t offset,
                                                                   : CUDA_ERROR_OUT_OF_MEMORY;
 }
 
+/* Does not wait, as CUDA's: what is queued and uses this memory ends with SIGSEGV. */
 static CUresult mem_unmap(CUdeviceptr at, size_t bytes)
 {
     drop_range((char *)(uintptr_t)at, bytes);
+    if (mprotect((void *)(uintptr_t)at, bytes, PROT_NONE) != 0) abort();
     return CUDA_SUCCESS;
 }
 
@@ -426,34 +542,24 @@ cudaError_t cudaSetDevice(int device)
     return device == 0 ? cudaSuccess : cudaErrorInvalidDevice;
 }
 
-static cudaStream_t streams[MAX_STREAMS];
-static int n_streams;
-
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags)
 {
     (void)flags;
-    *stream = n_streams < MAX_STREAMS ? calloc(1, sizeof **stream) : NULL;
-    if (!*stream) return cudaErrorMemoryAllocation;
-    (*stream)->is_late = n_streams > 0;
-    streams[n_streams++] = *stream;
-    return cudaSuccess;
+    for (int i = 0; i < MAX_STREAMS; i++)
+        if (!streams[i].is_open && is_done(end_of(&streams[i]))) {
+            *stream = &streams[i];
+            (*stream)->is_open = true;
+            (*stream)->has_kernels = false;
+            return cudaSuccess;
+        }
+    return cudaErrorMemoryAllocation;
 }
 
+/* Does not wait, as CUDA's. */
 cudaError_t cudaStreamDestroy(cudaStream_t stream)
 {
-    int i = 0;
-    catch_up(stream, stream->queued);
-    while (streams[i] != stream) i++;
-    streams[i] = streams[--n_streams];
-    free(stream);
+    stream->is_open = false;
     return cudaSuccess;
-}
-
-void shim_before_kernel(void)
-{
-    static int has_one_queue = -1;
-    if (has_one_queue < 0) has_one_queue = getenv("SHIM_ONE_QUEUE") != NULL;
-    for (int i = 0; i < n_streams && has_one_queue; i++) catch_up(streams[i], streams[i]->queued);
 }
 
 static long n_waits;
@@ -466,14 +572,16 @@ long shim_waits(void)
 cudaError_t cudaStreamSynchronize(cudaStream_t stream)
 {
     n_waits++;
-    catch_up(stream, stream->queued);
+    finish(end_of(stream));
     return cudaSuccess;
 }
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags)
 {
-    (void)stream, (void)flags;
-    catch_up(event->stream, event->queued);
+    (void)flags;
+    task *t = new_task(0);
+    t->before = event->recorded;
+    add_task(stream, t);
     return cudaSuccess;
 }
 
@@ -492,27 +600,20 @@ cudaError_t cudaEventDestroy(cudaEvent_t event)
 
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream)
 {
-    event->stream = stream;
-    event->queued = stream->queued;
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    event->at_s = (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+    event->recorded = end_of(stream);
     return cudaSuccess;
 }
 
+/* What nobody has waited for before is not ready when it is asked for first. */
 cudaError_t cudaEventQuery(cudaEvent_t event)
 {
-    return cudaEventSynchronize(event);
+    if (is_done(event->recorded)) return cudaSuccess;
+    if (!advance(event->recorded)) poll_all();
+    return cudaErrorNotReady;
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event)
 {
-    catch_up(event->stream, event->queued);
-    return cudaSuccess;
-}
-
-cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t begin, cudaEvent_t end)
-{
-    *ms = (float)(1e3 * (end->at_s - begin->at_s));
+    finish(event->recorded);
     return cudaSuccess;
 }

@@ -10,7 +10,7 @@ void dtrtri_(const char *fill, const char *diag, const int *n, double *a, const 
              int *info);
 
 struct shim_solver {
-    int unused;
+    cudaStream_t stream;
 };
 
 cusolverStatus_t cusolverDnCreate(cusolverDnHandle_t *handle)
@@ -27,7 +27,7 @@ cusolverStatus_t cusolverDnDestroy(cusolverDnHandle_t handle)
 
 cusolverStatus_t cusolverDnSetStream(cusolverDnHandle_t handle, cudaStream_t stream)
 {
-    (void)handle, (void)stream;
+    handle->stream = stream;
     return CUSOLVER_STATUS_SUCCESS;
 }
 
@@ -58,20 +58,47 @@ cusolverStatus_t cusolverDnXpotrf_bufferSize(cusolverDnHandle_t handle, cusolver
     return CUSOLVER_STATUS_SUCCESS;
 }
 
+typedef struct factor {
+    char fill, diag;
+    int n, ld;
+    double *a;
+    int *info;
+} factor;
+
+static bool run_potrf(void *argument)
+{
+    const factor *f = argument;
+    shim_enter_device();
+    dpotrf_(&f->fill, &f->n, f->a, &f->ld, f->info);
+    shim_leave_device();
+    return true;
+}
+
+static bool run_trtri(void *argument)
+{
+    const factor *f = argument;
+    shim_enter_device();
+    dtrtri_(&f->fill, &f->diag, &f->n, f->a, &f->ld, f->info);
+    shim_leave_device();
+    return true;
+}
+
 cusolverStatus_t cusolverDnXpotrf(cusolverDnHandle_t handle, cusolverDnParams_t params,
                                   cublasFillMode_t fill, int64_t n, cudaDataType type_a, void *a,
                                   int64_t lda, cudaDataType compute, void *device_work,
                                   size_t device_bytes, void *host_work, size_t host_bytes,
                                   int *info)
 {
-    (void)handle, (void)device_work, (void)host_work;
+    (void)device_work, (void)host_work;
     if (!params || type_a != CUDA_R_64F || compute != CUDA_R_64F || device_bytes < 64 ||
         host_bytes < 64)
         return CUSOLVER_STATUS_INVALID_VALUE;
-    int order = (int)n, ld = (int)lda;
-    shim_enter_device();
-    dpotrf_(fill == CUBLAS_FILL_MODE_LOWER ? "L" : "U", &order, a, &ld, info);
-    shim_leave_device();
+    const factor f = {.fill = fill == CUBLAS_FILL_MODE_LOWER ? 'L' : 'U',
+                      .n = (int)n,
+                      .ld = (int)lda,
+                      .a = a,
+                      .info = info};
+    shim_queue(handle->stream, run_potrf, &f, sizeof f);
     return CUSOLVER_STATUS_SUCCESS;
 }
 
@@ -90,13 +117,15 @@ cusolverStatus_t cusolverDnXtrtri(cusolverDnHandle_t handle, cublasFillMode_t fi
                                   int64_t lda, void *device_work, size_t device_bytes,
                                   void *host_work, size_t host_bytes, int *info)
 {
-    (void)handle, (void)device_work, (void)host_work;
+    (void)device_work, (void)host_work;
     if (type_a != CUDA_R_64F || device_bytes < 64 || host_bytes < 64)
         return CUSOLVER_STATUS_INVALID_VALUE;
-    int order = (int)n, ld = (int)lda;
-    shim_enter_device();
-    dtrtri_(fill == CUBLAS_FILL_MODE_LOWER ? "L" : "U", diag == CUBLAS_DIAG_NON_UNIT ? "N" : "U",
-            &order, a, &ld, info);
-    shim_leave_device();
+    const factor f = {.fill = fill == CUBLAS_FILL_MODE_LOWER ? 'L' : 'U',
+                      .diag = diag == CUBLAS_DIAG_NON_UNIT ? 'N' : 'U',
+                      .n = (int)n,
+                      .ld = (int)lda,
+                      .a = a,
+                      .info = info};
+    shim_queue(handle->stream, run_trtri, &f, sizeof f);
     return CUSOLVER_STATUS_SUCCESS;
 }

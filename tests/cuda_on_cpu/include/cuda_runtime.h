@@ -68,11 +68,19 @@ extern dim3 blockDim, gridDim;
 
 /* --- what vqround's macros need -------------------------------------------------------------- */
 
+/* A launch; its arguments, which body knows, stand behind it. */
+struct shim_launch {
+    const char *kernel;
+    dim3 blocks, threads;
+    size_t shared_bytes;
+    void (*body)(shim_launch *);
+};
+
 extern "C" {
 
-/* Runs body(closure) once for each thread of each block. */
-cudaError_t shim_run(const char *kernel, dim3 blocks, dim3 threads, size_t shared_bytes,
-                     void (*body)(void *closure), void *closure);
+/* Queues a copy of the launch and its arguments, together of these bytes: body(copy) runs once for
+ * each thread of each block. */
+cudaError_t shim_run(const shim_launch *launch, size_t bytes, cudaStream_t stream);
 
 /* The block's array of this key, made by the first thread that asks. */
 void *shim_shared(const void *key, size_t bytes);
@@ -89,20 +97,28 @@ void shim_wait_copies(void);
 const uint64_t *shim_exchange(unsigned mask, uint64_t value, const char *operation);
 }
 
-template <class F>
-static inline cudaError_t shim_launch(const char *kernel, dim3 blocks, dim3 threads,
-                                      size_t shared_bytes, F body)
+template <class T> struct shim_same {
+    typedef T type;
+};
+
+/* Arguments become the kernel's parameters when it is launched. */
+template <class... P>
+static inline cudaError_t shim_call(const shim_launch &launch, cudaStream_t stream,
+                                    void (*kernel)(P...), typename shim_same<P>::type... arguments)
 {
-    return shim_run(
-        kernel, blocks, threads, shared_bytes, [](void *f) { (*static_cast<F *>(f))(); }, &body);
+    auto call = [=]() { kernel(arguments...); };
+    struct whole {
+        shim_launch launch;
+        decltype(call) run;
+    } w = {launch, call};
+    static_assert(std::is_trivially_copyable<whole>::value, "arguments are copied as bytes");
+    w.launch.body = [](shim_launch *l) { reinterpret_cast<whole *>(l)->run(); };
+    return shim_run(&w.launch, sizeof w, stream);
 }
 
 #define VQ_LAUNCH(cuda, kernel, blocks, threads, shared_bytes, ...)                                \
-    do {                                                                                           \
-        (void)(cuda);                                                                              \
-        VQ_CUDA(                                                                                   \
-            shim_launch(#kernel, blocks, threads, shared_bytes, [&]() { kernel(__VA_ARGS__); }));  \
-    } while (0)
+    VQ_CUDA(shim_call({#kernel, blocks, threads, size_t(shared_bytes), nullptr}, (cuda)->stream,   \
+                      kernel, __VA_ARGS__))
 #define VQ_SHARED(type, name, dims)                                                                \
     static char name##_key_;                                                                       \
     typedef type name##_type_ dims;                                                                \
@@ -218,10 +234,6 @@ static inline void __syncwarp(unsigned mask = 0xffffffffu)
 #define __threadfence_block() ((void)0)
 
 /* --- atomics: fibers change only where they wait --------------------------------------------- */
-
-template <class T> struct shim_same {
-    typedef T type;
-};
 
 #define SHIM_ATOMIC(name, ...)                                                                     \
     template <class T> static inline T name(T *at, typename shim_same<T>::type value)              \

@@ -1,8 +1,7 @@
 /* cuda_runtime_api.h - stand-in for the part of the CUDA runtime that vqround calls, on the host.
  *
- * Streams run at once, but for copies that nobody waits for (shim_runtime.c). Device memory is host
- * memory that can be locked against host code (shim.h), which then ends with SIGSEGV, as it would
- * on a GPU. */
+ * When streams do what they are given: shim_runtime.c. Device memory is host memory that can be
+ * locked against host code (shim.h), which then ends with SIGSEGV, as it would on a GPU. */
 #pragma once
 #include <stdbool.h>
 #include <stddef.h>
@@ -79,7 +78,6 @@ cudaError_t cudaEventDestroy(cudaEvent_t event);
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
 cudaError_t cudaEventQuery(cudaEvent_t event);
 cudaError_t cudaEventSynchronize(cudaEvent_t event);
-cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t begin, cudaEvent_t end);
 
 typedef enum cudaDriverEntryPointQueryResult {
     cudaDriverEntryPointSuccess,

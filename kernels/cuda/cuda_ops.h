@@ -48,7 +48,7 @@ typedef struct vq_cuda {
     cublasLtHandle_t blas;
     cusolverDnHandle_t solver;
     vq_cuda_gemm_cache *gemm_cache;
-    int multiprocessors; /* for reports: no result may depend on it */
+    int multiprocessors; /* sums may depend on it: as products do, on GPUs of another kind */
     size_t shared_bytes; /* of a block at most: sharedMemPerBlockOptin */
 } vq_cuda;
 

@@ -11,9 +11,6 @@
  * three, and a part of it goes on while memory is read. */
 #define TABLE_WEIGHTS ((int64_t)8 << 20)
 
-/* One block fills a multiprocessor's shared memory; there are 108 to 148 of them. */
-#define ROUND_CHUNKS 128
-
 /* A chunk reads 13 bytes for half a code's 32 bytes of the table that it leaves. */
 #define VECTORS_PER_CODE 0.5
 
@@ -28,7 +25,9 @@
 
 #define SYRK_COLUMNS 2048
 
-#define LEAST_SHARED ((size_t)162 << 10) /* of a block, of the GPUs that are planned for: A100 */
+/* Of the GPUs that are planned for: of a block of an A100, and of a B200. */
+#define LEAST_SHARED ((size_t)162 << 10)
+#define MOST_MULTIPROCESSORS 148
 
 int64_t vq_cuda_sum_blocks(int64_t n)
 {
@@ -47,12 +46,12 @@ bool vq_cuda_round_makes_table(int64_t n_weights)
 }
 
 vq_cuda_round_plan vq_cuda_plan_round_bwd(int64_t n_weights, int64_t K, int64_t D,
-                                          size_t shared_bytes)
+                                          size_t shared_bytes, int multiprocessors)
 {
     const int64_t code_bytes = D * (int64_t)sizeof(int32_t);
     const int64_t least = VQ_MAX((int64_t)(VECTORS_PER_CODE * (double)(K * D)), 1);
     vq_cuda_round_plan p = {0};
-    p.chunks = VQ_MAX(VQ_MIN(n_weights / least, ROUND_CHUNKS), 1);
+    p.chunks = VQ_MAX(VQ_MIN(n_weights / least, multiprocessors), 1);
     p.chunk = VQ_CEIL_DIV(VQ_CEIL_DIV(n_weights, p.chunks), VQ_CUDA_ROUND_TURN);
     p.chunk = VQ_MAX(p.chunk, 1) * VQ_CUDA_ROUND_TURN;
     p.chunks = VQ_MAX(VQ_CEIL_DIV(n_weights, p.chunk), 1);
@@ -89,7 +88,7 @@ size_t vq_cuda_pass_bytes(const vq_cuda_pass *p)
     if (p->converts) most = VQ_MAX(most, (size_t)p->largest * p->act_bytes);
     if (p->K > 0) {
         const vq_cuda_round_plan round =
-            vq_cuda_plan_round_bwd(p->largest, p->K, p->D, LEAST_SHARED);
+            vq_cuda_plan_round_bwd(p->largest, p->K, p->D, LEAST_SHARED, MOST_MULTIPROCESSORS);
         const size_t tables = p->is_backward ? (size_t)round.partial * 4 : 0;
         most = VQ_MAX(most, tables + (size_t)(p->K * p->D) * 4);
     }

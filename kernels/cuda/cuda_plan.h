@@ -18,7 +18,8 @@ bool vq_cuda_round_shares_table(int64_t n_weights, int64_t table_bytes, size_t s
 bool vq_cuda_round_makes_table(int64_t n_weights);
 
 /* round_bwd: blocks [chunks, ranges]. Each goes over one chunk of the weight and adds to the
- * gradients of one range of codes, in its shared memory. */
+ * gradients of one range of codes, in its shared memory. One fills a multiprocessor: there are no
+ * more chunks than these, whose order is that of the sum. */
 #define VQ_CUDA_ROUND_TURN 16384 /* weights that a block takes at a time */
 typedef struct vq_cuda_round_plan {
     int64_t chunks, chunk; /* number, and weights of each: a multiple of VQ_CUDA_ROUND_TURN */
@@ -27,7 +28,7 @@ typedef struct vq_cuda_round_plan {
     int64_t partial;       /* floats of scratch: the chunks' tables */
 } vq_cuda_round_plan;
 vq_cuda_round_plan vq_cuda_plan_round_bwd(int64_t n_weights, int64_t K, int64_t D,
-                                          size_t shared_bytes);
+                                          size_t shared_bytes, int multiprocessors);
 
 /* Losses: tokens of a chunk, all chunks but the last being equal, when a token has `logits`
  * logits. */

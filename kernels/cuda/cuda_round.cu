@@ -582,8 +582,8 @@ vq_status vq_cuda_round_bwd(void *ctx, vq_tensor *dcodes, const vq_tensor *dw, c
                                                       &l, code, fit && uintptr_t(sum) % 16 == 0))));
         return VQ_OK;
     }
-    const vq_cuda_round_plan plan =
-        vq_cuda_plan_round_bwd(l.out * l.in, K, D, cuda->shared_bytes - STATIC_BYTES);
+    const vq_cuda_round_plan plan = vq_cuda_plan_round_bwd(
+        l.out * l.in, K, D, cuda->shared_bytes - STATIC_BYTES, cuda->multiprocessors);
     VQ_CHECK(plan.codes > 0, VQ_EUNSUPPORTED,
              "round_bwd: codes of %lld numbers, expected at most %zu on this GPU, what its shared "
              "memory holds. Use a smaller D",

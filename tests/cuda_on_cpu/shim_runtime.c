@@ -531,7 +531,7 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *prop, int device)
                                     .totalGlobalMem = TOTAL_BYTES,
                                     .sharedMemPerBlockOptin = (size_t)163 << 10,
                                     .major = 8,
-                                    .multiProcessorCount = 2};
+                                    .multiProcessorCount = 108};
     const pid_t own = getenv("SHIM_ONE_GPU") ? 0 : getpid(); /* else one for each process */
     memcpy(prop->uuid.bytes, &own, sizeof own);
     return cudaSuccess;

@@ -10,12 +10,13 @@
 #include "cuda_plan.h"
 
 #define A100_SHARED ((size_t)163 << 10)
+#define MULTIPROCESSORS 132
 #define SMALL_SHARED ((size_t)99 << 10) /* compute capability 8.6, 8.9 */
 
 static void check_round_bwd(int64_t n, int64_t K, int64_t D, size_t shared)
 {
-    const vq_cuda_round_plan p = vq_cuda_plan_round_bwd(n, K, D, shared);
-    assert_true(p.chunks >= 1 && p.chunks <= 128 && p.chunk % VQ_CUDA_ROUND_TURN == 0);
+    const vq_cuda_round_plan p = vq_cuda_plan_round_bwd(n, K, D, shared, MULTIPROCESSORS);
+    assert_true(p.chunks >= 1 && p.chunks <= MULTIPROCESSORS && p.chunk % VQ_CUDA_ROUND_TURN == 0);
     assert_true(p.chunks * p.chunk >= n && (p.chunks - 1) * p.chunk < VQ_MAX(n, 1));
     assert_true(p.ranges * p.codes >= K && (p.ranges - 1) * p.codes < K);
     assert_true(p.shared_bytes <= shared && p.shared_bytes == (size_t)(p.codes * D * 4));
@@ -34,11 +35,11 @@ static void test_round_bwd(void **state)
                 check_round_bwd(weights[i], codes[j][0], codes[j][1], SMALL_SHARED);
         }
     /* The paper's table fits one block of an A100 or H100, and two of a smaller card. */
-    assert_int_equal(vq_cuda_plan_round_bwd(4096 * 11008, 4096, 8, A100_SHARED).ranges, 1);
-    assert_int_equal(vq_cuda_plan_round_bwd(4096 * 11008, 4096, 8, SMALL_SHARED).ranges, 2);
-    assert_true(vq_cuda_plan_round_bwd(4096 * 11008, 4096, 8, A100_SHARED).chunks > 120);
+    assert_int_equal(vq_cuda_plan_round_bwd(4096 * 11008, 4096, 8, A100_SHARED, 108).ranges, 1);
+    assert_int_equal(vq_cuda_plan_round_bwd(4096 * 11008, 4096, 8, SMALL_SHARED, 128).ranges, 2);
+    assert_true(vq_cuda_plan_round_bwd(4096 * 11008, 4096, 8, A100_SHARED, 108).chunks > 100);
     /* One code's numbers do not fit: the caller says so. */
-    assert_int_equal(vq_cuda_plan_round_bwd(1 << 20, 4, 1 << 16, A100_SHARED).codes, 0);
+    assert_int_equal(vq_cuda_plan_round_bwd(1 << 20, 4, 1 << 16, A100_SHARED, 108).codes, 0);
 }
 
 static void test_round_fwd(void **state)

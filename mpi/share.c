@@ -13,6 +13,7 @@
 #include "log.h"
 
 #define POLL_MS 500
+#define LAYOUT 2 /* of the files that phases leave: those of other versions are not found */
 
 static vq_status link_file(const char *from, const char *to)
 {
@@ -94,7 +95,7 @@ vq_status vq_share_begin(vq_job *job, const char *what, uint64_t key, const char
     vq_comm_at(job->comm, "share, %s", what);
     vq_tensor t = vq_tensor_1d(&key, VQ_I64, 1);
     VQ_TRY(vq_comm_broadcast(job->comm, &t, 0));
-    snprintf(name, sizeof name, "%s-%016" PRIx64, what, key);
+    snprintf(name, sizeof name, "%s-%016" PRIx64, what, vq_hash_u64(key, LAYOUT));
     VQ_TRY(vq_path_join(&job->run, job->config->share.dir, name, &s->dir));
     for (int64_t tries = 0;; tries++) {
         vq_status status = vq_guard_check(job->config->out);

@@ -21,7 +21,7 @@ table() {
 6 src export report runs plot figures dashboard inspect
 7 mpi guard comm comm_self comm_mpi comm_staged topo comm_nccl cuda_module cuda_table schedule
 8 mpi job share feed stream pipeline checkpoint
-9 mpi plan_view plan_memory plan_time plan plan_print plan_job sweep shelf init blocks cache train evaluate exporter inputs folder deviation outcome
+9 mpi plan_view plan_memory plan_time plan plan_print plan_job sweep shelf maker init blocks cache train evaluate exporter inputs folder deviation outcome
 10 mpi run
 11 src main
 END

@@ -8,8 +8,6 @@
 
 /* Operations that take as long as making a weight from its code, or adding its gradient to it. */
 #define ROUND_FLOPS 60.0
-/* On a GPU: what a product does while as many bytes pass its memory, by the same data sheets. */
-#define GPU_ROUND_FLOPS 300.0
 /* Passes of our k-means over its sample, from any start. Its operations take as long as those of a
  * matrix product; FAISS's, longer. */
 #define KMEANS_PASSES 16.0
@@ -21,6 +19,8 @@
 /* The same of all arithmetic in f32 and f64 on a GPU, beside its products in bf16: by the data
  * sheets of A100 and H100. */
 #define GPU_EXACT_COST 16.0
+/* And what products do there while a weight's bytes pass the memory: between their two numbers. */
+#define GPU_ROUND_FLOPS 300.0
 
 static double init_work(const vq_plan_view *v)
 {

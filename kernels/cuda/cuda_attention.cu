@@ -85,6 +85,24 @@ static __device__ __forceinline__ void load_two(T *tiles, const T *a, const T *b
     load_tile<T, WIDE>(tiles + rows * (WIDE + PAD), b, stride, n, rows, s);
 }
 
+/* The turn of rows [u0, u0 + N) of keys and values: waits for their tiles, which are returned, the
+ * values' behind the keys', and begins to bring the next turn's, if there is one before row `end`.
+ * at: row 0 of both. */
+template <class T, int WIDE, int N>
+static __device__ __forceinline__ const T *take_turn(T *tiles, int side, const T *k, const T *v,
+                                                     int64_t at, int64_t row, int64_t u0,
+                                                     int64_t end, const shape &s)
+{
+    constexpr int BOTH = 2 * N * (WIDE + PAD);
+    const int64_t next = u0 + N;
+    vq_wait_copies();
+    __syncthreads(); /* this turn's are there, and those of the one before are read */
+    at += next * row;
+    if (next < end)
+        load_two<T, WIDE>(tiles + (side ^ 1) * BOTH, k + at, v + at, row, s.T_k - next, N, s);
+    return tiles + side * BOTH;
+}
+
 /* a: the tile's rows [row, row + 16), columns [column, column + 16). */
 template <class T, int WIDE>
 static __device__ __forceinline__ void load_a(uint32_t *a, const T *tile, int row, int column)
@@ -221,13 +239,8 @@ static __global__ void __launch_bounds__(THREADS, FWD_BLOCKS(WIDE))
     float sum[WIDE / 8][4] = {}, top[2] = {-INFINITY, -INFINITY}, total[2] = {};
     int side = 0;
     for (int64_t u0 = 0; u0 < keys; u0 += FWD_KEYS, side ^= 1) {
-        const T *k_tile = tiles + side * 2 * TILE, *v_tile = k_tile + TILE;
-        const int64_t next = u0 + FWD_KEYS, at = key0 + next * row;
-        vq_wait_copies();
-        __syncthreads(); /* this tile is there, and the one before is read */
-        if (next < keys)
-            load_two<T, WIDE>(tiles + (side ^ 1) * 2 * TILE, k + at, v + at, row, s.T_k - next,
-                              FWD_KEYS, s);
+        const T *k_tile = take_turn<T, WIDE, FWD_KEYS>(tiles, side, k, v, key0, row, u0, keys, s);
+        const T *v_tile = k_tile + TILE;
         float p[FWD_KEYS / 8][4] = {}, most[2] = {top[0], top[1]};
         add_scores<T, WIDE, FWD_KEYS / 8>(p, own, k_tile);
         const int last[2] = {last_seen(s.prefix + row0 - u0, FWD_KEYS, lane),
@@ -344,13 +357,8 @@ static __global__ void __launch_bounds__(THREADS)
     float sum[WIDE / 8][4] = {};
     int side = 0;
     for (int64_t u0 = 0; u0 < keys; u0 += BWD_OTHERS, side ^= 1) {
-        const T *k_tile = tiles + side * 2 * TILE, *v_tile = k_tile + TILE;
-        const int64_t next = u0 + BWD_OTHERS, at = key0 + next * row;
-        vq_wait_copies();
-        __syncthreads(); /* this tile is there, and the one before is read */
-        if (next < keys)
-            load_two<T, WIDE>(tiles + (side ^ 1) * 2 * TILE, k + at, v + at, row, s.T_k - next,
-                              BWD_OTHERS, s);
+        const T *k_tile = take_turn<T, WIDE, BWD_OTHERS>(tiles, side, k, v, key0, row, u0, keys, s);
+        const T *v_tile = k_tile + TILE;
         float p[BWD_OTHERS / 8][4] = {}, ds[BWD_OTHERS / 8][4] = {};
         add_scores<T, WIDE, BWD_OTHERS / 8>(p, own_q, k_tile);
         add_scores<T, WIDE, BWD_OTHERS / 8>(ds, own_d, v_tile);

@@ -14,7 +14,6 @@
 #define KIND "teacher"
 #define LAYOUT 1
 #define PREFIX "teacher-"
-#define PARTS 16 /* of the windows, each in files of its own: a run that ends loses one at most */
 
 static const vq_model *teacher_model(const vq_job *job)
 {
@@ -197,7 +196,8 @@ static vq_status run_teacher(vq_teacher *t, const vq_data *data, const double *m
     /* As many as a replica's share of a step: its stages overlap. */
     const int64_t batch = VQ_CEIL_DIV(max_micro(job), job->together) * job->together;
     const int64_t messages = vq_stream_messages(job, &data->calib, batch),
-                  windows = batch * job->topo.n_replicas, step = VQ_CEIL_DIV(messages, PARTS);
+                  windows = batch * job->topo.n_replicas,
+                  step = VQ_CEIL_DIV(messages, VQ_STREAM_PARTS);
     writing w = {.teacher = t, .file.id = -1, .not_finite = -1};
     vq_status status =
         vq_comm_end(job->comm, vq_stage_hold(&t->stage, &job->step, job->hold_bytes));

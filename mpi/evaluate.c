@@ -16,7 +16,6 @@
 
 #define KIND "evaluation"
 #define LAYOUT 1
-#define PARTS 16
 
 /* A pass over the windows. */
 typedef struct pass {
@@ -31,6 +30,12 @@ typedef struct pass {
     double start_s;
     vq_progress progress;
 } pass;
+
+/* Whether the mode's weights are the model's own, which a GPU is brought: others are made. */
+static bool brings(vq_mode mode)
+{
+    return mode == VQ_MODE_FLOAT || mode == VQ_MODE_RTN;
+}
 
 static vq_status window_losses(void *ctx, int64_t first, int64_t count, const vq_tensor *ids,
                                vq_tensor *hidden)
@@ -142,12 +147,11 @@ static vq_status run_part(pass *p, int64_t micro, int64_t together, int64_t next
 static vq_status run_pass(pass *p)
 {
     vq_job *job = p->job;
-    /* The student's weights are made, not brought. */
-    const bool brings = p->mode == VQ_MODE_FLOAT || p->mode == VQ_MODE_RTN;
-    const int64_t micro = vq_pipeline_windows(p->windows->T), together = brings ? job->together : 1,
+    const int64_t micro = vq_pipeline_windows(p->windows->T),
+                  together = brings(p->mode) ? job->together : 1,
                   windows = micro * together * job->topo.n_replicas,
                   messages = vq_stream_messages(job, p->windows, micro * together),
-                  step = VQ_CEIL_DIV(messages, PARTS);
+                  step = VQ_CEIL_DIV(messages, VQ_STREAM_PARTS);
     if (p->known == p->windows->n) return VQ_OK;
     for (int64_t next = p->known / windows; next < messages; next += step)
         VQ_TRY(run_part(p, micro, together, next, VQ_MIN(next + step, messages)));
@@ -174,7 +178,7 @@ vq_status vq_evaluate(vq_job *job, const vq_stage *stage, vq_mode mode, const vq
               .kept = kept,
               .start_s = vq_seconds()};
     vq_comm_at(job->comm, "evaluation, %s", vq_mode_name(mode));
-    if (mode == VQ_MODE_FLOAT || mode == VQ_MODE_RTN)
+    if (brings(mode))
         VQ_TRY(vq_comm_end(job->comm, vq_stage_hold(stage, &job->step, job->hold_bytes)));
     else if (job->keeps_weights)
         VQ_TRY(vq_comm_end(job->comm, vq_stage_make_weights(stage, mode, &job->step)));

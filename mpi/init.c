@@ -164,10 +164,9 @@ vq_status vq_init_read(vq_job *job, const vq_data *data, vq_init_stats *stats)
     const vq_shelf inits = vq_maker_shelf(job);
     VQ_TRY(vq_shelf_look(job, &inits, true, false, missing));
     VQ_CHECK(vq_shelf_is_whole(job, missing), VQ_EFILE,
-             "%s: its " VQ_MAKER_PREFIX
-             "*.h5 lack linears of the model: expected a finished run. Run the "
-             "same quantize command again to finish it",
-             job->config->out);
+             "%s: its %s*.h5 lack linears of the model: expected a finished run. Run the same "
+             "quantize command again to finish it",
+             job->config->out, inits.prefix);
     return vq_config_learns(job->config) && job->pool.is_whole ? vq_job_share_pool(job) : VQ_OK;
 }
 
@@ -177,7 +176,8 @@ vq_status vq_init_codebooks(vq_job *job, const vq_data *data, vq_init_stats *sta
     const double start_s = vq_seconds();
     vq_share share;
     VQ_TRY(prepare(job, &set, data, stats));
-    VQ_TRY(vq_share_begin(job, "init", job->init_key, VQ_MAKER_PREFIX, true, &share));
+    const vq_shelf inits = vq_maker_shelf(job);
+    VQ_TRY(vq_share_begin(job, inits.kind, job->init_key, inits.prefix, true, &share));
     vq_comm_at(job->comm, "init");
     VQ_TRY(vq_share_end(&share, find_or_make(job, &set, data)));
     VQ_TRY(vq_comm_agree(job->comm, job->comm->rank == 0 ? vq_maker_tidy(job) : VQ_OK));

@@ -14,8 +14,9 @@
 
 #define KIND "init"
 #define LAYOUT 3
+#define PREFIX "init-"
 #define START_KIND "start"
-#define START VQ_MAKER_PREFIX "start.h5"
+#define START PREFIX "start.h5"
 #define GRID_KIND "grid" /* what a sweep gives, for runs with other codebooks */
 #define GRID_PREFIX "grid-"
 #define SETTINGS "the model's weights, bits, groups, K and D, and GPTQ's windows"
@@ -156,24 +157,25 @@ static vq_status share_start(vq_job *job, const vq_maker_settings *set, vq_tenso
 
 /* --- making ---------------------------------------------------------------------------------- */
 
-vq_shelf vq_maker_shelf(const vq_job *job)
+/* The kind's files; `part` is what a linear has there in any case. */
+static vq_shelf shelf_of(const char *kind, const char *prefix, const char *part, uint64_t key)
 {
-    return (vq_shelf){.kind = KIND,
-                      .prefix = VQ_MAKER_PREFIX,
-                      .part = "base",
+    return (vq_shelf){.kind = kind,
+                      .prefix = prefix,
+                      .part = part,
                       .settings = SETTINGS,
                       .layout = LAYOUT,
-                      .key = job->init_key};
+                      .key = key};
+}
+
+vq_shelf vq_maker_shelf(const vq_job *job)
+{
+    return shelf_of(KIND, PREFIX, "base", job->init_key);
 }
 
 static vq_shelf grid_shelf(const vq_job *job)
 {
-    return (vq_shelf){.kind = GRID_KIND,
-                      .prefix = GRID_PREFIX,
-                      .part = "rest",
-                      .settings = SETTINGS,
-                      .layout = LAYOUT,
-                      .key = job->grid_key};
+    return shelf_of(GRID_KIND, GRID_PREFIX, "rest", job->grid_key);
 }
 
 /* What making a linear needs. */

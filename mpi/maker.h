@@ -11,8 +11,6 @@
 #include "grid.h"
 #include "shelf.h"
 
-#define VQ_MAKER_PREFIX "init-" /* of the files */
-
 /* The settings in the form that grid and codebook take. */
 typedef struct vq_maker_settings {
     vq_grid_config grid;

@@ -28,6 +28,9 @@ int64_t vq_stream_total(const vq_stream *stream, int64_t message);
 vq_status vq_stream_steps(vq_arena *arena, vq_job *job, const vq_windows *windows, int64_t next,
                           int64_t count, vq_stream *stream);
 
+/* A pass that keeps what it finds does so in as many parts: a run that ends loses one at most. */
+#define VQ_STREAM_PARTS 16
+
 /* All windows once, `batch` at a time, dealt out to the replicas in turn: the messages that this
  * takes, and the stream of messages [next, count). */
 int64_t vq_stream_messages(const vq_job *job, const vq_windows *windows, int64_t batch);

@@ -28,33 +28,41 @@ vq_vqlinear *vq_stage_linear(vq_stage *s, int64_t layer, vq_linear_kind kind)
     return linear->source ? linear : NULL;
 }
 
+/* The stage's linears in order, those that the family lacks among them. */
+static int64_t n_linears(const vq_stage *s)
+{
+    return (s->last - s->first) * VQ_N_KINDS;
+}
+
+static vq_vqlinear *linear_at(const vq_stage *s, int64_t i)
+{
+    return &s->block[i / VQ_N_KINDS].linear[i % VQ_N_KINDS];
+}
+
 vq_status vq_stage_learn_scales(vq_stage *s, vq_arena *arena)
 {
-    for (int64_t i = 0; i < (s->last - s->first) * VQ_N_KINDS; i++)
-        VQ_TRY(vq_vqlinear_learn_scale(s->be, &s->block[i / VQ_N_KINDS].linear[i % VQ_N_KINDS],
-                                       arena));
+    for (int64_t i = 0; i < n_linears(s); i++)
+        VQ_TRY(vq_vqlinear_learn_scale(s->be, linear_at(s, i), arena));
     return VQ_OK;
 }
 
 vq_status vq_stage_set_scales(vq_stage *s)
 {
-    for (int64_t i = 0; i < (s->last - s->first) * VQ_N_KINDS; i++)
-        VQ_TRY(vq_vqlinear_set_scale(s->be, &s->block[i / VQ_N_KINDS].linear[i % VQ_N_KINDS]));
+    for (int64_t i = 0; i < n_linears(s); i++)
+        VQ_TRY(vq_vqlinear_set_scale(s->be, linear_at(s, i)));
     return VQ_OK;
 }
 
 vq_status vq_stage_make_weights(const vq_stage *s, vq_mode mode, vq_arena *arena)
 {
-    for (int64_t i = 0; i < (s->last - s->first) * VQ_N_KINDS; i++)
-        VQ_TRY(vq_vqlinear_make(s->be, &s->block[i / VQ_N_KINDS].linear[i % VQ_N_KINDS], mode,
-                                arena, s->scratch));
+    for (int64_t i = 0; i < n_linears(s); i++)
+        VQ_TRY(vq_vqlinear_make(s->be, linear_at(s, i), mode, arena, s->scratch));
     return VQ_OK;
 }
 
 void vq_stage_forget_weights(const vq_stage *s)
 {
-    for (int64_t i = 0; i < (s->last - s->first) * VQ_N_KINDS; i++)
-        s->block[i / VQ_N_KINDS].linear[i % VQ_N_KINDS].made = (vq_tensor){0};
+    for (int64_t i = 0; i < n_linears(s); i++) linear_at(s, i)->made = (vq_tensor){0};
 }
 
 /* cos and sin of position times frequency, worked out in f64 and rounded once... but the angle

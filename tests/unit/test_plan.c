@@ -44,31 +44,32 @@ static vq_config defaults(void)
     return c;
 }
 
-static vq_plan_input on_gpus(const vq_config *c, const vq_plan_model *m, vq_dtype act, int n_ranks)
+static vq_plan_input on_ranks(const vq_config *c, const vq_plan_model *m, vq_dtype act, int n_ranks)
 {
     return (vq_plan_input){.config = c,
                            .model = m,
                            .teacher = m,
                            .act = act,
-                           .on_gpu = true,
                            .n_ranks = n_ranks,
                            .n_nodes = 1,
                            .threads = 1};
 }
 
+static vq_plan_input on_gpus(const vq_config *c, const vq_plan_model *m, vq_dtype act, int n_ranks)
+{
+    vq_plan_input in = on_ranks(c, m, act, n_ranks);
+    in.on_gpu = true;
+    return in;
+}
+
 static vq_plan make(const vq_config *c, const vq_plan_model *m, int n_ranks, int n_nodes,
                     double memory_bytes)
 {
-    const vq_plan_input in = {.config = c,
-                              .model = m,
-                              .teacher = m,
-                              .act = VQ_F32,
-                              .n_ranks = n_ranks,
-                              .n_nodes = n_nodes,
-                              .threads = 1,
-                              .memory_bytes = memory_bytes,
-                              .gflops = 1};
+    vq_plan_input in = on_ranks(c, m, VQ_F32, n_ranks);
     vq_plan plan;
+    in.n_nodes = n_nodes;
+    in.memory_bytes = memory_bytes;
+    in.gflops = 1;
     EXPECT_OK(vq_plan_make(&arena, &in, &plan));
     return plan;
 }
